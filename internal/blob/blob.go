@@ -1,0 +1,81 @@
+// Package blob is the contract between a vault and the place that holds its objects.
+//
+// Objects have a slash-separated name, are written once and never changed. The contract is
+// checked by package blobtest, which every store passes. It imports only the standard library.
+package blob
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+)
+
+var (
+	// ErrNotExist reports that no object has the name.
+	ErrNotExist = errors.New("object does not exist")
+	// ErrExist reports that an object of that name exists; it was left alone.
+	ErrExist = errors.New("object exists already")
+	// ErrNoSpace reports that the store is full. What was stored before is whole.
+	ErrNoSpace = errors.New("no space left in the store")
+)
+
+// Info describes a stored object.
+type Info struct {
+	Name string
+	Size int64 // bytes
+}
+
+// Store holds immutable objects. All methods are safe for concurrent use.
+//
+// Names are 1 to 255 bytes of [a-z0-9._/-], parts separated by single slashes, none of which is
+// empty, "." or "..".
+type Store interface {
+	// Create begins an object. Nothing is visible under name until Commit.
+	Create(ctx context.Context, name string) (Writer, error)
+	// ReadAt fills p from offset off of the object. A read that ends past the object's end returns
+	// what there is and io.ErrUnexpectedEOF. A missing object is ErrNotExist.
+	ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error)
+	// Stat returns the object's size, or ErrNotExist.
+	Stat(ctx context.Context, name string) (Info, error)
+	// List yields the objects whose name begins with prefix, in ascending order of name. It shows every object that was
+	// committed before the call and not deleted since. An error ends the sequence.
+	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
+	// Delete removes the object. Deleting what does not exist is no error.
+	// Once it returns nil the object stays away after power loss.
+	Delete(ctx context.Context, name string) error
+}
+
+// Writer receives the bytes of one new object. It is not safe for concurrent use.
+type Writer interface {
+	io.Writer
+	// Commit makes the object visible under its name, whole or not at all. When it returns nil the object
+	// survives power loss; if the name was taken meanwhile it returns ErrExist and the older object stays.
+	Commit(ctx context.Context) error
+	// Abort drops what was written. It is a no-op after Commit.
+	Abort()
+}
+
+// Put stores data under name in one call, with the promises of Writer.Commit.
+func Put(ctx context.Context, s Store, name string, data []byte) error {
+	w, err := s.Create(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	if _, err := w.Write(data); err != nil {
+		return err
+	}
+	return w.Commit(ctx)
+}
+
+// Get returns the whole object.
+func Get(ctx context.Context, s Store, name string) ([]byte, error) {
+	info, err := s.Stat(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	p := make([]byte, info.Size)
+	n, err := s.ReadAt(ctx, name, p, 0)
+	return p[:n], err
+}
