@@ -1,0 +1,155 @@
+// Package libvirtd gives a test a libvirtd of its own.
+//
+// The daemon is a real one, in session mode, in its own user, process and mount namespaces and with all its directories in one short
+// temporary directory: nothing of the machine's own libvirt is seen or touched, and neither the daemon nor any QEMU it started can
+// outlive the test, not even one that is killed. Files of the test are reached under their usual paths, with the test's own rights.
+package libvirtd
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+)
+
+// Driver is what to open on the daemon's socket.
+const Driver = "qemu:///session"
+
+const startTimeout = 60 * time.Second
+
+// Daemon is a libvirtd that belongs to a test.
+type Daemon struct {
+	URI    string // for hypervisor/libvirt
+	Socket string // its unix socket
+	Dir    string // short; readable by the QEMUs it starts; removed at the test's end
+
+	tb  testing.TB
+	cmd *exec.Cmd
+}
+
+// Start starts a libvirtd and returns its URI. It ends with the test, and every QEMU it started with it.
+func Start(tb testing.TB) string { return New(tb).URI }
+
+// New starts a libvirtd that ends with the test, and every QEMU it started with it.
+func New(tb testing.TB) *Daemon {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "hf") // short: socket paths have 107 bytes
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "r/libvirt/libvirt-sock"), tb: tb}
+	d.URI = "qemu+unix:///session?socket=" + d.Socket
+	for _, sub := range []string{"c/libvirt", "r", "k", "d"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	write(tb, filepath.Join(dir, "libvirtd.conf"), fmt.Sprintf("log_outputs=\"3:file:%s/log\"\nkeepalive_interval=1\n", dir))
+	write(tb, filepath.Join(dir, "c/libvirt/qemu.conf"), "security_driver = \"none\"\nstdio_handler = \"file\"\n")
+	d.run()
+	tb.Cleanup(d.stop)
+	d.wait()
+	return d
+}
+
+func write(tb testing.TB, path, text string) {
+	tb.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// run starts the daemon below a first process that reaps what QEMU leaves. Killing unshare kills that one, and the
+// kernel then kills all the rest.
+func (d *Daemon) run() {
+	d.tb.Helper()
+	script := "/usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") + "; true"
+	d.cmd = exec.Command("unshare", "--user", "--map-user=1000", "--map-group=1000", "--pid", "--fork", "--kill-child",
+		"--mount-proc", "sh", "-c", script)
+	d.cmd.Env = append(os.Environ(), "HOME="+d.Dir,
+		"XDG_CONFIG_HOME="+filepath.Join(d.Dir, "c"), "XDG_RUNTIME_DIR="+filepath.Join(d.Dir, "r"),
+		"XDG_CACHE_HOME="+filepath.Join(d.Dir, "k"), "XDG_DATA_HOME="+filepath.Join(d.Dir, "d"))
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := os.Create(filepath.Join(d.Dir, "out"))
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	defer out.Close()
+	d.cmd.Stdout, d.cmd.Stderr = out, out
+	if err := d.cmd.Start(); err != nil {
+		d.tb.Fatalf("start libvirtd in namespaces of its own: %v", err)
+	}
+}
+
+func (d *Daemon) stop() {
+	d.cmd.Process.Kill()
+	d.cmd.Wait()
+	if d.tb.Failed() {
+		for _, name := range []string{"out", "log"} {
+			if text, err := os.ReadFile(filepath.Join(d.Dir, name)); err == nil && len(text) > 0 {
+				d.tb.Logf("libvirtd %s:\n%s", name, text[max(0, len(text)-4000):])
+			}
+		}
+	}
+}
+
+func (d *Daemon) wait() {
+	d.tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := rpc.Dial(ctx, d.Socket, Driver)
+		if err == nil {
+			c.Close()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			d.tb.Fatalf("libvirtd did not come up: %v", err)
+		}
+	}
+}
+
+// Client opens a connection that ends with the test.
+func (d *Daemon) Client() *rpc.Client {
+	d.tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	c, err := rpc.Dial(ctx, d.Socket, Driver)
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	d.tb.Cleanup(func() { c.Close() })
+	return c
+}
+
+// QEMU returns the process that runs the machine, as a process ID of the test's own namespace, to be killed or stopped.
+func (d *Daemon) QEMU(machine string) int {
+	d.tb.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		d.tb.Fatal(err)
+	}
+	for _, dir := range dirs {
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		args := "\x00" + string(cmdline)
+		if strings.Contains(args, "\x00guest="+machine+",") && strings.Contains(args, d.Dir) {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			return pid
+		}
+	}
+	d.tb.Fatalf("no QEMU runs machine %s", machine)
+	return 0
+}
