@@ -7,8 +7,10 @@ package blob
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
+	"strings"
 )
 
 var (
@@ -28,8 +30,8 @@ type Info struct {
 
 // Store holds immutable objects. All methods are safe for concurrent use.
 //
-// Names are 1 to 255 bytes of [a-z0-9._/-], parts separated by single slashes, none of which is
-// empty, "." or "..".
+// Names are as [ValidName] wants them. No name in a store is a folder of another ("a" beside "a/b"):
+// callers see to that, and a store may refuse the second of the two.
 type Store interface {
 	// Create begins an object. Nothing is visible under name until Commit.
 	Create(ctx context.Context, name string) (Writer, error)
@@ -50,7 +52,9 @@ type Store interface {
 type Writer interface {
 	io.Writer
 	// Commit makes the object visible under its name, whole or not at all. When it returns nil the object
-	// survives power loss; if the name was taken meanwhile it returns ErrExist and the older object stays.
+	// survives power loss; if the name was taken meanwhile it returns ErrExist and the older object, which
+	// survives power loss too, stays. After any other error the object may be there or not; if it is, it is whole.
+	// Commit is called once: after an error the writer is good for Abort only.
 	Commit(ctx context.Context) error
 	// Abort drops what was written. It is a no-op after Commit.
 	Abort()
@@ -78,4 +82,30 @@ func Get(ctx context.Context, s Store, name string) ([]byte, error) {
 	p := make([]byte, info.Size)
 	n, err := s.ReadAt(ctx, name, p, 0)
 	return p[:n], err
+}
+
+// maxName is the longest name of an object, in bytes.
+const maxName = 255
+
+// ValidName reports what is wrong with an object's name, or nil. A name is 1 to 255 bytes of [a-z0-9._/-]: parts
+// separated by single slashes, none of them empty, "." or "..". The first part is not "tmp", which is the store's own.
+func ValidName(name string) error {
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("object name of %d bytes: want 1 to %d", len(name), maxName)
+	}
+	for i := range len(name) {
+		if !validByte(name[i]) {
+			return fmt.Errorf("object name %q: byte %q is not one of a-z 0-9 . _ - /", name, name[i])
+		}
+	}
+	for i, part := range strings.Split(name, "/") {
+		if part == "" || part == "." || part == ".." || i == 0 && part == "tmp" {
+			return fmt.Errorf("object name %q: part %q is not allowed", name, part)
+		}
+	}
+	return nil
+}
+
+func validByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '.' || c == '_' || c == '-' || c == '/'
 }
