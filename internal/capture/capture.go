@@ -25,6 +25,12 @@ import (
 // ErrScratch reports that the scratch space is too small for any rung that this machine allows. Its text says how much is needed.
 var ErrScratch = errors.New("not enough scratch space")
 
+// ErrOff reports that the machine is off: there is no QEMU to capture from, its images are read instead.
+var ErrOff = errors.New("the machine is off")
+
+// ErrBusy reports that another process captures the machine, or has a capture of it that is not committed.
+var ErrBusy = errors.New("the machine is being captured by another process")
+
 // NeedScratch is the ErrScratch of a capture: how much it needs and has.
 type NeedScratch struct {
 	Dir        string
