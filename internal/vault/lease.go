@@ -1,0 +1,196 @@
+package vault
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+)
+
+const (
+	leasePrefix = "leases/"
+	// A lease of another host that was not renewed for leaseTTL is taken for dead; of this host, when its process is gone.
+	leaseTTL   = time.Hour
+	leaseRenew = 10 * time.Minute
+)
+
+// lease tells garbage collection that somebody works on the vault. Its object is renewed under a new name, since nothing is changed in place.
+type lease struct {
+	Session string    `json:"session"` // 24 hexadecimal digits: what the session's packs begin with
+	What    string    `json:"what"`    // "session", "reader", "gc"
+	Host    string    `json:"host"`
+	Boot    string    `json:"boot"` // boot ID of the host
+	PID     int       `json:"pid"`
+	Birth   uint64    `json:"birth"` // start time of the process in clock ticks since boot
+	Began   time.Time `json:"began"`
+	Renewed time.Time `json:"renewed"`
+	Count   int       `json:"count"` // renewals
+
+	name string // of the object
+}
+
+func newSessionID() (id [12]byte) {
+	rand.Read(id[:])
+	return id
+}
+
+func newLease(id [12]byte, what string) lease {
+	host, _ := os.Hostname()
+	now := time.Now().UTC()
+	return lease{Session: hex.EncodeToString(id[:]), What: what, Host: host, Boot: bootID(), PID: os.Getpid(), Birth: birthOf(os.Getpid()), Began: now, Renewed: now}
+}
+
+func bootID() string {
+	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b))
+}
+
+// birthOf returns the start time of a process, 0 if there is none: a PID alone may be used again.
+func birthOf(pid int) uint64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	s := string(b)
+	fields := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return 0
+	}
+	var n uint64
+	fmt.Sscan(fields[19], &n)
+	return n
+}
+
+func (l *lease) String() string {
+	return fmt.Sprintf("%s of process %d on %s since %s", l.What, l.PID, l.Host, l.Began.Local().Format("2006-01-02 15:04:05"))
+}
+
+// alive reports whether the owner may still be working.
+func (l *lease) alive(now time.Time) bool {
+	host, _ := os.Hostname()
+	if l.Host != host {
+		return now.Sub(l.Renewed) < leaseTTL
+	}
+	if l.Boot != bootID() {
+		return false
+	}
+	if unix.Kill(l.PID, 0) == unix.ESRCH {
+		return false
+	}
+	return birthOf(l.PID) == l.Birth
+}
+
+// heldLease renews itself until released.
+type heldLease struct {
+	store blob.Store
+	stop  chan struct{}
+	done  chan struct{}
+
+	mu  sync.Mutex
+	cur lease
+}
+
+func takeLease(ctx context.Context, s blob.Store, l lease) (*heldLease, error) {
+	h := &heldLease{store: s, cur: l, stop: make(chan struct{}), done: make(chan struct{})}
+	if err := h.write(ctx); err != nil {
+		return nil, fmt.Errorf("take a lease on the vault: %w", err)
+	}
+	go h.renew()
+	return h, nil
+}
+
+// write stores the lease under its next name and removes the one before.
+func (h *heldLease) write(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next := h.cur
+	next.Count++
+	next.Renewed = time.Now().UTC()
+	next.name = fmt.Sprintf("%s%s-%d", leasePrefix, next.Session, next.Count)
+	raw, err := json.Marshal(next)
+	if err != nil {
+		return err
+	}
+	if err := blob.Put(ctx, h.store, next.name, raw); err != nil {
+		return err
+	}
+	old := h.cur.name
+	h.cur = next
+	if old != "" {
+		return h.store.Delete(ctx, old)
+	}
+	return nil
+}
+
+func (h *heldLease) renew() {
+	defer close(h.done)
+	t := time.NewTicker(leaseRenew)
+	defer t.Stop()
+	for {
+		select {
+		case <-h.stop:
+			return
+		case <-t.C:
+			if err := h.check(context.Background()); err == nil {
+				_ = h.write(context.Background()) // a lease that could not be renewed is found lost by check at the commit
+			}
+		}
+	}
+}
+
+// check returns ErrLeaseLost if somebody took the owner for dead.
+func (h *heldLease) check(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, err := h.store.Stat(ctx, h.cur.name)
+	if errors.Is(err, blob.ErrNotExist) {
+		return ErrLeaseLost
+	}
+	return err
+}
+
+func (h *heldLease) release(ctx context.Context) error {
+	close(h.stop)
+	<-h.done
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.store.Delete(ctx, h.cur.name)
+}
+
+// leases returns all leases but those of session except, after removing the dead ones.
+func (v *Vault) leases(ctx context.Context, except string) ([]lease, error) {
+	var live []lease
+	for info, err := range v.store.List(ctx, leasePrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list leases: %w", err)
+		}
+		raw, err := blob.Get(ctx, v.store, info.Name)
+		if errors.Is(err, blob.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read lease %s: %w", info.Name, err)
+		}
+		l := lease{name: info.Name}
+		if err := json.Unmarshal(raw, &l); err != nil || !l.alive(time.Now()) {
+			if err := v.store.Delete(ctx, info.Name); err != nil {
+				return nil, fmt.Errorf("break dead lease %s: %w", info.Name, err)
+			}
+			continue
+		}
+		if l.Session != except {
+			live = append(live, l)
+		}
+	}
+	return live, nil
+}

@@ -1,0 +1,92 @@
+package pack
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+)
+
+// writeSize is how much is gathered before it goes to the store: large writes, small memory.
+const writeSize = 1 << 20
+
+// Writer writes one pack. It is not safe for concurrent use.
+type Writer struct {
+	ref     Ref
+	header  []byte
+	keys    *keys
+	out     blob.Writer
+	buf     []byte
+	flushed int64 // bytes handed to out
+	entries []Entry
+}
+
+// Create begins the pack ref of vault in s.
+func (s *Secret) Create(ctx context.Context, store blob.Store, ref Ref, vault [16]byte) (*Writer, error) {
+	k, err := s.derive(ref.ID)
+	if err != nil {
+		return nil, err
+	}
+	out, err := store.Create(ctx, ref.Name())
+	if err != nil {
+		return nil, fmt.Errorf("begin pack %s: %w", ref.ID, err)
+	}
+	w := &Writer{ref: ref, keys: k, out: out, header: header(ref, vault), buf: make([]byte, 0, writeSize+chunk.MaxSize/4)}
+	w.buf = append(w.buf, w.header...)
+	return w, nil
+}
+
+// Ref returns the pack's name.
+func (w *Writer) Ref() Ref { return w.ref }
+
+// Size returns the bytes of chunks and header so far.
+func (w *Writer) Size() int64 { return w.flushed + int64(len(w.buf)) }
+
+// Full reports whether the pack has reached limit bytes or the most entries.
+func (w *Writer) Full(limit int64) bool { return w.Size() >= limit || len(w.entries) >= MaxEntries }
+
+// Append seals encoded, the stored form of a chunk of plain bytes, into the pack and returns its entry.
+func (w *Writer) Append(id chunk.ID, plain int, encoded []byte, enc chunk.Encoding) (Entry, error) {
+	e := Entry{ID: id, Offset: uint32(w.Size()), Stored: uint32(len(encoded) + TagSize), Plain: uint32(plain), Encoding: enc}
+	at := len(w.buf)
+	w.buf = w.keys.seal(w.buf, &e, encoded)
+	e.Sum = crc32.Checksum(w.buf[at:], castagnoli)
+	w.entries = append(w.entries, e)
+	if len(w.buf) >= writeSize {
+		return e, w.flush()
+	}
+	return e, nil
+}
+
+func (w *Writer) flush() error {
+	if _, err := w.out.Write(w.buf); err != nil {
+		return fmt.Errorf("write pack %s: %w", w.ref.ID, err)
+	}
+	w.flushed += int64(len(w.buf))
+	w.buf = w.buf[:0]
+	return nil
+}
+
+// Commit writes the table and makes the pack durable and visible. It returns the table, which the caller may keep.
+func (w *Writer) Commit(ctx context.Context) ([]Entry, error) {
+	tableOff := w.Size()
+	table := make([]byte, 0, len(w.entries)*EntrySize)
+	for i := range w.entries {
+		table = w.entries[i].append(table)
+	}
+	w.buf = append(w.buf, table...)
+	w.buf = append(w.buf, footer(len(w.entries), tableOff, table, w.keys.tableMAC(w.header, table))...)
+	if err := w.flush(); err != nil {
+		return nil, err
+	}
+	if err := w.out.Commit(ctx); err != nil {
+		return nil, fmt.Errorf("commit pack %s: %w", w.ref.ID, err)
+	}
+	w.buf = nil
+	return w.entries, nil
+}
+
+// Abort drops the pack. It is a no-op after Commit.
+func (w *Writer) Abort() { w.out.Abort() }

@@ -1,0 +1,184 @@
+package vault
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/point"
+)
+
+// The format of a manifest, docs/formats/point.md: magic, point ID (16 bytes), nonce (12), sealed zstd-compressed JSON.
+const (
+	pointsPrefix = "points/"
+	pointMagic   = "HFPOINT1"
+	pointHead    = 8 + 16 + 12
+	maxManifest  = 64 << 20 // bytes of JSON; a domain definition has a few tens of KiB
+)
+
+// Manifests are small and rare: one shared encoder and decoder each serve all goroutines.
+var (
+	manifestEncoder, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	manifestDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxManifest))
+)
+
+func (v *Vault) pointAEAD(id []byte) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, v.sec.points[:], id, "holdfast point v1", 32)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+func (v *Vault) sealPoint(p *point.RecoveryPoint) ([]byte, error) {
+	id, err := hex.DecodeString(string(p.ID))
+	if err != nil || len(id) != 16 {
+		return nil, fmt.Errorf("point ID %q is not 32 hexadecimal digits", p.ID)
+	}
+	plain, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encode point %s: %w", p.ID, err)
+	}
+	if len(plain) > maxManifest {
+		return nil, fmt.Errorf("point %s: its manifest of %d bytes is too large", p.ID, len(plain))
+	}
+	aead, err := v.pointAEAD(id)
+	if err != nil {
+		return nil, err
+	}
+	head := append([]byte(pointMagic), id...)
+	nonce := make([]byte, 12)
+	rand.Read(nonce)
+	head = append(head, nonce...)
+	return aead.Seal(head, nonce, manifestEncoder.EncodeAll(plain, nil), head), nil
+}
+
+func (v *Vault) openPoint(name string, raw []byte) (*point.RecoveryPoint, error) {
+	id, err := hex.DecodeString(strings.TrimPrefix(name, pointsPrefix))
+	if err != nil || len(raw) < pointHead || string(raw[:8]) != pointMagic || string(raw[8:24]) != string(id) {
+		return nil, fmt.Errorf("%w: %s is not a point of this format", ErrCorrupt, name)
+	}
+	aead, err := v.pointAEAD(id)
+	if err != nil {
+		return nil, err
+	}
+	packed, err := aead.Open(nil, raw[24:pointHead], raw[pointHead:], raw[:pointHead])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s does not authenticate", ErrCorrupt, name)
+	}
+	plain, err := manifestDecoder.DecodeAll(packed, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
+	}
+	var p point.RecoveryPoint
+	if err := json.Unmarshal(plain, &p); err != nil {
+		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
+	}
+	return &p, nil
+}
+
+// eachPoint calls visit with every manifest's name and point, or with the error that keeps it from being read.
+func (v *Vault) eachPoint(ctx context.Context, visit func(name string, p *point.RecoveryPoint, err error) error) error {
+	for info, err := range v.store.List(ctx, pointsPrefix) {
+		if err != nil {
+			return fmt.Errorf("list points: %w", err)
+		}
+		raw, err := blob.Get(ctx, v.store, info.Name)
+		if errors.Is(err, blob.ErrNotExist) {
+			continue // deleted since it was listed
+		}
+		var p *point.RecoveryPoint
+		if err == nil {
+			p, err = v.openPoint(info.Name, raw)
+		}
+		if err := visit(info.Name, p, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Points returns all points, oldest first. A manifest that can not be read is an error: `vault check` says what to do.
+func (v *Vault) Points(ctx context.Context) ([]*point.RecoveryPoint, error) {
+	var points []*point.RecoveryPoint
+	err := v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
+		if err != nil {
+			return fmt.Errorf("read point %s: %w", strings.TrimPrefix(name, pointsPrefix), err)
+		}
+		points = append(points, p)
+		return nil
+	})
+	slices.SortStableFunc(points, func(a, b *point.RecoveryPoint) int { return a.Time.Compare(b.Time) })
+	return points, err
+}
+
+// Point returns the point named by ref: an ID, an unambiguous prefix of one, or NAME@latest. It returns ErrNoPoint or
+// ErrAmbiguous.
+func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, error) {
+	if vm, ok := strings.CutSuffix(ref, "@latest"); ok {
+		points, err := v.Points(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range slices.Backward(points) {
+			if p.VM == vm {
+				return p, nil
+			}
+		}
+		return nil, fmt.Errorf("%w: %q has none", ErrNoPoint, vm)
+	}
+	if ref == "" || len(ref) > 32 || strings.Trim(ref, "0123456789abcdef") != "" {
+		return nil, fmt.Errorf("%w: %q is neither the beginning of an ID nor NAME@latest", ErrNoPoint, ref)
+	}
+	var names []string
+	for info, err := range v.store.List(ctx, pointsPrefix+ref) {
+		if err != nil {
+			return nil, fmt.Errorf("list points: %w", err)
+		}
+		names = append(names, info.Name)
+	}
+	switch len(names) {
+	case 0:
+		return nil, fmt.Errorf("%w: none begins with %q", ErrNoPoint, ref)
+	case 1:
+		raw, err := blob.Get(ctx, v.store, names[0])
+		if err != nil {
+			return nil, fmt.Errorf("read point %s: %w", ref, err)
+		}
+		return v.openPoint(names[0], raw)
+	}
+	for i, n := range names {
+		names[i] = strings.TrimPrefix(n, pointsPrefix)[:12]
+	}
+	return nil, fmt.Errorf("%w: %q may be %s", ErrAmbiguous, ref, strings.Join(names, ", "))
+}
+
+// DeletePoint removes a point. The space that only it used is freed by the next CollectGarbage.
+func (v *Vault) DeletePoint(ctx context.Context, id point.ID) error {
+	name := pointsPrefix + string(id)
+	if _, err := v.store.Stat(ctx, name); errors.Is(err, blob.ErrNotExist) {
+		return fmt.Errorf("%w: %s", ErrNoPoint, id)
+	} else if err != nil {
+		return fmt.Errorf("delete point %s: %w", id, err)
+	}
+	if err := v.store.Delete(ctx, name); err != nil {
+		return fmt.Errorf("delete point %s: %w", id, err)
+	}
+	return nil
+}

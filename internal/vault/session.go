@@ -1,0 +1,338 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/pack"
+	"github.com/holdfast-vm/holdfast/internal/vault/tree"
+)
+
+// metaPackSize is the size in bytes at which a pack of tree nodes is full.
+const metaPackSize = 16 << 20
+
+// Session writes the disks of one point. Its methods are safe for concurrent use. What it has written is garbage until Commit.
+type Session struct {
+	v       *Vault
+	id      [12]byte
+	lease   *heldLease
+	avoid   map[pack.Ref]bool // condemned by garbage collection: their chunks do not count as stored
+	counter atomic.Uint32
+	claims  claims
+
+	data, meta *lane
+	hashers    sync.Pool
+}
+
+// Begin starts a session.
+func (v *Vault) Begin(ctx context.Context) (*Session, error) {
+	return v.begin(ctx, "session")
+}
+
+func (v *Vault) begin(ctx context.Context, what string) (*Session, error) {
+	s := &Session{v: v, id: newSessionID()}
+	s.claims.ids = make(map[chunk.ID]struct{})
+	s.data = &lane{s: s, kind: pack.Data, limit: v.opts.PackSize}
+	s.meta = &lane{s: s, kind: pack.Meta, limit: metaPackSize}
+	s.data.commits.SetLimit(maxCommits)
+	s.meta.commits.SetLimit(maxCommits)
+	s.hashers.New = func() any { return chunk.NewHasher(v.sec.nodes) }
+	var err error
+	// The lease comes first: garbage that is condemned after it waits for this session, garbage condemned before it is avoided.
+	if s.lease, err = takeLease(ctx, v.store, newLease(s.id, what)); err != nil {
+		return nil, err
+	}
+	if s.avoid, err = v.condemned(ctx); err == nil {
+		err = v.index.Refresh(ctx)
+	}
+	if err != nil {
+		_ = s.lease.release(context.WithoutCancel(ctx))
+		return nil, fmt.Errorf("begin session: %w", err)
+	}
+	return s, nil
+}
+
+// condemned returns the packs that garbage collection is about to delete.
+func (v *Vault) condemned(ctx context.Context) (map[pack.Ref]bool, error) {
+	sets, err := v.condemnedSets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[pack.Ref]bool)
+	for _, set := range sets {
+		for _, r := range set.refs {
+			out[r] = true
+		}
+	}
+	return out, nil
+}
+
+// claims says which chunks this session is storing or has stored, so that two workers do not store the same one. It forgets those
+// that the index knows.
+type claims struct {
+	mu  sync.Mutex
+	ids map[chunk.ID]struct{}
+}
+
+// take reports whether the caller is the first to claim id.
+func (c *claims) take(id chunk.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, taken := c.ids[id]; taken {
+		return false
+	}
+	c.ids[id] = struct{}{}
+	return true
+}
+
+func (c *claims) drop(entries []pack.Entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range entries {
+		delete(c.ids, entries[i].ID)
+	}
+}
+
+// lane hands out pack writers of one kind: each worker borrows one, so that packs are filled without a lock, and few are open when few work.
+type lane struct {
+	s     *Session
+	kind  pack.Kind
+	limit int64
+
+	commits errgroup.Group // full packs on their way to the disk, while the workers go on
+
+	mu   sync.Mutex
+	free []*pack.Writer
+	all  map[*pack.Writer]bool
+}
+
+func (l *lane) borrow(ctx context.Context) (*pack.Writer, error) {
+	l.mu.Lock()
+	if n := len(l.free); n > 0 {
+		w := l.free[n-1]
+		l.free = l.free[:n-1]
+		l.mu.Unlock()
+		return w, nil
+	}
+	l.mu.Unlock()
+	var id pack.ID
+	copy(id[:], l.s.id[:])
+	n := l.s.counter.Add(1)
+	id[12], id[13], id[14], id[15] = byte(n>>24), byte(n>>16), byte(n>>8), byte(n)
+	w, err := l.s.v.packs.Create(ctx, l.s.v.store, pack.Ref{ID: id, Kind: l.kind}, l.s.v.id)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = make(map[*pack.Writer]bool)
+	}
+	l.all[w] = true
+	return w, nil
+}
+
+// maxCommits is how many full packs may be on their way to the disk before a worker has to wait.
+const maxCommits = 4
+
+// giveBack returns a borrowed writer. A full one is committed behind the worker's back; finish tells if that failed.
+func (l *lane) giveBack(ctx context.Context, w *pack.Writer) error {
+	if w.Full(l.limit) {
+		ctx = context.WithoutCancel(ctx) // it outlives the PutDisk that filled it
+		l.commits.Go(func() error { return l.commit(ctx, w) })
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free = append(l.free, w)
+	return nil
+}
+
+func (l *lane) commit(ctx context.Context, w *pack.Writer) error {
+	entries, err := w.Commit(ctx)
+	if err != nil {
+		return err
+	}
+	info, err := l.s.v.store.Stat(ctx, w.Ref().Name())
+	if err != nil {
+		return fmt.Errorf("look at pack %s: %w", w.Ref().ID, err)
+	}
+	l.mu.Lock()
+	delete(l.all, w)
+	l.mu.Unlock()
+	if err := l.s.v.index.Add(ctx, w.Ref(), info.Size, entries); err != nil {
+		return err
+	}
+	l.s.claims.drop(entries) // the index answers for them now
+	return nil
+}
+
+// finish commits all writers. None may be borrowed.
+func (l *lane) finish(ctx context.Context) error {
+	l.mu.Lock()
+	free := l.free
+	l.free = nil
+	l.mu.Unlock()
+	for _, w := range free {
+		l.commits.Go(func() error { return l.commit(ctx, w) })
+	}
+	return l.commits.Wait()
+}
+
+func (l *lane) abort() {
+	_ = l.commits.Wait() // whoever needed them has seen the error
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for w := range l.all {
+		w.Abort()
+	}
+	l.all, l.free = nil, nil
+}
+
+// have reports whether the chunk id is stored, or being stored by this session. If not, the caller has claimed it and must store it.
+func (s *Session) have(ctx context.Context, id chunk.ID) (bool, error) {
+	if !s.claims.take(id) {
+		return true, nil
+	}
+	_, found, err := s.v.index.Find(ctx, id, func(r pack.Ref) bool { return s.avoid[r] })
+	if err != nil || found {
+		s.claims.mu.Lock()
+		delete(s.claims.ids, id)
+		s.claims.mu.Unlock()
+	}
+	return found, err
+}
+
+// nodeWriter stores tree nodes and counts the bytes they take.
+type nodeWriter struct {
+	*Vault
+	s     *Session
+	added *atomic.Int64
+}
+
+// PutNode implements tree.Writer.
+func (n nodeWriter) PutNode(ctx context.Context, node *tree.Node) (chunk.ID, error) {
+	var buf [tree.MaxNodeSize]byte
+	raw := node.Append(buf[:0])
+	h := n.s.hashers.Get().(*chunk.Hasher)
+	id := h.ID(raw)
+	n.s.hashers.Put(h)
+	keep := *node
+	n.nodes.put(id, &keep)
+	if found, err := n.s.have(ctx, id); err != nil || found {
+		return id, err
+	}
+	w, err := n.s.meta.borrow(ctx)
+	if err != nil {
+		return id, err
+	}
+	e, err := w.Append(id, len(raw), raw, chunk.Plain)
+	if err != nil {
+		return id, err
+	}
+	n.added.Add(int64(e.Stored) + pack.EntrySize)
+	return id, n.s.meta.giveBack(ctx, w)
+}
+
+// Commit makes everything durable and then writes p, whose ID must be fresh, as the point. When it returns nil the point survives power
+// loss. After an error the session is over, and whether the point exists is known by looking for it.
+func (s *Session) Commit(ctx context.Context, p *point.RecoveryPoint) error {
+	defer s.end(context.WithoutCancel(ctx))
+	if err := s.finish(ctx); err != nil {
+		return fmt.Errorf("commit point %s: %w", p.ID, err)
+	}
+	raw, err := s.v.sealPoint(p)
+	if err != nil {
+		return err
+	}
+	if err := s.lease.check(ctx); err != nil {
+		return fmt.Errorf("commit point %s: %w", p.ID, err)
+	}
+	name := pointsPrefix + string(p.ID)
+	if err := blob.Put(ctx, s.v.store, name, raw); err != nil {
+		return fmt.Errorf("commit point %s: %w", p.ID, err)
+	}
+	// Whoever breaks a lease looks at the points afterwards: either they saw this one, or we see the broken lease.
+	if err := s.lease.check(ctx); errors.Is(err, ErrLeaseLost) {
+		err = errors.Join(err, s.v.store.Delete(ctx, name))
+		return fmt.Errorf("commit point %s: %w", p.ID, err)
+	}
+	return nil
+}
+
+func (s *Session) finish(ctx context.Context) error {
+	if err := s.data.finish(ctx); err != nil {
+		return err
+	}
+	if err := s.meta.finish(ctx); err != nil {
+		return err
+	}
+	return s.v.index.SessionEnd(ctx)
+}
+
+// Abort ends the session without a point. Packs that were finished stay until garbage collection: another session may count on them.
+func (s *Session) Abort() {
+	s.data.abort()
+	s.meta.abort()
+	s.end(context.Background())
+}
+
+func (s *Session) end(ctx context.Context) {
+	if s.lease == nil {
+		return
+	}
+	s.data.abort()
+	s.meta.abort()
+	_ = s.lease.release(ctx) // a lease left behind dies with this process
+	s.lease = nil
+}
+
+// condemnedSet is a list of packs that wait for deletion.
+type condemnedSet struct {
+	Time  string   `json:"time"`  // RFC 3339 with nanoseconds
+	Packs []string `json:"packs"` // object names
+
+	name string
+	refs []pack.Ref
+}
+
+const condemnedPrefix = "gc/condemned-"
+
+func (v *Vault) condemnedSets(ctx context.Context) ([]condemnedSet, error) {
+	var sets []condemnedSet
+	for info, err := range v.store.List(ctx, condemnedPrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list condemned packs: %w", err)
+		}
+		raw, err := blob.Get(ctx, v.store, info.Name)
+		if errors.Is(err, blob.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read condemned packs: %w", err)
+		}
+		set := condemnedSet{name: info.Name}
+		if err := json.Unmarshal(raw, &set); err != nil {
+			return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, strings.TrimPrefix(info.Name, "gc/"), err)
+		}
+		for _, n := range set.Packs {
+			r, err := pack.ParseName(n)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, info.Name, err)
+			}
+			set.refs = append(set.refs, r)
+		}
+		sets = append(sets, set)
+	}
+	return sets, nil
+}
