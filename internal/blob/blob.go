@@ -41,7 +41,8 @@ type Store interface {
 	// Stat returns the object's size, or ErrNotExist.
 	Stat(ctx context.Context, name string) (Info, error)
 	// List yields the objects whose name begins with prefix, in ascending order of name. It shows every object that was
-	// committed before the call and not deleted since. An error ends the sequence.
+	// committed before the call and not deleted since, and what it shows survives power loss; of an object that
+	// only Stat or ReadAt has shown this is not said before its Commit has returned. An error ends the sequence.
 	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
 	// Delete removes the object. Deleting what does not exist is no error.
 	// Once it returns nil the object stays away after power loss.

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/durable"
@@ -45,6 +46,10 @@ func (l *lister) dir(dir string) error {
 		return nil
 	}
 	if err != nil {
+		return err
+	}
+	// Who put an object here may have been killed before syncing the folder. Nobody can on a read-only file system.
+	if err := l.store.fs.SyncDir(l.store.path(dir)); err != nil && !errors.Is(err, syscall.EROFS) {
 		return err
 	}
 	slices.SortFunc(entries, func(a, b durable.Entry) int { return cmp.Compare(sortKey(a), sortKey(b)) })
