@@ -1,0 +1,244 @@
+// Package libvirt is a capture.Capturer for machines of libvirtd.
+//
+// The default rung is libvirt's backup job in push mode, begun in one transaction with a checkpoint: QEMU writes the disks, or what
+// changed since the last committed checkpoint, into scratch images that were made and reserved beforehand; the job ends, and the
+// images are read here. Checkpoints exist for qcow2 disks; other disks are read whole each time, in the same instant.
+//
+// Before anything is changed it is noted in a state file, one per machine, that also is the lock against a second capture of the
+// machine. Whoever finds a state file whose owner is dead undoes what it notes: that is [Capturer.Reconcile].
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	hypervisor "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/point"
+)
+
+const (
+	// undoTimeout bounds what is done after the caller's context has ended: abort, resume, thaw, delete.
+	undoTimeout = 60 * time.Second
+	// beginTimeout bounds the suspended part of a capture.
+	beginTimeout = 30 * time.Second
+)
+
+var _ capture.Capturer = (*Capturer)(nil)
+
+// Capturer captures the machines of one libvirtd. It is safe for concurrent use; captures of one machine exclude each other.
+type Capturer struct {
+	host     *hypervisor.Host
+	stateDir string
+}
+
+// New returns a Capturer that notes what it does in stateDir, which is made when it is needed. It must be the same directory each time,
+// on a local file system; "" means /run/holdfast, and a directory of their own for who is not root.
+func New(host *hypervisor.Host, stateDir string) *Capturer {
+	if stateDir == "" {
+		stateDir = defaultStateDir()
+	}
+	return &Capturer{host: host, stateDir: stateDir}
+}
+
+func defaultStateDir() string {
+	if os.Geteuid() == 0 {
+		return "/run/holdfast"
+	}
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = filepath.Join(os.TempDir(), fmt.Sprintf("holdfast-%d", os.Getuid()))
+	}
+	return filepath.Join(dir, "holdfast")
+}
+
+// session is one capture of one machine, from the lock on its state file to Commit or Abort.
+type session struct {
+	client *rpc.Client
+	dom    rpc.Domain
+	plan   capture.Plan
+	state  *stateFile
+	disks  []*disk
+	others []string // drives that are not captured
+	qemu   uint64   // version
+	rung   rung
+	taken  time.Time // the instant
+}
+
+// rung is how the disks of a session are read once the instant has been taken.
+type rung interface {
+	// prepare makes ready what the instant needs, before the guest is asked to hold still.
+	prepare(ctx context.Context, s *session) error
+	// backupXML describes the job.
+	backupXML(s *session) string
+	// read waits for the job and hands the disks to sink. No job runs when it returns, whatever it returns.
+	read(ctx context.Context, s *session, sink capture.Sink) error
+	// close releases what prepare took of libvirtd. It is called once, after all else.
+	close()
+}
+
+// Capture takes the instant and reads it all into sink.
+func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks, sink capture.Sink) (*capture.Result, error) {
+	s, err := c.begin(ctx, machine, plan)
+	if err != nil {
+		return nil, fmt.Errorf("capture %s: %w", machine, err)
+	}
+	if err := s.run(ctx, c, hooks, sink); err != nil {
+		return nil, fmt.Errorf("capture %s: %w", machine, errors.Join(err, s.undo()))
+	}
+	return s.result(), nil
+}
+
+func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan) (*session, error) {
+	if plan.Log == nil {
+		plan.Log = func(string, ...any) {}
+	}
+	if plan.Progress == nil {
+		plan.Progress = func(int64, int64) {}
+	}
+	client, dom, err := c.host.Domain(ctx, machine)
+	if err != nil {
+		return nil, err
+	}
+	st, err := client.DomainState(ctx, dom)
+	if err != nil {
+		return nil, fmt.Errorf("ask for its state: %w", err)
+	}
+	if !active(st) {
+		return nil, capture.ErrOff
+	}
+	version, err := client.Version(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask for QEMU's version: %w", err)
+	}
+	state, err := openState(c.stateDir, dom)
+	if err != nil {
+		return nil, err
+	}
+	return &session{client: client, dom: dom, plan: plan, state: state, qemu: version}, nil
+}
+
+func active(st rpc.State) bool {
+	return st.State != rpc.StateOff && st.State != rpc.StateCrashed && st.State != 0
+}
+
+// run does all up to a result that can be committed.
+func (s *session) run(ctx context.Context, c *Capturer, hooks capture.Hooks, sink capture.Sink) error {
+	if s.state.unfinished() {
+		done, err := recoverState(ctx, s.client, s.dom, s.state)
+		for _, what := range done {
+			s.plan.Log("left by a capture that was killed: %s", what)
+		}
+		if err != nil {
+			return fmt.Errorf("clean up after a capture that was killed: %w", err)
+		}
+	}
+	if err := s.examine(ctx, c.host); err != nil {
+		return err
+	}
+	if err := s.choose(ctx, c); err != nil {
+		return err
+	}
+	if err := s.instant(ctx, hooks); err != nil {
+		return err
+	}
+	err := s.rung.read(ctx, s, sink)
+	return errors.Join(err, s.removeScratch())
+}
+
+// undo removes what an unsuccessful capture left, and releases the machine.
+func (s *session) undo() error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	_, err := recoverState(ctx, s.client, s.dom, s.state)
+	s.release(err == nil)
+	if err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}
+
+func (s *session) result() *capture.Result {
+	r := &capture.Result{Rung: s.rungName(), Instant: s.taken, Reason: s.reason()}
+	for _, d := range s.disks {
+		r.Disks = append(r.Disks, d.result())
+	}
+	r.Commit = func(ctx context.Context) error { return s.finish(ctx, s.dropOlder) }
+	r.Abort = func(ctx context.Context) error { return s.finish(ctx, s.dropNew) }
+	return r
+}
+
+func (s *session) rungName() point.Rung {
+	if _, ok := s.rung.(*pull); ok {
+		return point.Pull
+	}
+	return point.Push
+}
+
+func (s *session) reason() string {
+	if p, ok := s.rung.(*pull); ok {
+		return p.why
+	}
+	return ""
+}
+
+// finish runs the last step and releases the machine. A second call does nothing.
+func (s *session) finish(ctx context.Context, step func(context.Context) error) error {
+	if s.state.closed {
+		return nil
+	}
+	err := step(ctx)
+	s.release(err == nil)
+	return err
+}
+
+// release ends the session.
+func (s *session) release(clean bool) {
+	s.state.close(clean)
+	if s.rung != nil {
+		s.rung.close()
+	}
+}
+
+func (s *session) dropOlder(ctx context.Context) error {
+	names, err := s.client.Checkpoints(ctx, s.dom)
+	if err != nil {
+		return fmt.Errorf("commit capture of %s: list checkpoints: %w", s.dom.Name, err)
+	}
+	for _, name := range names {
+		if name == s.checkpoint() || !ofVault(name, s.plan.Vault) {
+			continue
+		}
+		if err := dropCheckpoint(ctx, s.client, s.dom, name); err != nil {
+			return fmt.Errorf("commit capture of %s: %w", s.dom.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *session) dropNew(ctx context.Context) error {
+	if !s.tracks() {
+		return nil
+	}
+	if err := dropCheckpoint(ctx, s.client, s.dom, s.checkpoint()); err != nil {
+		return fmt.Errorf("abort capture of %s: %w", s.dom.Name, err)
+	}
+	return nil
+}
+
+func (s *session) checkpoint() string { return capture.BitmapName(s.plan.Vault, s.plan.Epoch) }
+
+// tracks reports whether any disk of the capture gets a bitmap.
+func (s *session) tracks() bool {
+	for _, d := range s.disks {
+		if d.qcow2() {
+			return true
+		}
+	}
+	return false
+}

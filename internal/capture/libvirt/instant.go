@@ -1,0 +1,152 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+)
+
+// suspendedTimeout bounds what happens while the machine is suspended.
+const suspendedTimeout = 10 * time.Second
+
+// transactionsDrainAll is the first QEMU whose disks without an iothread can write between two actions of a transaction.
+const transactionsDrainAll = 8_001_000
+
+// instant takes the instant: all disks at one moment, and the checkpoint that counts from it.
+func (s *session) instant(ctx context.Context, hooks capture.Hooks) error {
+	if err := s.rung.prepare(ctx, s); err != nil {
+		return err
+	}
+	if hooks.Quiesce != nil {
+		if err := hooks.Quiesce(ctx); err != nil {
+			return fmt.Errorf("quiesce: %w", err)
+		}
+	}
+	err := s.take(ctx)
+	if err == nil && hooks.Frozen != nil {
+		err = hooks.Frozen(ctx)
+	}
+	if hooks.Thaw != nil {
+		thaw, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		if errThaw := hooks.Thaw(thaw); errThaw != nil {
+			err = errors.Join(err, fmt.Errorf("thaw: %w", errThaw))
+		}
+	}
+	return err
+}
+
+// take begins the job. If a record of changes turns out to be broken only then, it reads whole disks instead, once.
+func (s *session) take(ctx context.Context) error {
+	err := s.beginJob(ctx)
+	if err == nil || s.since() == "" || !aboutBitmaps(err) {
+		return err
+	}
+	s.plan.Log("the changes since %s can not be read (%v): all is read", s.since(), err)
+	if err := dropCheckpoint(ctx, s.client, s.dom, s.since()); err != nil {
+		return fmt.Errorf("drop the broken record of changes: %w", err)
+	}
+	for _, d := range s.disks {
+		if d.since != "" {
+			d.whole(err.Error())
+		}
+	}
+	if err := s.removeScratch(); err != nil {
+		return err
+	}
+	if err := s.rung.prepare(ctx, s); err != nil {
+		return err
+	}
+	return s.beginJob(ctx)
+}
+
+// aboutBitmaps reports whether libvirt refused because of a checkpoint or its bitmaps.
+func aboutBitmaps(err error) bool {
+	var e *rpc.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	text := strings.ToLower(e.Message)
+	return e.Code == rpc.CheckpointInconsistent || e.Code == rpc.NoCheckpoint ||
+		strings.Contains(text, "bitmap") || strings.Contains(text, "checkpoint")
+}
+
+// beginJob starts job and checkpoint. libvirt copies the list of changed blocks before it stops the disks from being written, so the
+// machine is suspended meanwhile where a write could fall between. It is resumed before beginJob returns, come what may.
+func (s *session) beginJob(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := s.state.note(func(r *record) {
+		r.Job = true
+		if s.tracks() {
+			r.Checkpoint = s.checkpoint()
+		}
+	}); err != nil {
+		return err
+	}
+	// Once something may be suspended it is finished, not cancelled.
+	held, cancel := context.WithTimeout(context.WithoutCancel(ctx), suspendedTimeout)
+	defer cancel()
+	suspend, err := s.mustSuspend(held)
+	if err != nil {
+		return err
+	}
+	if suspend {
+		if err := s.suspend(held); err != nil {
+			return errors.Join(err, s.resume())
+		}
+	}
+	s.taken = time.Now().UTC()
+	err = s.client.BackupBegin(held, s.dom, s.rung.backupXML(s), checkpointXML(s), rpc.BackupReuseExternal)
+	if err != nil {
+		err = fmt.Errorf("begin the backup job: %w", err)
+	}
+	if suspend {
+		err = errors.Join(err, s.resume())
+	}
+	return err
+}
+
+// mustSuspend reports whether a guest write could fall between libvirt's reading of the bitmaps and the instant.
+func (s *session) mustSuspend(ctx context.Context) (bool, error) {
+	if s.since() == "" {
+		return false, nil
+	}
+	racy := s.qemu >= transactionsDrainAll
+	for _, d := range s.disks {
+		racy = racy || d.since != "" && d.IOThread
+	}
+	if !racy {
+		return false, nil
+	}
+	st, err := s.client.DomainState(ctx, s.dom)
+	if err != nil {
+		return false, fmt.Errorf("ask for its state: %w", err)
+	}
+	return st.State == rpc.StateRunning || st.State == rpc.StateBlocked, nil
+}
+
+func (s *session) suspend(ctx context.Context) error {
+	if err := s.state.note(func(r *record) { r.Suspended = true }); err != nil {
+		return err
+	}
+	if err := s.client.DomainSuspend(ctx, s.dom); err != nil {
+		return fmt.Errorf("suspend it for the instant: %w", err)
+	}
+	return nil
+}
+
+func (s *session) resume() error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	if err := resumeIfPaused(ctx, s.client, s.dom); err != nil {
+		return err
+	}
+	return s.state.note(func(r *record) { r.Suspended = false })
+}

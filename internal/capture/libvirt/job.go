@@ -1,0 +1,76 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+)
+
+// pollEvery is how often a job is looked at, besides the event of its end.
+const pollEvery = 200 * time.Millisecond
+
+// errNoJob reports that the job is gone and libvirt does not say how it ended.
+var errNoJob = errors.New("the backup job is gone")
+
+// awaitJob waits until the session's job has ended, and returns why if not well. watch is called now and then; its error ends the job.
+func (s *session) awaitJob(ctx context.Context, events <-chan rpc.Event, watch func() error) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.client.Closed():
+			return rpc.ErrClosed
+		case ev := <-events:
+			if ev.Kind == rpc.JobCompleted && ev.Params.Uint("operation") == rpc.OperationBackup {
+				return s.ended(ctx)
+			}
+		case <-tick.C:
+			running, err := s.jobRuns(ctx)
+			if err != nil {
+				return err
+			}
+			if !running {
+				return s.ended(ctx)
+			}
+			if err := watch(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *session) jobRuns(ctx context.Context) (bool, error) {
+	kind, stats, err := s.client.JobStats(ctx, s.dom, 0)
+	if err != nil {
+		return false, fmt.Errorf("look at the backup job: %w", err)
+	}
+	s.plan.Progress(int64(stats.Uint("disk_processed")), int64(stats.Uint("disk_total")))
+	return kind == rpc.JobBounded || kind == rpc.JobUnbounded, nil
+}
+
+// ended returns nil if the last job did what it should.
+func (s *session) ended(ctx context.Context) error {
+	kind, stats, err := s.client.JobStats(ctx, s.dom, rpc.StatsCompleted|rpc.StatsKeepCompleted)
+	if err != nil {
+		return fmt.Errorf("ask how the backup job ended: %w", err)
+	}
+	if kind == rpc.JobDone && stats.Uint("operation") == rpc.OperationBackup {
+		if ok, told := stats["success"].(bool); ok || !told {
+			total := int64(stats.Uint("disk_total"))
+			s.plan.Progress(total, total)
+			return s.state.note(func(r *record) { r.Job = false })
+		}
+	}
+	if why := stats.String("errmsg"); why != "" {
+		return fmt.Errorf("the backup job ended with an error: %s", why)
+	}
+	if kind == rpc.JobNone {
+		return errNoJob
+	}
+	return errors.New("the backup job did not end well")
+}

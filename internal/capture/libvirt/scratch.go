@@ -1,0 +1,151 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/qcow2"
+)
+
+const (
+	minCluster = 64 << 10 // what QEMU's backup job copies at the least, in bytes
+	maxCluster = 2 << 20  // the largest of a qcow2 image
+	minBitmap  = 4 << 10  // smallest default granularity of QEMU's bitmaps, in bytes
+	maxBitmap  = 64 << 10 // largest default granularity
+
+	// slack is what a guest may write between the look at a disk and the instant, in bytes per disk.
+	slack = 32 << 20
+)
+
+// cluster returns the cluster size of scratch images.
+func (s *session) cluster() int64 { return min(max(s.plan.Granule, minCluster), maxCluster) }
+
+// need returns how much scratch the disks can take at the most.
+func (s *session) need() (n int64) {
+	for _, d := range s.disks {
+		n += d.bound
+	}
+	return n
+}
+
+// choose picks the rung: push where scratch can hold it, else pull where that is allowed and safe.
+func (s *session) choose(ctx context.Context, c *Capturer) error {
+	if s.plan.Granule > maxCluster || s.plan.Granule <= 0 || s.plan.Granule&(s.plan.Granule-1) != 0 {
+		return fmt.Errorf("granule of %d bytes is not a power of two of at most %d", s.plan.Granule, maxCluster)
+	}
+	for _, d := range s.disks {
+		d.bound = s.bound(d)
+	}
+	have := s.plan.Scratch.Limit
+	if space := free(s.plan.Scratch.Dir); have <= 0 || have > space {
+		have = space
+	}
+	if s.need() <= have {
+		s.rung = &push{limit: have}
+		return nil
+	}
+	short := &capture.NeedScratch{Dir: s.plan.Scratch.Dir, Need: s.need(), Have: have}
+	if !s.plan.AllowPull {
+		return short
+	}
+	p, err := c.pullRung(ctx, s, short)
+	if err != nil {
+		return errors.Join(short, err)
+	}
+	s.rung = p
+	return nil
+}
+
+// bound returns the most that a disk's scratch image can grow to.
+func (s *session) bound(d *disk) int64 {
+	data := d.Size
+	if d.since != "" {
+		data = min(data, d.dirty*(s.cluster()/min(bitmapGranularity(d), s.cluster()))+slack)
+	} else if n, ok := s.occupied(d); ok {
+		data = min(data, n+slack)
+	}
+	clusters := d.Size/s.cluster() + 1
+	metadata := clusters*10 + clusters/1024*s.cluster()/8 + 8*s.cluster() // tables, reference counts, and their own granularity
+	return data + metadata
+}
+
+// bitmapGranularity returns the smallest granularity that libvirt's bitmaps can have on the disk.
+func bitmapGranularity(d *disk) int64 {
+	if n := clusterSize(d.File); n > 0 {
+		return min(max(n, minBitmap), maxBitmap)
+	}
+	return minBitmap
+}
+
+// occupied returns the bytes of the scratch clusters that a disk's data touches, if that can be told from outside.
+func (s *session) occupied(d *disk) (int64, bool) {
+	switch d.Format {
+	case "raw":
+		data, err := allocatedExtents(d.File)
+		return data.Align(s.cluster(), d.Size).Bytes(), err == nil
+	case "qcow2":
+		if n := clusterSize(d.File); n > 0 {
+			return d.Allocated * (s.cluster() / min(n, s.cluster())), true
+		}
+	}
+	return 0, false
+}
+
+// clusterSize returns that of a qcow2 image, 0 if it can not be told. The header is read only, of an image that QEMU writes.
+func clusterSize(path string) int64 {
+	img, err := qcow2.Open(path)
+	if err != nil {
+		return 0
+	}
+	defer img.Close()
+	return int64(img.Info().ClusterSize)
+}
+
+// allocatedExtents returns what of a regular file is not a hole.
+func allocatedExtents(path string) (extent.Set, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	var out extent.Set
+	for at := int64(0); at < info.Size(); {
+		from, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		to, err := unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE)
+		if err != nil {
+			return nil, err
+		}
+		out = out.Append(extent.Extent{Off: from, Len: to - from})
+		at = to
+	}
+	return out, nil
+}
+
+// free returns what a file system has left for scratch: all but a tenth.
+func free(dir string) int64 {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0
+	}
+	n := int64(st.Bavail) * st.Bsize
+	return n - n/10
+}

@@ -1,0 +1,237 @@
+package libvirt
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/beevik/etree"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+)
+
+// Reconcile removes what a killed capture left in the machine, and checkpoints of vault that are not named in keep.
+func (c *Capturer) Reconcile(ctx context.Context, machine string, vault string, keep []string) ([]string, error) {
+	client, dom, err := c.host.Domain(ctx, machine)
+	if err != nil {
+		return nil, err
+	}
+	st, err := openState(c.stateDir, dom)
+	if errors.Is(err, capture.ErrBusy) {
+		return []string{"left alone: " + err.Error()}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reconcile %s: %w", machine, err)
+	}
+	if slices.Contains(keep, st.record.Checkpoint) {
+		st.record.Checkpoint = "" // committed after all
+	}
+	done, err := recoverState(ctx, client, dom, st)
+	if err == nil && vault != "" {
+		var more []string
+		more, err = dropUnknown(ctx, client, dom, vault, keep)
+		done = append(done, more...)
+	}
+	st.close(err == nil)
+	if err != nil {
+		return done, fmt.Errorf("reconcile %s: %w", machine, err)
+	}
+	return done, nil
+}
+
+// recoverState undoes what the record notes, the machine's own running first. It does as much as it can.
+func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateFile) (done []string, err error) {
+	r := st.record
+	if r.Suspended {
+		if errResume := resumeIfPaused(ctx, c, dom); errResume != nil {
+			err = errors.Join(err, errResume)
+		} else {
+			done = append(done, "resumed the machine")
+		}
+	}
+	if r.Job {
+		aborted, errAbort := abortJob(ctx, c, dom, r.Scratch)
+		err = errors.Join(err, errAbort)
+		if aborted {
+			done = append(done, "aborted a backup job")
+		}
+	}
+	if r.Checkpoint != "" {
+		names, errList := c.Checkpoints(ctx, dom)
+		err = errors.Join(err, errList)
+		if slices.Contains(names, r.Checkpoint) {
+			errDrop := dropCheckpoint(ctx, c, dom, r.Checkpoint)
+			err = errors.Join(err, errDrop)
+			done = append(done, "deleted checkpoint "+r.Checkpoint)
+		}
+	}
+	for _, path := range r.Scratch {
+		switch errRemove := os.Remove(path); {
+		case errRemove == nil:
+			done = append(done, "removed "+path)
+		case !errors.Is(errRemove, fs.ErrNotExist):
+			err = errors.Join(err, errRemove)
+		}
+	}
+	if err != nil {
+		return done, err
+	}
+	if st.unfinished() {
+		err = st.note(func(r *record) { *r = record{Machine: dom.Name} })
+	}
+	return done, err
+}
+
+func dropUnknown(ctx context.Context, c *rpc.Client, dom rpc.Domain, vault string, keep []string) (done []string, err error) {
+	names, err := c.Checkpoints(ctx, dom)
+	if err != nil {
+		return nil, fmt.Errorf("list checkpoints: %w", err)
+	}
+	for _, name := range names {
+		if !ofVault(name, vault) || slices.Contains(keep, name) {
+			continue
+		}
+		if err := dropCheckpoint(ctx, c, dom, name); err != nil {
+			return done, err
+		}
+		done = append(done, "deleted checkpoint "+name)
+	}
+	return done, nil
+}
+
+// resumeIfPaused resumes a machine that somebody's command, not an error, has paused.
+func resumeIfPaused(ctx context.Context, c *rpc.Client, dom rpc.Domain) error {
+	st, err := c.DomainState(ctx, dom)
+	if err != nil {
+		return fmt.Errorf("resume the machine: %w", err)
+	}
+	if st.State != rpc.StatePaused || st.Reason != rpc.PausedUser {
+		return nil
+	}
+	if err := c.DomainResume(ctx, dom); err != nil {
+		return fmt.Errorf("resume the machine: %w", err)
+	}
+	return nil
+}
+
+// abortJob ends the backup job that writes to one of our files, if it runs, and waits for its end.
+func abortJob(ctx context.Context, c *rpc.Client, dom rpc.Domain, ours []string) (bool, error) {
+	aborted := false
+	for {
+		text, err := c.BackupXML(ctx, dom)
+		if rpc.Is(err, rpc.NoBackup) || rpc.Is(err, rpc.OperationInvalid) {
+			return aborted, nil // none, or the machine is off
+		}
+		if err != nil {
+			return aborted, fmt.Errorf("look for the backup job: %w", err)
+		}
+		if !writesTo(text, ours) {
+			return aborted, nil
+		}
+		if !aborted {
+			if err := c.AbortJob(ctx, dom); err != nil && !rpc.Is(err, rpc.OperationInvalid) {
+				return false, fmt.Errorf("abort the backup job: %w", err)
+			}
+			aborted = true
+		}
+		select {
+		case <-ctx.Done():
+			return aborted, fmt.Errorf("wait for the end of the backup job: %w", ctx.Err())
+		case <-time.After(pollEvery / 10):
+		}
+	}
+}
+
+// writesTo reports whether a backup's XML names one of the files.
+func writesTo(text string, files []string) bool {
+	doc := etree.NewDocument()
+	if doc.ReadFromString(text) != nil {
+		return false
+	}
+	for _, path := range []string{"//target", "//scratch"} {
+		for _, el := range doc.FindElements(path) {
+			if slices.Contains(files, el.SelectAttrValue("file", "")) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// dropCheckpoint deletes a checkpoint and its bitmaps. Where libvirt can not, because a bitmap is missing or inconsistent, libvirt
+// is made to forget it, and what is left of the bitmaps is removed from QEMU.
+func dropCheckpoint(ctx context.Context, c *rpc.Client, dom rpc.Domain, name string) error {
+	err := c.CheckpointDelete(ctx, dom, name, 0)
+	if err == nil || rpc.Is(err, rpc.NoCheckpoint) {
+		return nil
+	}
+	if errForget := c.CheckpointDelete(ctx, dom, name, rpc.CheckpointMetadataOnly); errForget != nil && !rpc.Is(errForget, rpc.NoCheckpoint) {
+		return fmt.Errorf("delete checkpoint %s: %w", name, errors.Join(err, errForget))
+	}
+	return dropBitmap(ctx, c, dom, name)
+}
+
+// dropBitmap removes all bitmaps of a name from a running QEMU. It is a last resort: libvirt marks the machine as tainted.
+func dropBitmap(ctx context.Context, c *rpc.Client, dom rpc.Domain, name string) error {
+	st, err := c.DomainState(ctx, dom)
+	if err != nil {
+		return fmt.Errorf("remove bitmap %s: %w", name, err)
+	}
+	if !active(st) {
+		return nil
+	}
+	text, err := c.MonitorCommand(ctx, dom, `{"execute":"query-named-block-nodes","arguments":{"flat":true}}`, false)
+	if err != nil {
+		return fmt.Errorf("look for bitmap %s: %w", name, err)
+	}
+	nodes, err := nodesWith(text, name)
+	if err != nil {
+		return fmt.Errorf("look for bitmap %s: %w", name, err)
+	}
+	for _, node := range nodes {
+		command, err := json.Marshal(map[string]any{"execute": "block-dirty-bitmap-remove",
+			"arguments": map[string]string{"node": node, "name": name}})
+		if err != nil {
+			return fmt.Errorf("remove bitmap %s: %w", name, err)
+		}
+		text, err := c.MonitorCommand(ctx, dom, string(command), false)
+		if err != nil {
+			return fmt.Errorf("remove bitmap %s of node %s: %w", name, node, err)
+		}
+		if strings.Contains(text, `"error"`) {
+			return fmt.Errorf("remove bitmap %s of node %s: %.200s", name, node, text)
+		}
+	}
+	return nil
+}
+
+// nodesWith returns the block nodes in a reply of query-named-block-nodes that carry a bitmap of that name.
+func nodesWith(text, bitmap string) ([]string, error) {
+	var reply struct {
+		Return []struct {
+			Node    string `json:"node-name"`
+			Bitmaps []struct {
+				Name string `json:"name"`
+			} `json:"dirty-bitmaps"`
+		} `json:"return"`
+	}
+	if err := json.Unmarshal([]byte(text), &reply); err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, n := range reply.Return {
+		for _, b := range n.Bitmaps {
+			if b.Name == bitmap {
+				out = append(out, n.Node)
+			}
+		}
+	}
+	return out, nil
+}
