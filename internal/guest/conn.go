@@ -29,6 +29,7 @@ var (
 
 const (
 	maxReply    = 8 << 20         // bytes of one answer
+	maxSync     = 1 << 10         // bytes of the answer to a sync
 	syncTimeout = 3 * time.Second // an agent that lives answers a sync at once
 	delimiter   = 0xFF            // no byte of JSON text
 )

@@ -172,7 +172,7 @@ func (h *Held) Quiesce(ctx context.Context) error {
 		return nil
 	}
 	limits := h.spec.Limits.withDefaults(true)
-	h.watch.Reset(limits.Quiesce + limits.Hold + 2*limits.Thaw + 4*answerTime)
+	h.watch.Reset(limits.Quiesce + limits.Hold + limits.Thaw + 4*answerTime)
 	if err := h.send(ctx, request{Do: doQuiesce}); err != nil {
 		h.in.Close()
 		return fmt.Errorf("quiesce %s: %w", h.spec.Machine, err)
@@ -187,7 +187,7 @@ func (h *Held) Thaw(ctx context.Context) error {
 		return nil
 	}
 	limits := h.spec.Limits.withDefaults(true)
-	h.watch.Reset(2*limits.Thaw + 4*answerTime)
+	h.watch.Reset(limits.Thaw + 2*answerTime)
 	defer h.in.Close()
 	if err := h.send(ctx, request{Do: doThaw}); err != nil {
 		return fmt.Errorf("thaw %s: %w", h.spec.Machine, err)

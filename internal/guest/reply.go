@@ -29,39 +29,33 @@ func readLine(r *bufio.Reader, limit int) ([]byte, error) {
 	}
 }
 
-// awaitSync reads until the answer to the sync with the number id, however much comes before it.
+// awaitSync reads until the answer to the sync with the number id, however much comes before it. It is a line that begins after the
+// last delimiter byte; older syncs may be answered first.
 func awaitSync(r *bufio.Reader, id int64) error {
+	var line []byte
+	begun := false
 	for {
-		if err := skipTo(r, delimiter); err != nil {
+		b, err := r.ReadByte()
+		switch {
+		case err != nil:
 			return err
-		}
-		line, err := readLine(r, 1<<10)
-		if errors.Is(err, ErrProtocol) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		// An older sync may be answered first, and its line may be followed by our delimiter only.
-		line = line[bytes.LastIndexByte(line, delimiter)+1:]
-		result, err := parseReply(line)
-		if err != nil {
-			continue
-		}
-		var got int64
-		if json.Unmarshal(result, &got) == nil && got == id {
-			return nil
+		case b == delimiter:
+			line, begun = line[:0], true
+		case b == '\n' && begun:
+			if answersSync(line, id) {
+				return nil
+			}
+			begun = false
+		case len(line) < maxSync:
+			line = append(line, b)
 		}
 	}
 }
 
-func skipTo(r *bufio.Reader, delim byte) error {
-	for {
-		_, err := r.ReadSlice(delim)
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			return err
-		}
-	}
+func answersSync(line []byte, id int64) bool {
+	result, err := parseReply(line)
+	var got int64
+	return err == nil && json.Unmarshal(result, &got) == nil && got == id
 }
 
 // parseReply returns the result in an answer, an [*Error] if that is what the agent answered, or ErrProtocol.

@@ -159,13 +159,16 @@ func (g *Guest) Revive(thawed bool) {
 	}
 }
 
-// Thawed reports whether the guest may write, no hook of it waits to be undone, and nothing is being frozen.
+// Thawed reports whether the guest may write and no hook of it waits to be undone. It waits until the agent is done with what it does.
 func (g *Guest) Thawed() bool {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.init()
-	idle := len(g.busy) == 1
-	return g.held == 0 && !g.frozen && idle && (g.undone || !g.HookRan)
+	g.mu.Unlock()
+	<-g.busy
+	defer func() { g.busy <- struct{}{} }()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.held == 0 && !g.frozen && (g.undone || !g.HookRan)
 }
 
 // Held reports whether the guest holds its writes.
