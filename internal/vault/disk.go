@@ -125,6 +125,11 @@ func (d *Disk) Restore(ctx context.Context, w io.WriterAt, progress func(bytes i
 		}
 		return nil
 	}
+	release, err := d.v.readLease(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	return d.eachWindow(ctx, func(items []placed) error {
 		return d.parallel(ctx, plan(items), sink)
 	})
@@ -329,6 +334,11 @@ func (r *fetcher) flush() error {
 
 // Verify reads every chunk, checks that it is what its ID says, and returns the ranges of the disk that are damaged.
 func (d *Disk) Verify(ctx context.Context, progress func(bytes int64)) (extent.Set, error) {
+	release, err := d.v.readLease(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	var mu sync.Mutex
 	var bad []extent.Extent
 	cs := int64(d.v.conf.ChunkSize)
@@ -384,7 +394,7 @@ func (d *Disk) Verify(ctx context.Context, progress func(bytes int64)) (extent.S
 		}
 		return err
 	})
-	err := g.Wait()
+	err = g.Wait()
 	return extent.Of(bad...), err
 }
 

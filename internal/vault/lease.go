@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
@@ -47,13 +48,16 @@ func newSessionID() (id [12]byte) {
 func newLease(id [12]byte, what string) lease {
 	host, _ := os.Hostname()
 	now := time.Now().UTC()
-	return lease{Session: hex.EncodeToString(id[:]), What: what, Host: host, Boot: bootID(), PID: os.Getpid(), Birth: birthOf(os.Getpid()), Began: now, Renewed: now}
+	return lease{Session: hex.EncodeToString(id[:]), What: what, Host: host, Boot: bootID(), PID: os.Getpid(), Birth: processBirth(os.Getpid()), Began: now, Renewed: now}
 }
 
 func bootID() string {
 	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
 }
+
+// processBirth is birthOf; tests let processes die with it.
+var processBirth = birthOf
 
 // birthOf returns the start time of a process, 0 if there is none: a PID alone may be used again.
 func birthOf(pid int) uint64 {
@@ -87,7 +91,7 @@ func (l *lease) alive(now time.Time) bool {
 	if unix.Kill(l.PID, 0) == unix.ESRCH {
 		return false
 	}
-	return birthOf(l.PID) == l.Birth
+	return processBirth(l.PID) == l.Birth
 }
 
 // heldLease renews itself until released.
@@ -193,4 +197,19 @@ func (v *Vault) leases(ctx context.Context, except string) ([]lease, error) {
 		}
 	}
 	return live, nil
+}
+
+// readLease tells garbage collection that somebody reads. A store that can not be written is read without.
+func (v *Vault) readLease(ctx context.Context) (release func(), err error) {
+	if v.opts.NoLease {
+		return func() {}, nil
+	}
+	h, err := takeLease(ctx, v.store, newLease(newSessionID(), "reader"))
+	switch {
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS), errors.Is(err, blob.ErrNoSpace):
+		return func() {}, nil
+	case err != nil:
+		return nil, err
+	}
+	return func() { _ = h.release(context.WithoutCancel(ctx)) }, nil // a lease left behind dies with this process
 }

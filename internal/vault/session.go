@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/index"
 	"github.com/holdfast-vm/holdfast/internal/vault/pack"
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
 )
@@ -26,7 +27,7 @@ type Session struct {
 	v       *Vault
 	id      [12]byte
 	lease   *heldLease
-	avoid   map[pack.Ref]bool // condemned by garbage collection: their chunks do not count as stored
+	avoid   map[pack.Ref]bool // condemned or damaged: their chunks do not count as stored
 	counter atomic.Uint32
 	claims  claims
 
@@ -52,7 +53,7 @@ func (v *Vault) begin(ctx context.Context, what string) (*Session, error) {
 	if s.lease, err = takeLease(ctx, v.store, newLease(s.id, what)); err != nil {
 		return nil, err
 	}
-	if s.avoid, err = v.condemned(ctx); err == nil {
+	if s.avoid, err = v.notCounted(ctx); err == nil {
 		err = v.index.Refresh(ctx)
 	}
 	if err != nil {
@@ -62,13 +63,17 @@ func (v *Vault) begin(ctx context.Context, what string) (*Session, error) {
 	return s, nil
 }
 
-// condemned returns the packs that garbage collection is about to delete.
-func (v *Vault) condemned(ctx context.Context) (map[pack.Ref]bool, error) {
+// notCounted returns the packs that a session does not count on: garbage collection is about to delete them, or a check
+// found them damaged.
+func (v *Vault) notCounted(ctx context.Context) (map[pack.Ref]bool, error) {
 	sets, err := v.condemnedSets(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[pack.Ref]bool)
+	out, err := v.damagedPacks(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, set := range sets {
 		for _, r := range set.refs {
 			out[r] = true
@@ -204,7 +209,7 @@ func (s *Session) have(ctx context.Context, id chunk.ID) (bool, error) {
 	if !s.claims.take(id) {
 		return true, nil
 	}
-	_, found, err := s.v.index.Find(ctx, id, func(r pack.Ref) bool { return s.avoid[r] })
+	_, found, err := s.v.index.Find(ctx, id, func(l index.Loc) bool { return l.Cut || s.avoid[l.Ref] })
 	if err != nil || found {
 		s.claims.mu.Lock()
 		delete(s.claims.ids, id)

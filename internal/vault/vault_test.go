@@ -113,12 +113,12 @@ func restore(ctx context.Context, v *vault.Vault, d point.Disk) ([]byte, error) 
 // its used size is what is not zero, in chunks.
 func TestPointsReadBack(t *testing.T) {
 	ctx := context.Background()
-	for seed := range uint64(20) {
+	for seed := range uint64(8) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		store := mem.New()
 		key := newVault(t, store)
 		v := openVault(t, store, key)
-		d := &disk{data: make([]byte, rng.IntN(300*testChunk)+1)}
+		d := &disk{data: make([]byte, rng.IntN(150*testChunk)+1)}
 		want := map[point.ID][]byte{}
 		for range 5 {
 			s, err := v.Begin(ctx)

@@ -36,8 +36,10 @@ const (
 type Loc struct {
 	Ref pack.Ref
 	pack.Entry
-	// Pos numbers the entry among all segments, from 0; -1 for an entry of a young pack. It is valid until the next Refresh, Seal or Merge.
+	// Pos numbers the entry among all segments of one Snapshot, from 0; -1 for an entry of a young pack.
 	Pos int64
+	// Cut says that the pack has not the size it was written with: what is left of it may be readable, but is not to be counted on.
+	Cut bool
 }
 
 // Source reads tables of packs.
@@ -100,10 +102,9 @@ func (ix *Index) Refresh(ctx context.Context) error {
 	}
 	covered := make(map[pack.Ref]bool)
 	for _, s := range segments {
+		s.see(packs)
 		for i, p := range s.packs {
-			size, ok := packs[p.ref]
-			s.live[i] = ok && size == p.size
-			if s.live[i] {
+			if s.now[i] == p.size {
 				covered[p.ref] = true
 			}
 		}
@@ -125,8 +126,8 @@ func (ix *Index) loadSegments(ctx context.Context) ([]*segment, []string, error)
 			return nil, nil, fmt.Errorf("list index segments: %w", err)
 		}
 		if old := have[info.Name]; old != nil {
-			fresh := *old
-			fresh.live = make([]bool, len(old.packs))
+			fresh := *old // readers of the old list keep their own
+			fresh.now = make([]int64, len(old.packs))
 			segments = append(segments, &fresh)
 			continue
 		}
@@ -207,12 +208,12 @@ func (ix *Index) Add(ctx context.Context, ref pack.Ref, size int64, entries []pa
 	return nil
 }
 
-// Find returns a place of id that skip does not refuse; skip may be nil.
-func (ix *Index) Find(ctx context.Context, id chunk.ID, skip func(pack.Ref) bool) (Loc, bool, error) {
+// Find returns a place of id that skip does not pass over; skip may be nil.
+func (ix *Index) Find(ctx context.Context, id chunk.ID, skip func(Loc) bool) (Loc, bool, error) {
 	var found Loc
 	ok := false
 	err := ix.each(ctx, id, func(l Loc) bool {
-		if skip != nil && skip(l.Ref) {
+		if skip != nil && skip(l) {
 			return true
 		}
 		found, ok = l, true
@@ -264,13 +265,19 @@ func (ix *Index) dropUnreadable(ctx context.Context, cause error) error {
 
 func (ix *Index) eachOnce(ctx context.Context, id chunk.ID, yield func(Loc) bool) error {
 	ix.mu.RLock()
-	defer ix.mu.RUnlock()
-	for _, l := range ix.delta[id] {
+	young, segments := ix.delta[id], ix.segments
+	ix.mu.RUnlock()
+	for _, l := range young {
 		if !yield(Loc{Ref: l.ref, Entry: l.entry, Pos: -1}) {
 			return nil
 		}
 	}
-	for _, s := range ix.segments {
+	return ix.eachSegment(ctx, segments, id, yield)
+}
+
+// eachSegment looks id up in segments, which nobody changes.
+func (ix *Index) eachSegment(ctx context.Context, segments []*segment, id chunk.ID, yield func(Loc) bool) error {
+	for _, s := range segments {
 		if s.entries == 0 || !s.mayHave(&id) {
 			continue
 		}
@@ -294,10 +301,7 @@ func (ix *Index) eachIn(ctx context.Context, s *segment, id chunk.ID, yield func
 			if r.id != id {
 				break
 			}
-			if int(r.pack) >= len(s.packs) || !s.live[r.pack] {
-				continue
-			}
-			if !yield(s.loc(r, int64(b)*perBlock+int64(i))) {
+			if s.holds(r) && !yield(s.loc(r, int64(b)*perBlock+int64(i))) {
 				return false, nil
 			}
 		}
@@ -306,8 +310,66 @@ func (ix *Index) eachIn(ctx context.Context, s *segment, id chunk.ID, yield func
 }
 
 func (s *segment) loc(r row, at int64) Loc {
-	return Loc{Ref: s.packs[r.pack].ref, Pos: s.base + at, Entry: pack.Entry{
+	return Loc{Ref: s.packs[r.pack].ref, Pos: s.base + at, Cut: s.now[r.pack] != s.packs[r.pack].size, Entry: pack.Entry{
 		ID: r.id, Offset: r.offset, Stored: r.stored, Plain: r.plain & 0xffffff, Encoding: chunk.Encoding(r.plain >> 24)}}
+}
+
+// Remembered returns the packs that segments say hold id, even those that are gone.
+func (ix *Index) Remembered(ctx context.Context, id chunk.ID) ([]pack.Ref, error) {
+	ix.mu.RLock()
+	segments := ix.segments
+	ix.mu.RUnlock()
+	var refs []pack.Ref
+	for _, s := range segments {
+		if s.entries == 0 || !s.mayHave(&id) {
+			continue
+		}
+		for b := s.firstBlock(&id); b < s.blocks && s.fence[b] <= fenceOf(&id); b++ {
+			rows, err := ix.blocks.get(ctx, ix.src.Store, s, b)
+			if err != nil {
+				return nil, err
+			}
+			for i := searchRows(rows, &id); i < len(rows)/entrySize; i++ {
+				if r := parseRow(rows[i*entrySize:]); r.id == id && int(r.pack) < len(s.packs) {
+					refs = append(refs, s.packs[r.pack].ref)
+				}
+			}
+		}
+	}
+	return refs, nil
+}
+
+// Snapshot is the index as it was at one moment: positions in it stay valid. It is safe for concurrent use.
+type Snapshot struct {
+	ix       *Index
+	segments []*segment
+	young    map[chunk.ID][]youngLoc
+}
+
+// Snapshot returns the index as it is now.
+func (ix *Index) Snapshot() *Snapshot {
+	ix.mu.RLock()
+	defer ix.mu.RUnlock()
+	return &Snapshot{ix: ix, segments: ix.segments, young: maps.Clone(ix.delta)}
+}
+
+// FindAll returns every place of id.
+func (s *Snapshot) FindAll(ctx context.Context, id chunk.ID) ([]Loc, error) {
+	var all []Loc
+	for _, l := range s.young[id] {
+		all = append(all, Loc{Ref: l.ref, Entry: l.entry, Pos: -1})
+	}
+	err := s.ix.eachSegment(ctx, s.segments, id, func(l Loc) bool { all = append(all, l); return true })
+	return all, err
+}
+
+// Positions returns how many entries all segments have: Loc.Pos is below it.
+func (s *Snapshot) Positions() int64 {
+	var n int64
+	for _, seg := range s.segments {
+		n += seg.entries
+	}
+	return n
 }
 
 // Packs returns all packs with their sizes in bytes.
@@ -344,22 +406,4 @@ func (ix *Index) Damaged() []string {
 	ix.mu.RLock()
 	defer ix.mu.RUnlock()
 	return slices.Clone(ix.damaged)
-}
-
-// Positions returns how many entries all segments have: Loc.Pos is below it.
-func (ix *Index) Positions() int64 {
-	ix.mu.RLock()
-	defer ix.mu.RUnlock()
-	var n int64
-	for _, s := range ix.segments {
-		n += s.entries
-	}
-	return n
-}
-
-// Young returns how many packs no segment covers.
-func (ix *Index) Young() int {
-	ix.mu.RLock()
-	defer ix.mu.RUnlock()
-	return len(ix.young)
 }

@@ -69,10 +69,25 @@ type segment struct {
 	entries int64
 	blocks  int
 	packs   []packRow
-	live    []bool // of packs; set by Index.Refresh
+	now     []int64 // sizes that packs have in the store now, bytes; -1 for one that is gone
 	fence   []uint64
 	filter  []byte
 	base    int64 // position of the first entry among all segments
+}
+
+// see takes in which packs there are.
+func (s *segment) see(packs map[pack.Ref]int64) {
+	for i, p := range s.packs {
+		s.now[i] = -1
+		if size, ok := packs[p.ref]; ok {
+			s.now[i] = size
+		}
+	}
+}
+
+// holds reports whether the bytes of r are there.
+func (s *segment) holds(r row) bool {
+	return int(r.pack) < len(s.packs) && int64(r.offset)+int64(r.stored) <= s.now[r.pack]
 }
 
 func fenceOf(id *chunk.ID) uint64 { return binary.BigEndian.Uint64(id[:8]) }
@@ -248,7 +263,7 @@ func (s *segment) parseTail(tail []byte) {
 		s.fence[i] = binary.LittleEndian.Uint64(tail[i*8:])
 	}
 	s.filter = tail[s.blocks*8:]
-	s.live = make([]bool, len(s.packs))
+	s.now = make([]int64, len(s.packs))
 }
 
 // block reads block i into p, which has blockSize bytes, and returns its rows.

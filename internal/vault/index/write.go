@@ -117,10 +117,7 @@ func (ix *Index) write(ctx context.Context, most int64, fill func(add func(row) 
 
 // install adds seg and removes those in drop. The caller holds ix.mu.
 func (ix *Index) install(seg *segment, drop []*segment) {
-	for i, p := range seg.packs {
-		size, ok := ix.packs[p.ref]
-		seg.live[i] = ok && size == p.size
-	}
+	seg.see(ix.packs)
 	kept := make([]*segment, 0, len(ix.segments)+1)
 	for _, s := range append(slices.Clone(ix.segments), seg) {
 		if !slices.Contains(drop, s) {
@@ -168,7 +165,7 @@ func (ix *Index) Merge(ctx context.Context) error {
 	all := slices.Clone(ix.segments)
 	stale := len(all) > 1
 	for _, s := range all {
-		stale = stale || slices.Contains(s.live, false)
+		stale = stale || slices.Contains(s.now, -1)
 	}
 	ix.mu.RUnlock()
 	if !stale {
@@ -246,7 +243,7 @@ func (ix *Index) mergeRows(ctx context.Context, in []*segment, add func(row) err
 		c := &cursor{seg: s, ordinal: make([]uint32, len(s.packs)), buf: make([]byte, blockSize)}
 		for k, p := range s.packs {
 			c.ordinal[k] = gone
-			if s.live[k] && !seen[p.ref] { // two processes may have sealed the same pack
+			if s.now[k] >= 0 && !seen[p.ref] { // two processes may have sealed the same pack
 				seen[p.ref] = true
 				c.ordinal[k] = uint32(len(packs))
 				packs = append(packs, p)
@@ -276,30 +273,4 @@ func (ix *Index) mergeRows(ctx context.Context, in []*segment, add func(row) err
 			return nil, err
 		}
 	}
-}
-
-// Each calls yield with every entry of every segment, in order of Pos within each. Young entries are left out: call Seal first.
-func (ix *Index) Each(ctx context.Context, yield func(Loc) error) error {
-	ix.mu.RLock()
-	segments := slices.Clone(ix.segments)
-	ix.mu.RUnlock()
-	buf := make([]byte, blockSize)
-	for _, s := range segments {
-		for b := range s.blocks {
-			rows, err := s.block(ctx, ix.src.Store, b, buf)
-			if err != nil {
-				return err
-			}
-			for i := range len(rows) / entrySize {
-				r := parseRow(rows[i*entrySize:])
-				if int(r.pack) >= len(s.packs) || !s.live[r.pack] {
-					continue
-				}
-				if err := yield(s.loc(r, int64(b)*perBlock+int64(i))); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
 }

@@ -1,0 +1,220 @@
+package vault_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/blob/dir"
+	"github.com/holdfast-vm/holdfast/internal/blob/fault"
+	"github.com/holdfast-vm/holdfast/internal/blob/mem"
+	"github.com/holdfast-vm/holdfast/internal/durable"
+	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+// history is what a run of sessions, deletions and garbage collections was told has happened.
+type history struct {
+	sealed  map[point.ID][]byte // acknowledged points and what each must hold
+	unsure  map[point.ID][]byte // points whose commit returned an error, or that were being deleted
+	current *disk
+}
+
+func newHistory() *history {
+	return &history{sealed: map[point.ID][]byte{}, unsure: map[point.ID][]byte{}, current: &disk{data: make([]byte, 9*testChunk+100)}}
+}
+
+// run does random work on the vault in s until it is done or something fails. Its sequence depends on rng alone.
+func (h *history) run(s blob.Store, key vault.Key, rng *rand.Rand) error {
+	ctx := context.Background()
+	v, err := vault.Open(ctx, s, key, vault.Options{Workers: 1, PackSize: 3 * testChunk})
+	if err != nil {
+		return err
+	}
+	for range 3 {
+		if err := h.backUp(ctx, v, rng); err != nil {
+			return err
+		}
+		if ids := sortedIDs(h.sealed); rng.IntN(2) == 0 {
+			id := ids[rng.IntN(len(ids))]
+			h.unsure[id] = h.sealed[id]
+			delete(h.sealed, id)
+			h.current.root, h.current.used = "", 0 // a base must be of a point that is there
+			if err := v.DeletePoint(ctx, id); err != nil {
+				return err
+			}
+			delete(h.unsure, id)
+			if _, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func sortedIDs(m map[point.ID][]byte) []point.ID {
+	var ids []point.ID
+	for id := range m {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (h *history) backUp(ctx context.Context, v *vault.Vault, rng *rand.Rand) error {
+	s, err := v.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	data, zero := h.current.scribble(rng)
+	// The disk as it is now, against nothing: a machine whose last point is in doubt is read whole.
+	whole := extent.Of(extent.Extent{Len: int64(len(h.current.data))})
+	if h.current.root == "" {
+		data, zero = whole, nil
+	}
+	if err := put(ctx, s, h.current, data, zero); err != nil {
+		s.Abort()
+		return err
+	}
+	p := newPoint("vm", h.current)
+	p.ID = point.ID(fmt.Sprintf("%032x", rng.Uint64()))
+	h.unsure[p.ID] = bytes.Clone(h.current.data)
+	if err := s.Commit(ctx, p); err != nil {
+		return err
+	}
+	h.sealed[p.ID] = h.unsure[p.ID]
+	delete(h.unsure, p.ID)
+	return nil
+}
+
+// verify opens what is left and demands every acknowledged point; a point in doubt is there whole or not at all.
+func (h *history) verify(s blob.Store, key vault.Key) error {
+	ctx := context.Background()
+	v, err := vault.Open(ctx, s, key, vault.Options{Workers: 1})
+	if err != nil {
+		return err
+	}
+	points, err := v.Points(ctx)
+	if err != nil {
+		return err
+	}
+	found := 0
+	for _, p := range points {
+		want, sealed := h.sealed[p.ID]
+		if sealed {
+			found++
+		} else if want = h.unsure[p.ID]; want == nil {
+			return fmt.Errorf("point %s was never written, or was deleted", p.ID)
+		}
+		got, err := restore(ctx, v, p.Disks[0])
+		if err != nil || !bytes.Equal(got, want) {
+			return fmt.Errorf("point %s (acknowledged: %v) does not read back: %v", p.ID, sealed, err)
+		}
+	}
+	if found != len(h.sealed) {
+		return fmt.Errorf("%d of %d acknowledged points are there", found, len(h.sealed))
+	}
+	report, err := v.Check(ctx, vault.CheckOptions{ReadData: true})
+	if err != nil || len(report.Damage) > 0 {
+		return fmt.Errorf("check: %v %v", report.Damage, err)
+	}
+	return nil
+}
+
+// Whatever was done and wherever power failed, what was acknowledged reads back exactly; the vault is without damage, and
+// the next garbage collection leaves nothing that no point needs.
+func TestPointsSurviveACrashAtEveryWrite(t *testing.T) {
+	for seed := range uint64(2) {
+		calls := 1
+		for n := 0; n < calls; n += 1 + 6*int(seed) {
+			fs := durable.NewCrashable(durable.Never)
+			store, key := onDisk(t, fs)
+			h := newHistory()
+			before := fs.Calls()
+			fs.CrashAt(before + n)
+			err := h.run(store, key, rand.New(rand.NewPCG(seed, 7)))
+			if err == nil {
+				calls = 0 // it ran to its end: every call has been tried
+				break
+			}
+			calls = n + 2 + 6*int(seed)
+			if !errors.Is(err, durable.ErrPowerLost) {
+				t.Fatalf("seed %d, crash at %d: %v", seed, n, err)
+			}
+			vault.DieAndRestart()
+			after := dir.On(fs.AfterCrash(rand.New(rand.NewPCG(seed, uint64(n)))), "/vault")
+			if err := h.verify(after, key); err != nil {
+				t.Fatalf("seed %d, crash at %d: %v", seed, n, err)
+			}
+			requireNoGarbage(t, after, key)
+		}
+	}
+}
+
+func onDisk(t *testing.T, fs durable.FS) (blob.Store, vault.Key) {
+	t.Helper()
+	if err := durable.MkdirAll(fs, "/vault"); err != nil {
+		t.Fatal(err)
+	}
+	store := dir.On(fs, "/vault")
+	return store, newVault(t, store)
+}
+
+// requireNoGarbage collects twice, then demands that packs hold what the points need and nothing more than half as much again.
+func requireNoGarbage(t *testing.T, s blob.Store, key vault.Key) {
+	t.Helper()
+	ctx := context.Background()
+	v := openVault(t, s, key)
+	for range 2 {
+		if _, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plan, err := v.CollectGarbage(ctx, vault.GCOptions{DryRun: true})
+	if err != nil || plan.DeadPacks+plan.ThinPacks+plan.WaitingPacks > 0 {
+		t.Fatalf("garbage is left: %+v %v", plan, err)
+	}
+}
+
+// Whichever call of the store fails, and whether or not it took effect, the error is reported, what was acknowledged
+// reads back, and the next run works.
+func TestPointsSurviveEveryFailingCall(t *testing.T) {
+	boom := errors.New("boom")
+	for first, inject := range []func(*fault.Store, int){
+		func(f *fault.Store, i int) { f.FailCall(i, boom) },
+		func(f *fault.Store, i int) { f.LoseReply(i, boom) },
+	} {
+		for i := first; ; i += 2 {
+			inner := mem.New()
+			key := newVault(t, inner)
+			f := fault.New(inner)
+			inject(f, i)
+			h := newHistory()
+			rng := rand.New(rand.NewPCG(5, 7))
+			err := h.run(f, key, rng)
+			if err != nil && !errors.Is(err, boom) {
+				t.Fatalf("call %d: %v", i, err)
+			}
+			vault.DieAndRestart()
+			if err := h.verify(inner, key); err != nil {
+				t.Fatalf("call %d: %v", i, err)
+			}
+			h.current.root, h.current.used = "", 0 // its last point is in doubt
+			if err := h.backUp(context.Background(), openVault(t, inner, key), rng); err != nil {
+				t.Fatalf("after failing call %d: %v", i, err)
+			}
+			if err := h.verify(inner, key); err != nil {
+				t.Fatalf("after failing call %d: %v", i, err)
+			}
+			if f.Calls() <= i {
+				break
+			}
+		}
+	}
+}

@@ -1,0 +1,468 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault/index"
+	"github.com/holdfast-vm/holdfast/internal/vault/pack"
+)
+
+const (
+	gcLock      = "gc/lock"
+	reserveName = "gc/reserve"
+	// reserveSize is kept aside in every vault, so that a full disk still has room for what deleting needs to write.
+	reserveSize = 1 << 20
+	// A pack of which less than half is needed is thin: rewriting it costs no more than it frees.
+	thinShare = 0.5
+	// Packs under a sixteenth of the full size are small; so many of a kind are rewritten into one.
+	smallShare, manySmall = 1.0 / 16, 32
+	// Clocks of two hosts may differ by this much.
+	clockSkew = 5 * time.Minute
+)
+
+// GCOptions tunes CollectGarbage.
+type GCOptions struct {
+	DryRun bool
+	Log    func(format string, args ...any) // progress in words; nil discards
+}
+
+// GCReport says what garbage collection did, or with DryRun would do. Sizes are in bytes.
+type GCReport struct {
+	DryRun         bool     `json:"dry_run"`
+	Points         int      `json:"points"`
+	Packs          int      `json:"packs"`
+	LiveBytes      int64    `json:"live_bytes"` // that points need
+	DeadPacks      int      `json:"dead_packs"` // no point needs anything of them
+	ThinPacks      int      `json:"thin_packs"` // rewritten
+	RewrittenBytes int64    `json:"rewritten_bytes"`
+	FreedBytes     int64    `json:"freed_bytes"`   // packs deleted, less what was rewritten
+	WaitingPacks   int      `json:"waiting_packs"` // condemned, but somebody who began before may count on them
+	WaitingBytes   int64    `json:"waiting_bytes"`
+	WaitingFor     []string `json:"waiting_for,omitempty"` // who that is
+}
+
+// CollectGarbage deletes what no point needs, and rewrites packs of which little is needed. Sessions and readers go on meanwhile: a pack is first
+// condemned, which keeps later sessions from counting on it, and deleted when everybody who began before has ended, by this run or
+// the next. A run that was killed is continued by the next. It returns ErrBusy while another one runs, and ErrCorrupt, having changed
+// nothing, when a point can not be read whole: what that point needs is not known then.
+func (v *Vault) CollectGarbage(ctx context.Context, o GCOptions) (GCReport, error) {
+	if o.Log == nil {
+		o.Log = func(string, ...any) {}
+	}
+	if !o.DryRun {
+		unlock, err := v.lockGC(ctx)
+		if err != nil {
+			return GCReport{}, err
+		}
+		defer unlock()
+	}
+	g := &collector{v: v, o: o, report: GCReport{DryRun: o.DryRun}}
+	if err := g.run(ctx); err != nil {
+		return g.report, fmt.Errorf("collect garbage: %w", err)
+	}
+	return g.report, nil
+}
+
+// lockGC makes this the only garbage collection.
+func (v *Vault) lockGC(ctx context.Context) (unlock func(), err error) {
+	raw, err := json.Marshal(newLease(newSessionID(), "garbage collection"))
+	if err != nil {
+		return nil, err
+	}
+	for try := 0; ; try++ {
+		err = blob.Put(ctx, v.store, gcLock, raw)
+		if errors.Is(err, blob.ErrNoSpace) && try == 0 {
+			if err := v.store.Delete(ctx, reserveName); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if !errors.Is(err, blob.ErrExist) {
+			break
+		}
+		var owner lease
+		held, err := blob.Get(ctx, v.store, gcLock)
+		if err == nil && json.Unmarshal(held, &owner) == nil && owner.alive(time.Now()) {
+			return nil, fmt.Errorf("%w: %s", ErrBusy, &owner)
+		}
+		if try == 3 {
+			return nil, ErrBusy
+		}
+		if err := v.store.Delete(ctx, gcLock); err != nil {
+			return nil, fmt.Errorf("break the lock of a dead garbage collection: %w", err)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock garbage collection: %w", err)
+	}
+	return func() {
+		ctx := context.WithoutCancel(ctx)
+		_ = v.store.Delete(ctx, gcLock) // a lock left behind dies with this process
+		v.keepReserve(ctx)
+	}, nil
+}
+
+// keepReserve puts the reserve aside if there is room for it.
+func (v *Vault) keepReserve(ctx context.Context) {
+	_ = blob.Put(ctx, v.store, reserveName, make([]byte, reserveSize)) // there already, or no room: both are no news
+}
+
+// collector is one run.
+type collector struct {
+	v      *Vault
+	o      GCOptions
+	report GCReport
+
+	leases []lease // of others, taken before the points were read
+	points []string
+	sets   []condemnedSet
+	avoid  map[pack.Ref]bool
+	packs  map[pack.Ref]int64
+	marks  *marks
+}
+
+func (g *collector) run(ctx context.Context) error {
+	// The order matters: see docs/design/ordering.md. Leases before points, so that whoever has ended has also committed what we read.
+	var err error
+	if g.leases, err = g.v.leases(ctx, ""); err != nil {
+		return err
+	}
+	if g.sets, err = g.v.condemnedSets(ctx); err != nil {
+		return err
+	}
+	if err := g.mark(ctx); err != nil {
+		return err
+	}
+	if err := g.deleteCondemned(ctx); err != nil {
+		return err
+	}
+	return g.condemn(ctx)
+}
+
+func (g *collector) mark(ctx context.Context) error {
+	if err := g.v.index.Refresh(ctx); err != nil {
+		return err
+	}
+	if !g.o.DryRun {
+		if err := g.v.index.Seal(ctx); err != nil && !errors.Is(err, blob.ErrNoSpace) {
+			return err
+		}
+	}
+	g.avoid = make(map[pack.Ref]bool)
+	for _, s := range g.sets {
+		for _, r := range s.refs {
+			g.avoid[r] = true
+		}
+	}
+	damaged, err := g.v.damagedPacks(ctx)
+	if err != nil {
+		return err
+	}
+	for r := range damaged {
+		g.avoid[r] = true
+	}
+	g.packs = g.v.index.Packs()
+	g.marks = newMarks(g.v.index.Snapshot(), g.avoid)
+	err = g.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
+		if err != nil {
+			return fmt.Errorf("%w; run vault check", err)
+		}
+		g.points = append(g.points, name)
+		return g.v.markPoint(ctx, g.marks, p)
+	})
+	if err != nil {
+		return err
+	}
+	g.report.Points, g.report.Packs = len(g.points), len(g.packs)
+	for _, n := range g.marks.live {
+		g.report.LiveBytes += n
+	}
+	g.o.Log("%d points need %d bytes in %d packs", len(g.points), g.report.LiveBytes, len(g.marks.live))
+	return nil
+}
+
+// blockers returns who began before t and may still count on what was condemned then.
+func blockers(leases []lease, t time.Time) []string {
+	var out []string
+	own := newLease(newSessionID(), "").Host
+	for i := range leases {
+		skew := clockSkew
+		if leases[i].Host == own {
+			skew = 0
+		}
+		if leases[i].Began.Before(t.Add(skew)) {
+			out = append(out, leases[i].String())
+		}
+	}
+	return out
+}
+
+// deleteCondemned is the second phase, for what earlier runs condemned.
+func (g *collector) deleteCondemned(ctx context.Context) error {
+	for _, set := range g.sets {
+		t, err := time.Parse(time.RFC3339Nano, set.Time)
+		if err != nil {
+			return fmt.Errorf("%w: %s: %v", ErrCorrupt, set.name, err)
+		}
+		if wait := blockers(g.leases, t); len(wait) > 0 {
+			g.wait(set.refs, wait)
+			continue
+		}
+		if err := g.delete(ctx, set); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *collector) wait(refs []pack.Ref, who []string) {
+	for _, r := range refs {
+		if size, ok := g.packs[r]; ok {
+			g.report.WaitingPacks++
+			g.report.WaitingBytes += size
+		}
+	}
+	for _, w := range who {
+		if !slices.Contains(g.report.WaitingFor, w) {
+			g.report.WaitingFor = append(g.report.WaitingFor, w)
+		}
+	}
+}
+
+// delete deletes the packs of a set that no point needs, and then the set: those that a point came to need live on.
+func (g *collector) delete(ctx context.Context, set condemnedSet) error {
+	for _, r := range set.refs {
+		size, ok := g.packs[r]
+		if !ok || g.marks.live[r] > 0 {
+			continue
+		}
+		g.report.FreedBytes += size
+		delete(g.packs, r)
+		if g.o.DryRun {
+			continue
+		}
+		if err := g.v.store.Delete(ctx, r.Name()); err != nil {
+			return fmt.Errorf("delete pack %s: %w", r.ID, err)
+		}
+	}
+	if g.o.DryRun {
+		return nil
+	}
+	if err := g.v.store.Delete(ctx, set.name); err != nil {
+		return fmt.Errorf("forget condemned packs: %w", err)
+	}
+	return nil
+}
+
+// condemn is the first phase: it finds dead packs, rewrites thin ones, and condemns both.
+func (g *collector) condemn(ctx context.Context) error {
+	dead, thin := g.choose()
+	g.report.DeadPacks, g.report.ThinPacks = len(dead), len(thin)
+	if g.o.DryRun {
+		g.estimate(dead, thin)
+		return nil
+	}
+	if len(dead)+len(thin) == 0 {
+		return g.tidyIndex(ctx)
+	}
+	if len(thin) > 0 {
+		g.o.Log("rewriting %d thin packs", len(thin))
+		err := g.rewrite(ctx, thin)
+		if errors.Is(err, blob.ErrNoSpace) { // deleting the dead ones comes first, then there is room
+			g.o.Log("no room to rewrite thin packs in this run")
+			g.report.ThinPacks, g.report.RewrittenBytes, thin, err = 0, 0, nil, nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	set := condemnedSet{Time: time.Now().UTC().Format(time.RFC3339Nano), refs: append(dead, thin...)}
+	for _, r := range set.refs {
+		set.Packs = append(set.Packs, r.Name())
+		delete(g.marks.live, r) // what was needed of a thin one has been rewritten
+	}
+	if err := g.writeSet(ctx, &set); err != nil {
+		return err
+	}
+	return g.deleteNow(ctx, set)
+}
+
+func (g *collector) writeSet(ctx context.Context, set *condemnedSet) error {
+	raw, err := json.Marshal(set)
+	if err != nil {
+		return err
+	}
+	set.name = condemnedPrefix + pack.ID(append(make([]byte, 4), sessionBytes()...)).String()
+	if err := blob.Put(ctx, g.v.store, set.name, raw); err != nil {
+		return fmt.Errorf("condemn packs: %w", err)
+	}
+	return nil
+}
+
+func sessionBytes() []byte {
+	id := newSessionID()
+	return id[:]
+}
+
+// deleteNow deletes a set at once if nobody can count on it: nobody is at work, and nobody committed a point since we read them.
+func (g *collector) deleteNow(ctx context.Context, set condemnedSet) error {
+	leases, err := g.v.leases(ctx, "")
+	if err != nil {
+		return err
+	}
+	t, err := time.Parse(time.RFC3339Nano, set.Time)
+	if err != nil {
+		return err
+	}
+	wait := blockers(leases, t)
+	known := slices.Sorted(slices.Values(g.points))
+	for info, err := range g.v.store.List(ctx, pointsPrefix) {
+		if err != nil {
+			return fmt.Errorf("list points: %w", err)
+		}
+		if i := sort.SearchStrings(known, info.Name); i == len(known) || known[i] != info.Name {
+			wait = append(wait, "a point that was committed meanwhile; the next run looks at it")
+			break
+		}
+	}
+	if len(wait) > 0 {
+		g.wait(set.refs, wait)
+		return g.tidyIndex(ctx)
+	}
+	if err := g.delete(ctx, set); err != nil {
+		return err
+	}
+	return g.tidyIndex(ctx)
+}
+
+func (g *collector) tidyIndex(ctx context.Context) error {
+	g.report.FreedBytes -= g.report.RewrittenBytes
+	if err := g.v.index.Refresh(ctx); err != nil {
+		return err
+	}
+	err := g.v.index.Merge(ctx)
+	if errors.Is(err, blob.ErrNoSpace) {
+		return nil // a larger index is no harm
+	}
+	return err
+}
+
+// choose returns the packs to delete and those to rewrite.
+func (g *collector) choose() (dead, thin []pack.Ref) {
+	busy := make(map[string]bool)
+	for i := range g.leases {
+		busy[g.leases[i].Session] = true
+	}
+	small := map[pack.Kind][]pack.Ref{}
+	for r, size := range g.packs {
+		if g.avoid[r] || busy[r.ID.String()[:24]] {
+			continue
+		}
+		live := g.marks.live[r]
+		limit := g.v.opts.PackSize
+		if r.Kind == pack.Meta {
+			limit = metaPackSize
+		}
+		switch {
+		case live == 0:
+			dead = append(dead, r)
+		case float64(live) < thinShare*float64(size):
+			thin = append(thin, r)
+		case float64(size) < smallShare*float64(limit):
+			small[r.Kind] = append(small[r.Kind], r)
+		}
+	}
+	for _, refs := range small {
+		if len(refs) >= manySmall {
+			thin = append(thin, refs...)
+		}
+	}
+	return dead, thin
+}
+
+func (g *collector) estimate(dead, thin []pack.Ref) {
+	for _, r := range dead {
+		g.report.FreedBytes += g.packs[r]
+	}
+	for _, r := range thin {
+		g.report.RewrittenBytes += g.marks.live[r]
+		g.report.FreedBytes += g.packs[r] - g.marks.live[r]
+	}
+}
+
+// rewrite copies what is needed of thin packs into new ones. When it returns they are durable.
+func (g *collector) rewrite(ctx context.Context, thin []pack.Ref) error {
+	s, err := g.v.begin(ctx, "garbage collection")
+	if err != nil {
+		return err
+	}
+	defer s.end(context.WithoutCancel(ctx))
+	for _, r := range thin {
+		if err := g.rewriteOne(ctx, s, r); err != nil {
+			return fmt.Errorf("rewrite pack %s: %w", r.ID, err)
+		}
+	}
+	if err := s.data.finish(ctx); err != nil {
+		return err
+	}
+	return s.meta.finish(ctx)
+}
+
+func (g *collector) rewriteOne(ctx context.Context, s *Session, r pack.Ref) error {
+	entries, err := g.v.packs.Table(ctx, g.v.store, r, g.v.id, g.packs[r])
+	if err != nil {
+		return err
+	}
+	to := s.data
+	if r.Kind == pack.Meta {
+		to = s.meta
+	}
+	for i := range entries {
+		e := &entries[i]
+		needed, err := g.needed(ctx, r, e)
+		if err != nil {
+			return err
+		}
+		if !needed {
+			continue
+		}
+		sealed := make([]byte, e.Stored)
+		if err := g.v.reader.ReadSealed(ctx, r, sealed, int64(e.Offset)); err != nil {
+			return err
+		}
+		encoded, err := g.v.reader.Unseal(r, e, sealed)
+		if err != nil {
+			return err
+		}
+		w, err := to.borrow(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Append(e.ID, int(e.Plain), encoded, e.Encoding); err != nil {
+			return err
+		}
+		g.report.RewrittenBytes += int64(e.Stored) + pack.EntrySize
+		if err := to.giveBack(ctx, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// needed reports whether this very copy of a chunk is the one that was marked.
+func (g *collector) needed(ctx context.Context, r pack.Ref, e *pack.Entry) (bool, error) {
+	locs, err := g.marks.snap.FindAll(ctx, e.ID)
+	if err != nil {
+		return false, err
+	}
+	i := slices.IndexFunc(locs, func(l index.Loc) bool { return l.Ref == r && l.Offset == e.Offset })
+	return i >= 0 && g.marks.has(&locs[i]), nil
+}

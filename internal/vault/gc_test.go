@@ -1,0 +1,223 @@
+package vault_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/blob/mem"
+	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+// storedBytes sums the packs.
+func storedBytes(t *testing.T, s blob.Store) (n int64) {
+	t.Helper()
+	for _, prefix := range []string{"data/", "meta/"} {
+		for info, err := range s.List(context.Background(), prefix) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += info.Size
+		}
+	}
+	return n
+}
+
+func randomDisk(seed uint64, chunks int) *disk {
+	rng := rand.New(rand.NewPCG(seed, 99))
+	d := &disk{data: make([]byte, chunks*testChunk)}
+	for i := range d.data {
+		d.data[i] = byte(rng.Uint32())
+	}
+	return d
+}
+
+func backUpWhole(t *testing.T, v *vault.Vault, d *disk) *point.RecoveryPoint {
+	t.Helper()
+	s := begin(t, v)
+	if err := put(context.Background(), s, d, extent.Of(extent.Extent{Len: int64(len(d.data))}), nil); err != nil {
+		t.Fatal(err)
+	}
+	p := newPoint("vm", d)
+	if err := s.Commit(context.Background(), p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func begin(t *testing.T, v *vault.Vault) *vault.Session {
+	t.Helper()
+	s, err := v.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func collect(t *testing.T, v *vault.Vault) vault.GCReport {
+	t.Helper()
+	r, err := v.CollectGarbage(context.Background(), vault.GCOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func requireContent(t *testing.T, v *vault.Vault, p *point.RecoveryPoint, want []byte) {
+	t.Helper()
+	got, err := restore(context.Background(), v, p.Disks[0])
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("point %s differs: %v", p.ID, err)
+	}
+}
+
+// Deleting a point and collecting frees what only it held, at once, and nothing else.
+func TestCollectingFreesWhatADeletedPointHeld(t *testing.T) {
+	store := mem.New()
+	v := openVault(t, store, newVault(t, store))
+	a, b := randomDisk(1, 100), randomDisk(2, 50)
+	pa, pb := backUpWhole(t, v, a), backUpWhole(t, v, b)
+	if err := v.DeletePoint(context.Background(), pa.ID); err != nil {
+		t.Fatal(err)
+	}
+	r := collect(t, v)
+	if left := storedBytes(t, store); left > 51*testChunk+8192 || r.FreedBytes < 100*testChunk {
+		t.Fatalf("%d bytes left, report %+v", left, r)
+	}
+	requireContent(t, v, pb, b.data)
+}
+
+// A pack of which little is needed is rewritten; the points that need it read back.
+func TestThinPacksAreRewritten(t *testing.T) {
+	store := mem.New()
+	v := openVault(t, store, newVault(t, store))
+	a := randomDisk(1, 100)
+	pa := backUpWhole(t, v, a)
+	part := &disk{data: bytes.Clone(a.data[:20*testChunk])}
+	pp := backUpWhole(t, v, part) // shares the pack
+	if err := v.DeletePoint(context.Background(), pa.ID); err != nil {
+		t.Fatal(err)
+	}
+	if r := collect(t, v); r.ThinPacks == 0 {
+		t.Fatalf("nothing rewritten: %+v", r)
+	}
+	if left := storedBytes(t, store); left > 21*testChunk+8192 {
+		t.Fatalf("%d bytes left", left)
+	}
+	requireContent(t, v, pp, part.data)
+}
+
+// A session that counts on a chunk keeps it alive, although the only point that held it is deleted and collected
+// meanwhile. Later sessions do not count on what is condemned.
+func TestARunningSessionKeepsWhatItCountsOn(t *testing.T) {
+	ctx := context.Background()
+	store := mem.New()
+	key := newVault(t, store)
+	v := openVault(t, store, key)
+	d := randomDisk(1, 40)
+	old := backUpWhole(t, v, d)
+
+	s := begin(t, openVault(t, store, key))
+	clone := &disk{data: bytes.Clone(d.data)}
+	if err := put(ctx, s, clone, extent.Of(extent.Extent{Len: int64(len(d.data))}), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.DeletePoint(ctx, old.ID); err != nil {
+		t.Fatal(err)
+	}
+	if r := collect(t, v); r.FreedBytes > 0 || r.WaitingPacks == 0 || len(r.WaitingFor) == 0 {
+		t.Fatalf("did not wait for the session: %+v", r)
+	}
+	late := backUpWhole(t, openVault(t, store, key), &disk{data: bytes.Clone(d.data)})
+	p := newPoint("clone", clone)
+	if err := s.Commit(ctx, p); err != nil {
+		t.Fatal(err)
+	}
+	collect(t, v)
+	collect(t, v)
+	again := openVault(t, store, key)
+	requireContent(t, again, p, d.data)
+	requireContent(t, again, late, d.data)
+	if left := storedBytes(t, store); left > 41*testChunk+8192 {
+		t.Fatalf("both copies are still there: %d bytes", left)
+	}
+}
+
+func TestOnlyOneCollects(t *testing.T) {
+	store := mem.New()
+	key := newVault(t, store)
+	v := openVault(t, store, key)
+	backUpWhole(t, v, randomDisk(1, 4))
+	var nested error
+	_, err := v.CollectGarbage(context.Background(), vault.GCOptions{Log: func(string, ...any) {
+		_, nested = openVault(t, store, key).CollectGarbage(context.Background(), vault.GCOptions{})
+	}})
+	if err != nil || !errors.Is(nested, vault.ErrBusy) {
+		t.Fatalf("%v, the second: %v", err, nested)
+	}
+}
+
+// Sessions, readers, deletions and collections of several open vaults at once: every point that is there reads back.
+func TestEverythingAtOnce(t *testing.T) {
+	ctx := context.Background()
+	store := mem.New()
+	key := newVault(t, store)
+	var wg sync.WaitGroup
+	for w := range uint64(3) {
+		v := openVault(t, store, key)
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			rng := rand.New(rand.NewPCG(w, 3))
+			d := &disk{data: make([]byte, 20*testChunk)}
+			for range 8 {
+				data, zero := d.scribble(rng)
+				s, err := v.Begin(ctx)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := put(ctx, s, d, data, zero); err != nil {
+					t.Error(err)
+				}
+				p := newPoint("vm", d)
+				if err := s.Commit(ctx, p); err != nil {
+					t.Error(err)
+				}
+				if got, err := restore(ctx, v, p.Disks[0]); err != nil || !bytes.Equal(got, d.data) {
+					t.Errorf("point differs: %v", err)
+				}
+				if rng.IntN(2) == 0 {
+					if err := v.DeletePoint(ctx, p.ID); err != nil {
+						t.Error(err)
+					}
+					d.root, d.used = "", 0
+					clear(d.data)
+				}
+			}
+		}()
+	}
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		v := openVault(t, store, key)
+		for range 15 {
+			if _, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	wg.Wait()
+	v := openVault(t, store, key)
+	collect(t, v)
+	r, err := v.Check(ctx, vault.CheckOptions{ReadData: true})
+	if err != nil || len(r.Damage) > 0 {
+		t.Fatalf("%v %v", r.Damage, err)
+	}
+}
