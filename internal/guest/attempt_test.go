@@ -298,6 +298,49 @@ func TestReportComesWithTheQuiesce(t *testing.T) {
 	})
 }
 
+// While the guest is not held yet, which may last long, its agent's socket is free for others.
+func TestAgentIsNotOccupiedBeforeTheQuiesce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := plain()
+		requests, in := io.Pipe()
+		replies := make(chan reply, 8)
+		open, opened, closed := pipeOpener(g), 0, 0
+		counting := func(ctx context.Context, name string) (hypervisor.Agent, error) {
+			opened++
+			agent, err := open(ctx, name)
+			return closeCounter{agent, &closed}, err
+		}
+		done := make(chan error)
+		go func() { done <- guard(t.Context(), requests, func(r reply) { replies <- r }, counting) }()
+		enc := json.NewEncoder(in)
+		enc.Encode(request{Do: doBegin, Spec: &GuardSpec{Machine: "m", Want: point.Filesystem}, StateDir: t.TempDir()})
+		<-replies
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if opened != 1 || closed != 1 {
+			t.Errorf("before the quiesce: opened %d times, closed %d times", opened, closed)
+		}
+		enc.Encode(request{Do: doQuiesce})
+		<-replies
+		enc.Encode(request{Do: doThaw})
+		r := <-replies
+		in.Close()
+		if err := <-done; err != nil || r.Outcome.Level != point.Filesystem || !g.Thawed() || opened != 2 || closed != 2 {
+			t.Errorf("got %+v, %v; opened %d times, closed %d times", r, err, opened, closed)
+		}
+	})
+}
+
+type closeCounter struct {
+	hypervisor.Agent
+	n *int
+}
+
+func (c closeCounter) Close() error {
+	*c.n++
+	return c.Agent.Close()
+}
+
 // Whatever goes wrong and wherever: the guest is released, no longer held than allowed, and a level above crash is the truth.
 func TestAnyFaultEndsInATrueLevelAndAThawedGuest(t *testing.T) {
 	commands := []string{"guest-sync-delimited", "guest-info", "guest-get-osinfo", "guest-file-open", "guest-file-read", "guest-exec",
