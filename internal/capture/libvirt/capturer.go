@@ -218,6 +218,14 @@ func (s *session) dropOlder(ctx context.Context) error {
 			return fmt.Errorf("commit capture of %s: %w", s.dom.Name, err)
 		}
 	}
+	// A bitmap whose checkpoint libvirt has lost is of no use to anybody.
+	for _, d := range s.disks {
+		if d.orphan != "" {
+			if err := dropBitmap(ctx, s.client, s.dom, d.orphan); err != nil {
+				return fmt.Errorf("commit capture of %s: %w", s.dom.Name, err)
+			}
+		}
+	}
 	return nil
 }
 

@@ -20,6 +20,7 @@ type disk struct {
 	plan    capture.DiskPlan
 	since   string // checkpoint that changes are counted from; "" if the disk is read whole
 	why     string // why it is read whole
+	orphan  string // bitmap that may be left without a checkpoint
 	dirty   int64  // bytes changed since, as far as is known
 	scratch string // path of the scratch image
 	bound   int64  // bytes that the scratch image can grow to
@@ -117,6 +118,7 @@ func (s *session) judge(ctx context.Context, d *disk, checkpoints map[string]boo
 		d.whole("bitmap " + last + " of the last point belongs to another vault")
 	case !checkpoints[last]:
 		d.whole("libvirt has no checkpoint " + last)
+		d.orphan = last
 	case d.Size != d.plan.LastSize:
 		d.whole(fmt.Sprintf("the disk was resized from %d to %d bytes", d.plan.LastSize, d.Size))
 	default:

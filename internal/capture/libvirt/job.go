@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
@@ -63,6 +66,9 @@ func (s *session) ended(ctx context.Context) error {
 		if ok, told := stats["success"].(bool); ok || !told {
 			total := int64(stats.Uint("disk_total"))
 			s.plan.Progress(total, total)
+			if err := s.closed(ctx); err != nil {
+				return err
+			}
 			return s.state.note(func(r *record) { r.Job = false })
 		}
 	}
@@ -73,4 +79,48 @@ func (s *session) ended(ctx context.Context) error {
 		return errNoJob
 	}
 	return errors.New("the backup job did not end well")
+}
+
+// closed waits until QEMU has closed the scratch images. libvirt says that the job has ended before it has QEMU do so, and only then
+// are the tables of an image in the file.
+func (s *session) closed(ctx context.Context) error {
+	// libvirt closes the images within the same job on the machine that told of the end: what needs a job of its own comes after.
+	if _, err := s.client.DomainBlockInfo(ctx, s.dom, s.disks[0].Name); err != nil {
+		return fmt.Errorf("wait until QEMU has closed the scratch images: %w", err)
+	}
+	tick := time.NewTicker(pollEvery / 20)
+	defer tick.Stop()
+	for _, d := range s.disks {
+		for {
+			open, err := lockedByQEMU(d.scratch)
+			if err != nil {
+				return fmt.Errorf("wait until QEMU has closed the scratch image of %s: %w", d.Name, err)
+			}
+			if !open {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-s.client.Closed():
+				return rpc.ErrClosed
+			case <-tick.C:
+			}
+		}
+	}
+	return nil
+}
+
+// lockedByQEMU reports whether a QEMU has an image open: it then holds locks on some of the bytes 100 to 299.
+func lockedByQEMU(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 200}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+		return false, nil // a file system without locks
+	}
+	return lock.Type != unix.F_UNLCK, nil
 }

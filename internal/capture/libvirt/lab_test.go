@@ -191,7 +191,11 @@ func (l *lab) same(want map[string][]byte) {
 	l.Helper()
 	for _, name := range disks {
 		if !bytes.Equal(l.replica[name], want[name]) {
-			l.Errorf("replica of %s differs from the disk", name)
+			at := 0
+			for l.replica[name][at] == want[name][at] {
+				at++
+			}
+			l.Errorf("replica of %s differs from the disk: byte %d is %d, want %d; last read %+v", name, at, l.replica[name][at], want[name][at], l.reads[name])
 		}
 	}
 }

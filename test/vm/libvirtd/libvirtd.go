@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ func New(tb testing.TB) *Daemon {
 	}
 	tb.Cleanup(func() { os.RemoveAll(dir) })
 	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "r/libvirt/libvirt-sock"), tb: tb}
-	d.URI = "qemu+unix:///session?socket=" + d.Socket
+	d.URI = "qemu+unix:///session?socket=" + d.Socket + "&config=" + filepath.Join(dir, "c/libvirt")
 	for _, sub := range []string{"c/libvirt", "r", "k", "d"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			tb.Fatal(err)
@@ -55,6 +56,7 @@ func New(tb testing.TB) *Daemon {
 	}
 	write(tb, filepath.Join(dir, "libvirtd.conf"), fmt.Sprintf("log_outputs=\"3:file:%s/log\"\nkeepalive_interval=1\n", dir))
 	write(tb, filepath.Join(dir, "c/libvirt/qemu.conf"), "security_driver = \"none\"\nstdio_handler = \"file\"\n")
+	d.loadProbes()
 	d.run()
 	tb.Cleanup(d.stop)
 	d.wait()
@@ -90,9 +92,35 @@ func (d *Daemon) run() {
 	}
 }
 
+// probes is what daemons of this process found out about the QEMU binaries, by file name: asking again takes each a second.
+var probes sync.Map
+
+func (d *Daemon) probeDir() string { return filepath.Join(d.Dir, "k/libvirt/qemu/capabilities") }
+
+func (d *Daemon) loadProbes() {
+	d.tb.Helper()
+	if err := os.MkdirAll(d.probeDir(), 0o700); err != nil {
+		d.tb.Fatal(err)
+	}
+	probes.Range(func(name, text any) bool {
+		write(d.tb, filepath.Join(d.probeDir(), name.(string)), text.(string))
+		return true
+	})
+}
+
+func (d *Daemon) saveProbes() {
+	names, _ := filepath.Glob(filepath.Join(d.probeDir(), "*.xml"))
+	for _, name := range names {
+		if text, err := os.ReadFile(name); err == nil {
+			probes.Store(filepath.Base(name), string(text))
+		}
+	}
+}
+
 func (d *Daemon) stop() {
 	d.cmd.Process.Kill()
 	d.cmd.Wait()
+	d.saveProbes()
 	if d.tb.Failed() {
 		for _, name := range []string{"out", "log"} {
 			if text, err := os.ReadFile(filepath.Join(d.Dir, name)); err == nil && len(text) > 0 {
