@@ -72,12 +72,13 @@ func (c *Client) ExecuteOOB(ctx context.Context, command string, args, result an
 }
 
 // AddFD hands QEMU a duplicate of f as a new file descriptor set and returns its number: /dev/fdset/N names the file in
-// blockdev-add. QEMU drops the set when nobody uses it and this connection has ended, or on remove-fd.
-func (c *Client) AddFD(ctx context.Context, f *os.File) (set int, err error) {
+// blockdev-add. QEMU drops the set when nobody uses it and this connection has ended, or on remove-fd. The label is shown by
+// query-fdsets as "opaque".
+func (c *Client) AddFD(ctx context.Context, f *os.File, label string) (set int, err error) {
 	var got struct {
 		Set int `json:"fdset-id"`
 	}
-	err = c.run(ctx, "execute", "add-fd", nil, &got, f)
+	err = c.run(ctx, "execute", "add-fd", map[string]any{"opaque": label}, &got, f)
 	return got.Set, err
 }
 

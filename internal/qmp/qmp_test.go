@@ -213,7 +213,7 @@ func TestRealQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	set, err := c.AddFD(t.Context(), f)
+	set, err := c.AddFD(t.Context(), f, "hf")
 	if err != nil {
 		t.Fatal(err)
 	}

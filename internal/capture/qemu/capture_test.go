@@ -1,0 +1,167 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/point"
+)
+
+// cycle takes one point of v into w and checks it against what the guest had at the instant; the guest writes on while the copy runs.
+func cycle(t *testing.T, v *vm, w *vault, c *Capturer, rng *rand.Rand, limit int64) *capture.Result {
+	t.Helper()
+	var want map[string][]byte
+	var steps []string
+	hooks := capture.Hooks{
+		Quiesce: func(context.Context) error { steps = append(steps, "quiesce"); return nil },
+		Frozen: func(context.Context) error {
+			steps = append(steps, "frozen")
+			want = v.snapshot()
+			v.writeDuring(rng, 12, 0)
+			return nil
+		},
+		Thaw: func(context.Context) error { steps = append(steps, "thaw"); v.writeDuring(rng, 12, 1); return nil },
+	}
+	res, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), limit), hooks, w.take)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(steps, " "); got != "quiesce frozen thaw" {
+		t.Fatalf("hooks ran as %q", got)
+	}
+	v.settle()
+	w.require(want)
+	w.commit(res)
+	v.requireClean(w.keep()...)
+	return res
+}
+
+func TestFullAndIncrements(t *testing.T) {
+	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(1, 1))
+	c := v.capturer()
+	v.write(rng, 60)
+	res := cycle(t, v, w, c, rng, 0)
+	for _, d := range res.Disks {
+		if d.Tracked || d.Reason == "" || d.Bitmap == "" || d.Size != diskSize || d.Read == 0 || d.Read == diskSize {
+			t.Errorf("first point: %+v", d)
+		}
+	}
+	for range 6 {
+		v.write(rng, 15)
+		res := cycle(t, v, w, c, rng, 0)
+		if res.Rung != point.Push || res.Reason != "" {
+			t.Errorf("rung %s, %s", res.Rung, res.Reason)
+		}
+		for _, d := range res.Disks {
+			if !d.Tracked || d.Reason != "" || d.Read > diskSize/2 {
+				t.Errorf("increment: %+v", d)
+			}
+		}
+	}
+}
+
+// A point that was not committed does not count: the next one is counted from the one before.
+func TestAbortedPointLosesNothing(t *testing.T) {
+	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(2, 1))
+	c := v.capturer()
+	cycle(t, v, w, c, rng, 0)
+	v.write(rng, 20)
+	before := w.disks
+	w.disks = map[string][]byte{}
+	res, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, w.take)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, w.take); !errors.Is(err, ErrBusy) {
+		t.Errorf("second capture at the same time: %v", err)
+	}
+	if _, err := c.Reconcile(t.Context(), "guest", vaultID, nil); !errors.Is(err, ErrBusy) {
+		t.Errorf("reconcile while a capture runs: %v", err)
+	}
+	if err := res.Abort(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v.requireClean(w.keep()...)
+	w.disks = before
+	v.write(rng, 20)
+	if res := cycle(t, v, w, c, rng, 0); !res.Disks[0].Tracked {
+		t.Errorf("after an aborted point: %+v", res.Disks[0])
+	}
+}
+
+// Any disk goes through little scratch, and what the guest writes while slices are copied is in the point.
+func TestSlices(t *testing.T) {
+	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(3, 1))
+	c := v.capturer()
+	v.write(rng, 300)
+	take := func(ctx context.Context, r capture.Read) error {
+		v.write(rng, 3)
+		return w.take(ctx, r)
+	}
+	for i, limit := range []int64{4 << 20, 4 << 20, 3 << 20} {
+		v.write(rng, 40*i)
+		var want map[string][]byte
+		hooks := capture.Hooks{Frozen: func(context.Context) error { want = v.snapshot(); return nil }}
+		res, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), limit), hooks, take)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.require(want)
+		if res.Rung != point.SlicedPush || res.Reason == "" {
+			t.Errorf("rung %s, %q", res.Rung, res.Reason)
+		}
+		w.commit(res)
+		v.requireClean(w.keep()...)
+	}
+	cycle(t, v, w, c, rng, 0)
+}
+
+func TestTooLittleScratch(t *testing.T) {
+	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(4, 1))
+	v.write(rng, 100)
+	_, err := v.capturer().Capture(t.Context(), "guest", w.plan(v.scratch(), 512<<10), capture.Hooks{}, w.take)
+	var need *capture.NeedScratch
+	if !errors.As(err, &need) || need.Have != 512<<10 || need.Need <= need.Have {
+		t.Errorf("capture returned %v", err)
+	}
+	v.requireClean()
+}
+
+// Whatever the quiesce, the sink or the machine's files do, an error leaves nothing and the guest is thawed.
+func TestFailuresOfTheCaller(t *testing.T) {
+	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(5, 1))
+	c := v.capturer()
+	cycle(t, v, w, c, rng, 0)
+	boom := errors.New("boom")
+	fail := func(context.Context) error { return boom }
+	for _, tt := range []struct {
+		name  string
+		hooks capture.Hooks
+		sink  capture.Sink
+		thaws int
+	}{
+		{"quiesce", capture.Hooks{Quiesce: fail}, w.take, 0},
+		{"frozen", capture.Hooks{Frozen: fail}, w.take, 1},
+		{"sink", capture.Hooks{}, func(context.Context, capture.Read) error { return boom }, 1},
+	} {
+		v.write(rng, 10)
+		thaws := 0
+		tt.hooks.Thaw = func(context.Context) error { thaws++; return nil }
+		_, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), tt.hooks, tt.sink)
+		if !errors.Is(err, boom) || thaws != tt.thaws {
+			t.Errorf("%s fails: %v, thawed %d times", tt.name, err, thaws)
+		}
+		v.requireClean(w.keep()...)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	hooks := capture.Hooks{Frozen: func(context.Context) error { cancel(); return nil }}
+	if _, err := c.Capture(ctx, "guest", w.plan(v.scratch(), 0), hooks, w.take); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled capture: %v", err)
+	}
+	v.requireClean(w.keep()...)
+	cycle(t, v, w, c, rng, 0)
+}

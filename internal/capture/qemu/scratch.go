@@ -1,0 +1,182 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/qcow2"
+)
+
+const (
+	leastFree   = 32 << 20 // bytes that are left free in the scratch's file system
+	backupBlock = 64 << 10 // QEMU copies no less at a time
+)
+
+// measureScratch returns how many bytes may be used: the limit, but never the last tenth of what is free.
+func measureScratch(sc capture.Scratch) (int64, error) {
+	if err := os.MkdirAll(sc.Dir, 0o700); err != nil {
+		return 0, fmt.Errorf("make scratch directory: %w", err)
+	}
+	free, err := freeBytes(sc.Dir)
+	if err != nil {
+		return 0, err
+	}
+	have := free - free/10
+	if sc.Limit > 0 {
+		have = min(have, sc.Limit)
+	}
+	return have, nil
+}
+
+func freeBytes(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("measure scratch directory %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// need returns how much scratch a push of d takes at most. For a whole disk it is an estimate: compressed images hold more than they
+// occupy, and sparse ones are copied in larger blocks; the copy is watched.
+func (s *session) need(d *disk) int64 {
+	if d.tracked() {
+		return s.needFor(d, d.dirty)
+	}
+	data := d.Size
+	if d.Allocated > 0 {
+		data = min(d.Size, d.Allocated+d.Allocated/4)
+	}
+	return data + s.overhead(d.Size, d.Size)
+}
+
+// needFor returns the scratch that dirty marked bytes of d take at most.
+func (s *session) needFor(d *disk, dirty int64) int64 {
+	data := min(d.Size, dirty*max(1, backupBlock/s.plan.Granule))
+	return data + s.overhead(d.Size, data)
+}
+
+// overhead returns what a qcow2 image of a disk of size bytes occupies beside data bytes, wherever on the disk they are.
+func (s *session) overhead(size, data int64) int64 {
+	g := s.plan.Granule
+	perTable := g / 8 * g // bytes of disk that one table maps
+	tables := min(size/perTable+1, data/g+1)
+	l1 := (size/perTable + 1) * 8
+	refcounts := (data/g + tables) * 2
+	return tables*g + roundUp(l1, g) + 2*roundUp(refcounts, g) + 8*g
+}
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+// image is a file that QEMU has as a node. It has no name any more.
+type image struct {
+	file     *os.File
+	set      int // QEMU's descriptor set
+	node     string
+	reserved int64
+}
+
+// close gives the space back even if QEMU still has the file open: it drops descriptors of sets only while its machine runs.
+func (m *image) close() error {
+	if err := m.file.Truncate(0); err != nil && !errors.Is(err, syscall.EINVAL) { // a read-only descriptor can not
+		return errors.Join(fmt.Errorf("empty scratch image: %w", err), m.file.Close())
+	}
+	return m.file.Close()
+}
+
+// path leads to the file in spite of its having no name.
+func (m *image) path() string { return fmt.Sprintf("/proc/self/fd/%d", m.file.Fd()) }
+
+// size returns how far the file reaches. QEMU writes from the front, so that this is the space it took.
+func (m *image) size() (int64, error) {
+	st, err := m.file.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("measure scratch image: %w", err)
+	}
+	return st.Size(), nil
+}
+
+// addScratch makes the scratch image of c, reserves its space and gives it to QEMU.
+func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
+	img, err := s.newImage(c.disk, fmt.Sprint(ours, "s", c.index), os.O_RDWR, qcow2.CreateOptions{ClusterSize: int(s.plan.Granule)})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.reserve(img, c.need); err != nil {
+		return nil, err
+	}
+	return img, s.addImage(ctx, img, false)
+}
+
+// newImage makes an image of the disk's size and unlinks it. It is open until closeImages.
+func (s *session) newImage(d *disk, node string, flag int, o qcow2.CreateOptions) (*image, error) {
+	path := filepath.Join(s.plan.Scratch.Dir, scratchPrefix(s.plan)+d.Name+".qcow2")
+	if err := qcow2.Create(path, d.Size, o); err != nil {
+		return nil, fmt.Errorf("make scratch image: %w", err)
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if removeErr := os.Remove(path); err == nil && removeErr != nil {
+		f.Close()
+		err = removeErr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open scratch image: %w", err)
+	}
+	img := &image{file: f, node: node}
+	s.images = append(s.images, img)
+	return img, nil
+}
+
+// reserve takes n bytes from the file system ahead, where it can.
+func (s *session) reserve(img *image, n int64) error {
+	err := unix.Fallocate(int(img.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
+	switch {
+	case err == nil:
+		img.reserved = n
+		return nil
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EFBIG), errors.Is(err, syscall.EDQUOT):
+		return s.short(n)
+	case errors.Is(err, syscall.EOPNOTSUPP), errors.Is(err, syscall.ENOSYS):
+		return nil
+	}
+	return fmt.Errorf("reserve %d bytes of scratch: %w", n, err)
+}
+
+// closeImages closes all images; QEMU must have none of them any more.
+func (s *session) closeImages() error {
+	var errs []error
+	for _, img := range s.images {
+		errs = append(errs, img.close())
+	}
+	s.images = nil
+	return errors.Join(errs...)
+}
+
+func (s *session) addImage(ctx context.Context, img *image, readOnly bool) error {
+	cmdCtx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	var err error
+	if img.set, err = s.mon.AddFD(cmdCtx, img.file, ours); err != nil {
+		return fmt.Errorf("hand scratch image to QEMU: %w", err)
+	}
+	file := args{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", img.set), "cache": args{"no-flush": true}}
+	a := args{"driver": "qcow2", "node-name": img.node, "file": file, "read-only": readOnly}
+	if err := run(ctx, s.mon, "blockdev-add", a, nil); err != nil {
+		return fmt.Errorf("add scratch image to QEMU: %w", err)
+	}
+	return nil
+}
+
+// removeImage takes the image away from QEMU; the file stays open here.
+func (s *session) removeImage(ctx context.Context, img *image) error {
+	if err := run(ctx, s.mon, "blockdev-del", args{"node-name": img.node}, nil); err != nil {
+		return fmt.Errorf("take scratch image from QEMU: %w", err)
+	}
+	return run(ctx, s.mon, "remove-fd", args{"fdset-id": img.set}, nil)
+}

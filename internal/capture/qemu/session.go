@@ -1,0 +1,259 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/qmp"
+)
+
+// session is one capture. Only deliver uses several goroutines.
+type session struct {
+	capturer *Capturer
+	plan     capture.Plan
+	hooks    capture.Hooks
+	sink     capture.Sink
+	state    *stateFile
+
+	mon    monitor
+	disks  []*disk
+	images []*image // made and not yet closed
+	have   int64    // bytes of scratch that may be used
+	soft   bool     // QEMU gives up the backup, not the guest's write, when the scratch fails
+
+	instant time.Time
+	rung    point.Rung
+	reason  string
+}
+
+// disk is one disk of the session.
+type disk struct {
+	hypervisor.Disk
+	plan    capture.DiskPlan
+	bitmaps []bitmap
+
+	reason     string // why the last bitmap is not trusted; "" if it is
+	dirty      int64  // bytes that the last bitmap marks, if trusted
+	tracking   bool   // the new epoch can be recorded
+	persistent bool   // and stored in the image
+	read       int64  // bytes handed to the sink
+}
+
+func (d *disk) tracked() bool { return d.reason == "" }
+
+func (s *session) capture(ctx context.Context, machine string) (*capture.Result, error) {
+	if err := s.prepare(ctx, machine); err != nil {
+		return nil, err
+	}
+	if err := s.copyAll(ctx); err != nil {
+		return nil, err
+	}
+	res := &capture.Result{Rung: s.rung, Reason: s.reason, Instant: s.instant, Commit: s.commit, Abort: s.abort}
+	for _, d := range s.disks {
+		r := capture.DiskResult{Name: d.Name, Size: d.Size, Read: d.read, Tracked: d.tracked(), Reason: d.reason}
+		if d.tracking {
+			r.Bitmap = s.epoch()
+		}
+		res.Disks = append(res.Disks, r)
+	}
+	return res, nil
+}
+
+func (s *session) epoch() string { return capture.BitmapName(s.plan.Vault, s.plan.Epoch) }
+
+// copyAll pushes everything at once if it fits, in slices otherwise.
+func (s *session) copyAll(ctx context.Context) error {
+	s.rung = point.Push
+	var need int64
+	for _, d := range s.disks {
+		need += s.need(d)
+	}
+	if need > s.have {
+		return s.copySlices(ctx, need)
+	}
+	err := s.push(ctx)
+	var short *capture.NeedScratch
+	if errors.As(err, &short) {
+		s.plan.Log("%v: going on in slices", err)
+		return s.copySlices(ctx, short.Need)
+	}
+	return err
+}
+
+// push copies all disks in one instant.
+func (s *session) push(ctx context.Context) error {
+	var copies []*diskCopy
+	for _, d := range s.disks {
+		c := &diskCopy{disk: d, need: s.need(d), whole: !d.tracked()}
+		if d.tracked() {
+			c.bitmap, c.mode = d.plan.LastBitmap, "never"
+		}
+		copies = append(copies, c)
+	}
+	return s.copyOut(ctx, copies, s.takeInstant)
+}
+
+// prepare does all that is slow, cleans what an earlier capture left, and decides which records of changes to trust.
+func (s *session) prepare(ctx context.Context, machine string) error {
+	var err error
+	if s.mon, err = s.capturer.open(ctx); err != nil {
+		return err
+	}
+	if s.have, err = measureScratch(s.plan.Scratch); err != nil {
+		return err
+	}
+	committed := make(map[string]bool)
+	for _, d := range s.plan.Disks {
+		committed[d.LastBitmap] = true
+	}
+	if _, err := s.state.recover(ctx, s.mon, committed); err != nil {
+		return fmt.Errorf("clean up after an earlier capture: %w", err)
+	}
+	if err := s.state.begin(s.plan); err != nil {
+		return err
+	}
+	if s.soft, err = breaksSnapshot(ctx, s.mon); err != nil {
+		return err
+	}
+	if err := s.findDisks(ctx, machine); err != nil {
+		return err
+	}
+	for _, d := range s.disks {
+		if err := s.prepareBitmaps(ctx, d); err != nil {
+			return fmt.Errorf("disk %s: %w", d.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *session) findDisks(ctx context.Context, machine string) error {
+	m, err := s.capturer.machine(ctx, machine) // again: what was cleaned up may have hidden the disks' own nodes
+	if err != nil {
+		return err
+	}
+	nodes, err := queryNodes(ctx, s.mon)
+	if err != nil {
+		return err
+	}
+	for _, p := range s.plan.Disks {
+		d := &disk{plan: p}
+		for _, have := range m.Disks {
+			if have.Name == p.Name {
+				d.Disk = have
+			}
+		}
+		n := nodes[d.Node]
+		if n == nil {
+			return fmt.Errorf("disk %s: the machine has no such disk", p.Name)
+		}
+		d.bitmaps = n.Bitmaps
+		d.reason = doubt(n, d.Size, p, s.plan.Granule)
+		if b := n.bitmap(p.LastBitmap); b != nil {
+			d.dirty = b.Count
+		}
+		s.disks = append(s.disks, d)
+	}
+	return nil
+}
+
+// doubt returns why the record of changes since the last point may not be trusted, "" if it may.
+func doubt(n *node, size int64, p capture.DiskPlan, granule int64) string {
+	if p.LastBitmap == "" {
+		return "there is no earlier point to count changes from"
+	}
+	b := n.bitmap(p.LastBitmap)
+	switch {
+	case b == nil:
+		return "the record of changes since the last point is lost"
+	case b.Inconsistent:
+		return "the record of changes is inconsistent: QEMU did not end cleanly"
+	case b.Busy:
+		return "the record of changes is in use by another job"
+	case !b.Recording:
+		return "the recording of changes was stopped"
+	case b.Granularity != granule:
+		return fmt.Sprintf("changes were recorded in blocks of %d bytes, not %d", b.Granularity, granule)
+	case size != p.LastSize:
+		return fmt.Sprintf("the disk was resized from %d to %d bytes", p.LastSize, size)
+	}
+	return ""
+}
+
+// prepareBitmaps removes our bitmaps that are of no use and finds out how the new epoch can be recorded. A bitmap that
+// QEMU refuses must not be found out while the guest holds its writes.
+func (s *session) prepareBitmaps(ctx context.Context, d *disk) error {
+	for _, b := range d.bitmaps {
+		stray := strings.HasPrefix(b.Name, capture.BitmapPrefix(s.plan.Vault)) && (b.Name != d.plan.LastBitmap || b.Inconsistent)
+		if !stray || b.Busy {
+			continue
+		}
+		s.plan.Log("disk %s: removing bitmap %s", d.Name, b.Name)
+		if err := removeBitmap(ctx, s.mon, d.Node, b.Name); err != nil {
+			return err
+		}
+	}
+	for _, persistent := range []bool{true, false} {
+		if persistent && !d.Persistent {
+			continue
+		}
+		err := s.tryBitmap(ctx, d, persistent)
+		if err == nil {
+			d.tracking, d.persistent = true, persistent
+			return nil
+		}
+		if !qmp.Refused(err) {
+			return err
+		}
+		s.plan.Log("disk %s: changes can not be recorded (persistent: %t): %v", d.Name, persistent, err)
+	}
+	return nil
+}
+
+func (s *session) tryBitmap(ctx context.Context, d *disk, persistent bool) error {
+	a := addBitmap(s.epoch(), d.Node, s.plan.Granule, persistent).Data
+	a["disabled"] = true
+	if err := run(ctx, s.mon, "block-dirty-bitmap-add", a, nil); err != nil {
+		return err
+	}
+	return removeBitmap(ctx, s.mon, d.Node, s.epoch())
+}
+
+// takeInstant is the transaction at the point in time, with the hooks around it and the new epoch begun in it.
+func (s *session) takeInstant(ctx context.Context, actions []action) error {
+	for _, d := range s.disks {
+		if d.tracking {
+			actions = append(actions, addBitmap(s.epoch(), d.Node, s.plan.Granule, d.persistent))
+		}
+	}
+	if s.hooks.Quiesce != nil {
+		if err := s.hooks.Quiesce(ctx); err != nil {
+			return fmt.Errorf("quiesce: %w", err)
+		}
+	}
+	s.instant = time.Now().UTC()
+	err := s.transaction(ctx, actions)
+	if err == nil && s.hooks.Frozen != nil {
+		if err = s.hooks.Frozen(ctx); err != nil {
+			err = fmt.Errorf("read the machine's files: %w", err)
+		}
+	}
+	if s.hooks.Thaw != nil {
+		if thawErr := s.hooks.Thaw(context.WithoutCancel(ctx)); thawErr != nil {
+			err = errors.Join(err, fmt.Errorf("thaw: %w", thawErr))
+		}
+	}
+	return err
+}
+
+func (s *session) transaction(ctx context.Context, actions []action) error {
+	if err := run(ctx, s.mon, "transaction", args{"actions": actions}, nil); err != nil {
+		return fmt.Errorf("take the instant: %w", err)
+	}
+	return nil
+}
