@@ -1,0 +1,13 @@
+// Package vm is the guest lab: it boots a real Debian guest for tests and for the demo.
+//
+// The guest is built from Debian packages by the recipe in image and cached by the hash of that
+// recipe. It has three disks: vda, the system, qcow2; vdb, qcow2 on an iothread; vdc, raw. Inside,
+// the jobs of [Options.Work] write: "disks" runs the writer of package wgen across vdb and vdc,
+// "db" commits numbered rows to a SQLite database on the system disk. What they have made durable
+// they say on the console: "ACKED n" and "COMMITTED n".
+//
+// The lab has a monitor and an agent channel of its own, so that a test looks into a guest without
+// taking the ones that the product uses, frozen or not. KVM is used where there is one.
+//
+// Whatever a test starts here ends with the test, and with the test process if that is killed.
+package vm
