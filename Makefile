@@ -1,0 +1,46 @@
+# Run plain `make` for the list of targets.
+SHELL := /bin/bash
+
+# Guest tests boot virtual machines, one package at a time and without the race detector, which
+# would see nothing of what runs in them. Everything else runs with it.
+NOT_GUESTS = $$(go list ./... | grep -v '/holdfast/test/') ./test/vm/wgen
+
+.PHONY: help setup build image test unit guest lint demo bench clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 9
+
+setup: ## install the Debian packages that are missing
+	@./scripts/setup
+
+build: ## build bin/holdfast
+	go build -trimpath -o bin/holdfast ./cmd/holdfast
+
+image: setup ## build the guest of the lab, unless it is cached
+	go run ./test/vm/cmd/labvm --image
+
+test: setup ## vet, all tests with the race detector, then the tests that boot guests
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory guest
+
+unit: ## vet, and all tests that boot no guest
+	go vet ./...
+	go test -race -timeout 10m $(NOT_GUESTS)
+
+guest: image ## the tests that boot guests
+	go test -count=1 -p 1 -timeout 15m ./test/...
+
+lint: ## gofmt, vet and staticcheck
+	@unformatted=$$(gofmt -l cmd internal test $$(ls -d bench packaging 2>/dev/null)); \
+	if [ -n "$$unformatted" ]; then echo "gofmt -l:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+
+demo: setup build ## back a running guest up, lose it, get it back
+	@./test/demo/run
+
+bench: setup build ## compare speed and size with other programs
+	@./bench/run
+
+clean: ## remove what was built here; the guest image stays in the cache
+	rm -rf bin
