@@ -41,6 +41,7 @@ func cycle(t *testing.T, v *vm, w *vault, c *Capturer, rng *rand.Rand, limit int
 }
 
 func TestFullAndIncrements(t *testing.T) {
+	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(1, 1))
 	c := v.capturer()
 	v.write(rng, 60)
@@ -66,6 +67,7 @@ func TestFullAndIncrements(t *testing.T) {
 
 // A point that was not committed does not count: the next one is counted from the one before.
 func TestAbortedPointLosesNothing(t *testing.T) {
+	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(2, 1))
 	c := v.capturer()
 	cycle(t, v, w, c, rng, 0)
@@ -95,6 +97,7 @@ func TestAbortedPointLosesNothing(t *testing.T) {
 
 // Any disk goes through little scratch, and what the guest writes while slices are copied is in the point.
 func TestSlices(t *testing.T) {
+	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(3, 1))
 	c := v.capturer()
 	v.write(rng, 300)
@@ -121,6 +124,7 @@ func TestSlices(t *testing.T) {
 }
 
 func TestTooLittleScratch(t *testing.T) {
+	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(4, 1))
 	v.write(rng, 100)
 	_, err := v.capturer().Capture(t.Context(), "guest", w.plan(v.scratch(), 512<<10), capture.Hooks{}, w.take)
@@ -133,6 +137,7 @@ func TestTooLittleScratch(t *testing.T) {
 
 // Whatever the quiesce, the sink or the machine's files do, an error leaves nothing and the guest is thawed.
 func TestFailuresOfTheCaller(t *testing.T) {
+	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(5, 1))
 	c := v.capturer()
 	cycle(t, v, w, c, rng, 0)

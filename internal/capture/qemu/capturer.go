@@ -96,7 +96,7 @@ func (c *Capturer) capture(ctx context.Context, machine string, plan capture.Pla
 		return nil, err
 	}
 	s := &session{capturer: c, plan: plan, hooks: hooks, sink: sink, state: state}
-	res, err := s.capture(ctx, machine)
+	res, err := s.capture(ctx, m)
 	if err == nil {
 		return res, nil
 	}

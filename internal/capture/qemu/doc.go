@@ -7,7 +7,7 @@
 // recorded and pushed again, at last in one transaction for all disks, so that the result is exact.
 //
 // What a capture puts into QEMU for its own duration, jobs, nodes and bitmaps, is named hf-cap-…; the bitmaps of epochs are named by
-// [capture.BitmapName]. Scratch images are unlinked before QEMU sees them, as descriptors. A state file written ahead lets
+// [capture.BitmapName]. Scratch images are unlinked before QEMU sees them, as descriptors; those of a stopped machine as soon as it has opened them. A state file written ahead lets
 // [Capturer.Reconcile] find the rest after a kill, and its lock lets one capture of a machine run at a time.
 //
 // Bitmaps and jobs are named by node, never by device: during a backup the device's name stands for the filter above the disk, a

@@ -21,6 +21,7 @@ type monitor interface {
 	AddFD(ctx context.Context, f *os.File, label string) (int, error)
 	Subscribe() *qmp.Subscription
 	Version() qmp.Version
+	PeerPID() int
 }
 
 type args map[string]any

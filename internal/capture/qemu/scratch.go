@@ -74,15 +74,16 @@ func (s *session) overhead(size, data int64) int64 {
 
 func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
-// image is a file that QEMU has as a node. It has no name any more.
+// image is a file that is, was or will be a node of QEMU.
 type image struct {
 	file     *os.File
-	set      int // QEMU's descriptor set
+	name     string // path, until it is unlinked
+	set      int    // QEMU's descriptor set
 	node     string
 	reserved int64
 }
 
-// close gives the space back even if QEMU still has the file open: it drops descriptors of sets only while its machine runs.
+// close gives the space back even if QEMU still has the file open.
 func (m *image) close() error {
 	if err := m.file.Truncate(0); err != nil && !errors.Is(err, syscall.EINVAL) { // a read-only descriptor can not
 		return errors.Join(fmt.Errorf("empty scratch image: %w", err), m.file.Close())
@@ -114,21 +115,23 @@ func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
 	return img, s.addImage(ctx, img, false)
 }
 
-// newImage makes an image of the disk's size and unlinks it. It is open until closeImages.
+// newImage makes an image of the disk's size. It is open until closeImages, and has no name but where QEMU is to open it by its name.
 func (s *session) newImage(d *disk, node string, flag int, o qcow2.CreateOptions) (*image, error) {
-	path := filepath.Join(s.plan.Scratch.Dir, scratchPrefix(s.plan)+d.Name+".qcow2")
+	path := filepath.Join(s.plan.Scratch.Dir, scratchPrefix(s.plan)+d.Name+node+".qcow2")
 	if err := qcow2.Create(path, d.Size, o); err != nil {
 		return nil, fmt.Errorf("make scratch image: %w", err)
 	}
 	f, err := os.OpenFile(path, flag, 0)
-	if removeErr := os.Remove(path); err == nil && removeErr != nil {
-		f.Close()
-		err = removeErr
+	if err == nil && !s.byName {
+		err = os.Remove(path)
+	} else if err == nil && os.Geteuid() == 0 {
+		err = f.Chown(s.owner, -1)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open scratch image: %w", err)
+		f.Close()
+		return nil, errors.Join(fmt.Errorf("open scratch image: %w", err), os.RemoveAll(path))
 	}
-	img := &image{file: f, node: node}
+	img := &image{file: f, node: node, name: path}
 	s.images = append(s.images, img)
 	return img, nil
 }
@@ -158,17 +161,25 @@ func (s *session) closeImages() error {
 	return errors.Join(errs...)
 }
 
+// addImage makes the image a node of QEMU. From then on it has no name.
 func (s *session) addImage(ctx context.Context, img *image, readOnly bool) error {
-	cmdCtx, cancel := context.WithTimeout(ctx, commandTime)
-	defer cancel()
-	var err error
-	if img.set, err = s.mon.AddFD(cmdCtx, img.file, ours); err != nil {
-		return fmt.Errorf("hand scratch image to QEMU: %w", err)
+	name := img.name
+	if !s.byName {
+		cmdCtx, cancel := context.WithTimeout(ctx, commandTime)
+		defer cancel()
+		var err error
+		if img.set, err = s.mon.AddFD(cmdCtx, img.file, ours); err != nil {
+			return fmt.Errorf("hand scratch image to QEMU: %w", err)
+		}
+		name = fmt.Sprintf("/dev/fdset/%d", img.set)
 	}
-	file := args{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", img.set), "cache": args{"no-flush": true}}
+	file := args{"driver": "file", "filename": name, "cache": args{"no-flush": true}}
 	a := args{"driver": "qcow2", "node-name": img.node, "file": file, "read-only": readOnly}
 	if err := run(ctx, s.mon, "blockdev-add", a, nil); err != nil {
 		return fmt.Errorf("add scratch image to QEMU: %w", err)
+	}
+	if s.byName {
+		return os.Remove(img.name)
 	}
 	return nil
 }
@@ -177,6 +188,9 @@ func (s *session) addImage(ctx context.Context, img *image, readOnly bool) error
 func (s *session) removeImage(ctx context.Context, img *image) error {
 	if err := run(ctx, s.mon, "blockdev-del", args{"node-name": img.node}, nil); err != nil {
 		return fmt.Errorf("take scratch image from QEMU: %w", err)
+	}
+	if s.byName {
+		return nil
 	}
 	return run(ctx, s.mon, "remove-fd", args{"fdset-id": img.set}, nil)
 }

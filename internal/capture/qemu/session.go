@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
@@ -22,6 +24,8 @@ type session struct {
 	state    *stateFile
 
 	mon    monitor
+	byName bool // QEMU opens images by name: it drops descriptor sets only while its machine runs
+	owner  int  // user that QEMU runs as
 	disks  []*disk
 	images []*image // made and not yet closed
 	have   int64    // bytes of scratch that may be used
@@ -47,8 +51,8 @@ type disk struct {
 
 func (d *disk) tracked() bool { return d.reason == "" }
 
-func (s *session) capture(ctx context.Context, machine string) (*capture.Result, error) {
-	if err := s.prepare(ctx, machine); err != nil {
+func (s *session) capture(ctx context.Context, m hypervisor.Machine) (*capture.Result, error) {
+	if err := s.prepare(ctx, m); err != nil {
 		return nil, err
 	}
 	if err := s.copyAll(ctx); err != nil {
@@ -100,9 +104,12 @@ func (s *session) push(ctx context.Context) error {
 }
 
 // prepare does all that is slow, cleans what an earlier capture left, and decides which records of changes to trust.
-func (s *session) prepare(ctx context.Context, machine string) error {
+func (s *session) prepare(ctx context.Context, m hypervisor.Machine) error {
 	var err error
 	if s.mon, err = s.capturer.open(ctx); err != nil {
+		return err
+	}
+	if err := s.findProcess(ctx); err != nil {
 		return err
 	}
 	if s.have, err = measureScratch(s.plan.Scratch); err != nil {
@@ -112,8 +119,15 @@ func (s *session) prepare(ctx context.Context, machine string) error {
 	for _, d := range s.plan.Disks {
 		committed[d.LastBitmap] = true
 	}
-	if _, err := s.state.recover(ctx, s.mon, committed); err != nil {
+	done, err := s.state.recover(ctx, s.mon, committed)
+	if err != nil {
 		return fmt.Errorf("clean up after an earlier capture: %w", err)
+	}
+	if len(done) > 0 { // what was cleaned up may have hidden the disks' own nodes
+		s.plan.Log("cleaned up after an earlier capture: %s", strings.Join(done, ", "))
+		if m, err = s.capturer.machine(ctx, m.Name); err != nil {
+			return err
+		}
 	}
 	if err := s.state.begin(s.plan); err != nil {
 		return err
@@ -121,7 +135,7 @@ func (s *session) prepare(ctx context.Context, machine string) error {
 	if s.soft, err = breaksSnapshot(ctx, s.mon); err != nil {
 		return err
 	}
-	if err := s.findDisks(ctx, machine); err != nil {
+	if err := s.findDisks(ctx, m); err != nil {
 		return err
 	}
 	for _, d := range s.disks {
@@ -132,11 +146,20 @@ func (s *session) prepare(ctx context.Context, machine string) error {
 	return nil
 }
 
-func (s *session) findDisks(ctx context.Context, machine string) error {
-	m, err := s.capturer.machine(ctx, machine) // again: what was cleaned up may have hidden the disks' own nodes
-	if err != nil {
+// findProcess asks what decides how QEMU can be given files.
+func (s *session) findProcess(ctx context.Context) error {
+	var status struct{ Running bool }
+	if err := run(ctx, s.mon, "query-status", nil, &status); err != nil {
 		return err
 	}
+	s.byName = !status.Running
+	if st, err := os.Stat(fmt.Sprintf("/proc/%d", s.mon.PeerPID())); err == nil {
+		s.owner = int(st.Sys().(*syscall.Stat_t).Uid)
+	}
+	return nil
+}
+
+func (s *session) findDisks(ctx context.Context, m hypervisor.Machine) error {
 	nodes, err := queryNodes(ctx, s.mon)
 	if err != nil {
 		return err
