@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"fmt"
+	"math/bits"
 
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
@@ -13,29 +14,87 @@ func (m *Image) Map() (data, zero extent.Set, err error) {
 	if err := m.dataSupported(); err != nil {
 		return nil, nil, err
 	}
+	cs := int64(m.h.ClusterSize)
+	err = m.eachEntry(func(e, _ uint64, at int64) error {
+		kind, _, err := m.decodeEntry(e, at)
+		piece := extent.Extent{Off: at, Len: min(cs, m.h.Size-at)}
+		switch {
+		case err != nil:
+			return err
+		case kind == clusterData:
+			data = data.Append(piece)
+		case kind == clusterZero:
+			zero = zero.Append(piece)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("map qcow2 image: %w", err)
+	}
+	return data, zero, nil
+}
+
+// Check goes through all tables, of images too whose data this package cannot read, and returns ErrCorrupt if the file is shorter
+// than they say. QEMU would read zeros there. What an external data file or a backing file holds is not looked at.
+func (m *Image) Check() error {
+	err := m.eachEntry(func(e, sub uint64, at int64) error {
+		switch {
+		case e&flagCompressd != 0:
+			return m.checkCompressed(e, at)
+		case m.h.HasDataFile:
+			return nil
+		case m.h.Incompatible&incompatExtendedL2 != 0:
+			return m.checkSubclusters(e, sub, at)
+		}
+		_, _, err := m.decodeEntry(e, at)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("check qcow2 image: %w", err)
+	}
+	return nil
+}
+
+// checkCompressed holds the place of a compressed cluster against the file's end, which may cut its last sector short.
+func (m *Image) checkCompressed(e uint64, at int64) error {
+	x := 62 - (m.h.clusterBits - 8)
+	off := int64(e & (1<<x - 1) & (1<<56 - 1))
+	more := int64(e &^ (3 << 62) >> x)
+	if last := off&^511 + more*512; last >= m.fileSize || off >= m.fileSize {
+		return corrupt("disk offset %d lies compressed at %d of the file, beyond its end at %d", at, off, m.fileSize)
+	}
+	return nil
+}
+
+// checkSubclusters holds the last allocated of the 32 parts of a cluster against the file's end.
+func (m *Image) checkSubclusters(e, sub uint64, at int64) error {
+	part, off := int64(m.h.ClusterSize/32), int64(e&offsetMask)
+	count := min(int64(bits.Len32(uint32(sub))), (m.h.Size-at+part-1)/part)
+	if off+count*part > m.fileSize {
+		return corrupt("disk offset %d lies at %d of the file, beyond its end at %d", at, off, m.fileSize)
+	}
+	return nil
+}
+
+// eachEntry calls do with every L2 entry within the disk, the subclusters of that entry, and the disk offset of its cluster, in the disk's order.
+func (m *Image) eachEntry(do func(e, sub uint64, at int64) error) error {
 	table := make([]byte, m.h.ClusterSize)
 	span, cs := m.h.l2Entries()<<m.h.clusterBits, int64(m.h.ClusterSize)
+	stride := cs / 8 / m.h.l2Entries()
 	for index, off := range m.l1 {
 		if off == 0 {
 			continue
 		}
 		if err := m.readL2(table, int64(index)); err != nil {
-			return nil, nil, fmt.Errorf("map qcow2 image: %w", err)
+			return err
 		}
 		start := int64(index) * span
 		for at := start; at < min(start+span, m.h.Size); at += cs {
-			kind, _, err := m.decodeEntry(entry(table, (at-start)/cs), at)
-			if err != nil {
-				return nil, nil, fmt.Errorf("map qcow2 image: %w", err)
-			}
-			piece := extent.Extent{Off: at, Len: min(cs, m.h.Size-at)}
-			switch kind {
-			case clusterData:
-				data = data.Append(piece)
-			case clusterZero:
-				zero = zero.Append(piece)
+			i := (at - start) / cs * stride
+			if err := do(entry(table, i), entry(table, i+stride-1), at); err != nil {
+				return err
 			}
 		}
 	}
-	return data, zero, nil
+	return nil
 }
