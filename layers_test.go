@@ -1,0 +1,153 @@
+package holdfast_test
+
+import (
+	"encoding/json"
+	"errors"
+	"go/doc"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/holdfast-vm/holdfast/"
+
+// layers are ordered from the top: a package imports only from layers below its own, or within its own unit.
+var layers = [][]string{
+	{"cmd/holdfast"},
+	{"internal/cli"},
+	{"internal/protect", "internal/restore"}, // workflows do not import each other
+	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},
+	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable"},
+	{"internal/point", "internal/extent"},
+}
+
+// sideways are the imports within a layer that are meant, each with its reason.
+var sideways = map[string]string{
+	"internal/capture -> internal/hypervisor": "a capturer is made for one kind of host",
+	"internal/guest -> internal/hypervisor":   "the agent's interface belongs to the host that opens it",
+	"internal/hypervisor -> internal/guest":   "hosts open agents and speak their errors; package hypervisor itself does not import guest",
+	"internal/blob -> internal/durable":       "the directory store stands on the durable file system",
+}
+
+// contracts import only the standard library, so that whoever implements them imports nothing else.
+var contracts = []string{"internal/blob", "internal/extent", "internal/point"}
+
+type listed struct {
+	ImportPath string
+	Dir        string
+	GoFiles    []string
+	Imports    []string
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports", "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []listed
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+// unit returns the entry of layers that a package belongs to, and its layer; "" for one that is in none.
+func unit(pkg string) (string, int) {
+	for i, l := range layers {
+		for _, u := range l {
+			if pkg == u || strings.HasPrefix(pkg, u+"/") {
+				return u, i
+			}
+		}
+	}
+	return "", -1
+}
+
+func TestImportsGoDown(t *testing.T) {
+	used := map[string]bool{}
+	for _, p := range packages(t) {
+		pkg := strings.TrimPrefix(p.ImportPath, module)
+		from, at := unit(pkg)
+		if from == "" {
+			if strings.HasPrefix(pkg, "internal/") || strings.HasPrefix(pkg, "cmd/") {
+				t.Errorf("%s is in no layer: give it a place in layers_test.go", pkg)
+			}
+			continue
+		}
+		for _, imp := range p.Imports {
+			dep, ours := strings.CutPrefix(imp, module)
+			if !ours {
+				continue
+			}
+			to, below := unit(dep)
+			edge := from + " -> " + to
+			switch {
+			case to == "":
+				t.Errorf("%s imports %s, which no product code may", pkg, dep)
+			case to == from || below > at:
+			case sideways[edge] != "":
+				used[edge] = true
+			default:
+				t.Errorf("%s imports %s: imports go down (layer %d to %d)", pkg, dep, at, below)
+			}
+		}
+	}
+	for edge := range sideways {
+		if !used[edge] {
+			t.Errorf("nothing imports %s any more: strike it from the list", edge)
+		}
+	}
+}
+
+func TestContractsImportOnlyTheStandardLibrary(t *testing.T) {
+	for _, p := range packages(t) {
+		pkg := strings.TrimPrefix(p.ImportPath, module)
+		for _, c := range contracts {
+			if pkg != c {
+				continue
+			}
+			for _, imp := range p.Imports {
+				if strings.Contains(strings.Split(imp, "/")[0], ".") {
+					t.Errorf("%s imports %s: every implementation would inherit it", pkg, imp)
+				}
+			}
+		}
+	}
+}
+
+// Every package says in its documentation what it is for, once.
+func TestPackagesAreDocumented(t *testing.T) {
+	for _, p := range packages(t) {
+		documented := 0
+		for _, f := range p.GoFiles {
+			src, err := os.ReadFile(path.Join(p.Dir, f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), f, src, parser.PackageClauseOnly|parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if file.Doc != nil {
+				documented++
+				if s := new(doc.Package).Synopsis(file.Doc.Text()); len(s) < 20 {
+					t.Errorf("%s: its documentation %q says nothing", p.ImportPath, s)
+				}
+			}
+		}
+		if len(p.GoFiles) > 0 && documented != 1 {
+			t.Errorf("%s has %d package comments, one is wanted", p.ImportPath, documented)
+		}
+	}
+}
