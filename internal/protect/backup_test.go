@@ -1,0 +1,418 @@
+package protect_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/blob/fault"
+	"github.com/holdfast-vm/holdfast/internal/blob/mem"
+	"github.com/holdfast-vm/holdfast/internal/guest"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/protect"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+var testKey = vault.Key{Identity: "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX"}
+
+func newVault(t *testing.T, s blob.Store) *vault.Vault {
+	t.Helper()
+	ctx := context.Background()
+	if _, err := vault.Init(ctx, s, vault.InitOptions{ChunkSize: granule, Keys: []vault.NamedKey{{Name: "k", Key: testKey}}}); err != nil {
+		t.Fatal(err)
+	}
+	return openVault(t, s)
+}
+
+func openVault(t *testing.T, s blob.Store) *vault.Vault {
+	t.Helper()
+	v, err := vault.Open(context.Background(), s, testKey, vault.Options{Workers: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.Close() })
+	return v
+}
+
+func deps(t *testing.T, v *vault.Vault, m *model) protect.Deps {
+	t.Helper()
+	return protect.Deps{Vault: v, Host: m, Capturer: m, StateDir: t.TempDir(), Version: "test"}
+}
+
+// requirePoint fails unless every disk of p reads as want.
+func requirePoint(t *testing.T, v *vault.Vault, p *point.RecoveryPoint, want map[string][]byte) {
+	t.Helper()
+	if len(p.Disks) != len(want) {
+		t.Fatalf("point %s has %d disks, want %d", p.ID, len(p.Disks), len(want))
+	}
+	for _, d := range p.Disks {
+		if got := readTree(t, v, d.Root, d.Size); !bytes.Equal(got, want[d.Name]) {
+			t.Fatalf("point %s: disk %s is not as it was at the instant", p.ID, d.Name)
+		}
+		var used int64
+		for off := int64(0); off < d.Size; off += granule {
+			if n := min(granule, d.Size-off); !allZero(want[d.Name][off : off+n]) {
+				used += n
+			}
+		}
+		if d.Used != used {
+			t.Fatalf("point %s: disk %s is said to use %d bytes, it has %d", p.ID, d.Name, d.Used, used)
+		}
+	}
+}
+
+func readTree(t *testing.T, v *vault.Vault, root string, size int64) []byte {
+	t.Helper()
+	disk, err := v.OpenDisk(root, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := io.ReadAll(io.NewSectionReader(disk, 0, size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// Whatever fails or is killed at whichever step, the points that were acknowledged hold what the machine held at their instant, and the
+// next backup works.
+func TestPointsAreExactWhateverFails(t *testing.T) {
+	steps := []string{"", "", "", "begin", "instant", "sink", "commit", "store", "store"}
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		store := mem.New()
+		faulty := fault.New(store)
+		v := newVault(t, faulty)
+		m := newModel(rng, 1+rng.IntN(3))
+		d := deps(t, v, m)
+		sealed := map[point.ID]map[string][]byte{}
+		for range 8 {
+			for range rng.IntN(6) {
+				m.write()
+			}
+			if rng.IntN(10) == 0 {
+				m.addDisk("vd"+string(rune('a'+len(m.order))), 5*granule)
+			}
+			if rng.IntN(10) == 0 { // resized: QEMU drops no bitmap, but the record may not be trusted
+				n := m.order[rng.IntN(len(m.order))]
+				m.disks[n] = append(m.disks[n], make([]byte, granule)...)
+			}
+			if rng.IntN(10) == 0 { // QEMU died: bitmaps in memory are gone
+				for n := range m.bitmap {
+					clear(m.bitmap[n])
+				}
+			}
+			m.failAt, m.killed = steps[rng.IntN(len(steps))], rng.IntN(2) == 0
+			if m.failAt == "store" {
+				fail := []func(int, error){faulty.FailCall, faulty.LoseReply}[rng.IntN(2)]
+				fail(faulty.Calls()+rng.IntN(40), errMade)
+			}
+			var at map[string][]byte
+			d.OpenGuest = func(context.Context, hypervisor.Machine, point.Consistency) (protect.Guest, error) {
+				return &onThaw{do: func() { at = m.snapshot() }}, nil
+			}
+			p, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), FullRead: rng.IntN(8) == 0})
+			m.failAt, m.killed = "", false
+			if err != nil && !errors.Is(err, errMade) {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			if err == nil {
+				sealed[p.ID] = at
+			}
+		}
+		requireSealed(t, openVault(t, store), sealed)
+	}
+}
+
+func requireSealed(t *testing.T, v *vault.Vault, sealed map[point.ID]map[string][]byte) {
+	t.Helper()
+	points, err := v.Points(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, p := range points {
+		if want, ok := sealed[p.ID]; ok {
+			requirePoint(t, v, p, want)
+			found++
+		}
+	}
+	if found != len(sealed) {
+		t.Fatalf("%d points were acknowledged, the vault has %d of them", len(sealed), found)
+	}
+}
+
+// onThaw is a guest that does something while it holds its writes.
+type onThaw struct {
+	do func()
+	fakeGuest
+	held bool
+}
+
+func (o *onThaw) Quiesce(context.Context) error { return nil }
+func (o *onThaw) Thaw(context.Context) error    { o.do(); return nil }
+func (o *onThaw) Close() error                  { return nil }
+func (o *onThaw) Outcome() guest.Outcome {
+	return guest.Outcome{Level: point.Filesystem, Reason: "no hooks"}
+}
+
+// A second point reads and stores only what changed, and a full read is a compare that stores no more.
+func TestRungsAndSizes(t *testing.T) {
+	m := newModel(rand.New(rand.NewPCG(7, 7)), 1)
+	m.disks["vda"] = bytes.Repeat([]byte("some data "), 10*granule/10)
+	v := newVault(t, mem.New())
+	d := deps(t, v, m)
+	take := func(req protect.Request) *point.RecoveryPoint {
+		t.Helper()
+		req.Machine = m.machine()
+		p, err := protect.Backup(context.Background(), d, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first := take(protect.Request{Tags: map[string]string{"k": "v"}})
+	if first.Rung != point.Push || first.Disks[0].Tracked || first.Parent != "" || first.Tags["k"] != "v" || first.VM != "web" {
+		t.Errorf("first point: %+v", first)
+	}
+	m.disks["vda"][3*granule] ^= 1
+	for _, b := range m.bitmap["vda"] {
+		b[3] = true
+	}
+	second := take(protect.Request{})
+	if disk := second.Disks[0]; second.Rung != point.Push || !disk.Tracked || disk.Read > 4*granule || second.Parent != first.ID {
+		t.Errorf("second point: %+v", second)
+	}
+	third := take(protect.Request{FullRead: true})
+	if third.Rung != point.Compare || third.Disks[0].Tracked || third.Disks[0].Read != int64(len(m.disks["vda"])) ||
+		third.RungReason == "" || third.Disks[0].Added > 2*granule {
+		t.Errorf("third point: %+v", third)
+	}
+}
+
+func TestConsistency(t *testing.T) {
+	full := guest.Outcome{Level: point.Application, Reason: "hooks ran"}
+	files := guest.Outcome{Level: point.Filesystem, Reason: "no hooks"}
+	crash := guest.Outcome{Level: point.Crash, Reason: "VSS expired"}
+	for _, tt := range []struct {
+		name           string
+		want           point.Consistency
+		require, agent bool
+		state          hypervisor.State
+		promised, kept guest.Outcome
+		level          point.Consistency // "" means ErrConsistency
+		reason         string
+	}{
+		{"application", "", true, true, hypervisor.Running, full, full, point.Application, "hooks ran"},
+		{"lower is recorded", "", false, true, hypervisor.Running, files, files, point.Filesystem, "no hooks"},
+		{"lower than required", point.Application, true, true, hypervisor.Running, files, files, "", "no hooks"},
+		{"lost while held", point.Application, false, true, hypervisor.Running, full, crash, point.Crash, "VSS expired"},
+		{"lost while held, required", point.Application, true, true, hypervisor.Running, full, crash, "", "VSS expired"},
+		{"crash asked for", point.Crash, true, true, hypervisor.Running, full, full, point.Crash, "asked for"},
+		{"no agent", "", false, false, hypervisor.Running, full, full, point.Crash, "no guest agent"},
+		{"no agent, required", point.Filesystem, true, false, hypervisor.Running, full, full, "", "no guest agent"},
+		{"paused", "", false, true, hypervisor.Paused, full, full, point.Crash, "paused"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newModel(rand.New(rand.NewPCG(1, 1)), 1)
+			m.agent, m.state = tt.agent, tt.state
+			v := newVault(t, mem.New())
+			d := deps(t, v, m)
+			g := &fakeGuest{promised: tt.promised, kept: tt.kept, held: &m.held, out: guest.Outcome{Level: point.Crash, Reason: "not yet"}}
+			d.OpenGuest = func(context.Context, hypervisor.Machine, point.Consistency) (protect.Guest, error) { return g, nil }
+			p, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), Consistency: tt.want, Require: tt.require})
+			if m.held {
+				t.Error("the guest still holds its writes")
+			}
+			if tt.level == "" {
+				requireRefused(t, v, m, err, tt.reason)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p.Consistency != tt.level || !strings.Contains(p.ConsistencyReason, tt.reason) {
+				t.Errorf("level %s (%s), want %s (%s)", p.Consistency, p.ConsistencyReason, tt.level, tt.reason)
+			}
+		})
+	}
+}
+
+// requireRefused fails unless no point was made and no record of changes was begun.
+func requireRefused(t *testing.T, v *vault.Vault, m *model, err error, reason string) {
+	t.Helper()
+	if !errors.Is(err, protect.ErrConsistency) || !strings.Contains(err.Error(), reason) {
+		t.Errorf("error %v, want ErrConsistency with %q", err, reason)
+	}
+	points, err := v.Points(context.Background())
+	if err != nil || len(points) != 0 {
+		t.Errorf("the vault has %d points (%v), want none", len(points), err)
+	}
+	for disk, b := range m.bitmap {
+		if len(b) != 0 {
+			t.Errorf("disk %s has bitmaps %v", disk, b)
+		}
+	}
+}
+
+// A full vault is an error that says so; no point was made, and when there is room again the next backup loses nothing.
+func TestFullVault(t *testing.T) {
+	m := newModel(rand.New(rand.NewPCG(1, 1)), 2)
+	for range 20 {
+		m.write()
+	}
+	faulty := fault.New(mem.New())
+	v := newVault(t, faulty)
+	d := deps(t, v, m)
+	faulty.FailMethod(fault.Write, blob.ErrNoSpace)
+	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()}); !errors.Is(err, blob.ErrNoSpace) {
+		t.Fatalf("%v, want ErrNoSpace", err)
+	}
+	faulty.FailMethod(fault.Write, nil)
+	p, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if points, err := v.Points(context.Background()); err != nil || len(points) != 1 {
+		t.Errorf("%d points (%v), want 1", len(points), err)
+	}
+	for _, disk := range p.Disks {
+		if len(readTree(t, v, disk.Root, disk.Size)) != len(m.disks[disk.Name]) {
+			t.Errorf("disk %s is not whole", disk.Name)
+		}
+	}
+}
+
+// While one backup of a machine runs, another is refused and says who is at work.
+func TestOneBackupAtATime(t *testing.T) {
+	m := newModel(rand.New(rand.NewPCG(1, 1)), 1)
+	v := newVault(t, mem.New())
+	d := deps(t, v, m)
+	var inner error
+	d.OpenGuest = func(ctx context.Context, _ hypervisor.Machine, _ point.Consistency) (protect.Guest, error) {
+		_, inner = protect.Backup(ctx, d, protect.Request{Machine: m.machine()})
+		return &onThaw{do: func() {}}, nil
+	}
+	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()}); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(inner, protect.ErrBusy) || !strings.Contains(inner.Error(), "process ") {
+		t.Errorf("the second backup: %v, want ErrBusy with the process", inner)
+	}
+	if _, err := protect.CleanUp(context.Background(), d, m.machine(), false); err != nil {
+		t.Errorf("after the backup the machine is still locked: %v", err)
+	}
+}
+
+// Files that the machine writes are as they were at the instant; what can not be read is a warning.
+func TestFilesBelongToTheInstant(t *testing.T) {
+	dir := t.TempDir()
+	m := newModel(rand.New(rand.NewPCG(1, 1)), 1)
+	for name, role := range map[string]string{"vars.fd": "nvram", "kernel": "kernel"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, bytes.Repeat([]byte(role), 20000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m.files = append(m.files, point.File{Role: role, Path: path, Name: name, Mode: 0o600})
+	}
+	m.files = append(m.files, point.File{Role: "tpm", Path: filepath.Join(dir, "gone"), Name: "gone"})
+	v := newVault(t, mem.New())
+	d := deps(t, v, m)
+	d.OpenGuest = func(context.Context, hypervisor.Machine, point.Consistency) (protect.Guest, error) {
+		return &onThaw{do: func() { // the machine goes on at once
+			if err := os.WriteFile(filepath.Join(dir, "vars.fd"), []byte("later"), 0o600); err != nil {
+				t.Error(err)
+			}
+		}}, nil
+	}
+	p, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.Files) != 2 || !slices.ContainsFunc(p.Warnings, func(w string) bool { return strings.Contains(w, "gone") }) {
+		t.Fatalf("files %+v, warnings %q", p.Files, p.Warnings)
+	}
+	for _, f := range p.Files {
+		if got, want := readTree(t, v, f.Root, f.Size), bytes.Repeat([]byte(f.Role), 20000); !bytes.Equal(got, want) {
+			t.Errorf("%s file holds %d bytes %.20q…, want %d", f.Role, len(got), got, len(want))
+		}
+	}
+}
+
+// What is not as it was in the point before is a warning of the new one.
+func TestWarnings(t *testing.T) {
+	m := newModel(rand.New(rand.NewPCG(1, 1)), 2)
+	v := newVault(t, mem.New())
+	d := deps(t, v, m)
+	take := func(req protect.Request) *point.RecoveryPoint {
+		t.Helper()
+		req.Machine = m.machine()
+		p, err := protect.Backup(context.Background(), d, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	take(protect.Request{})
+	m.disks["vda"] = append(m.disks["vda"], make([]byte, granule)...)
+	m.addDisk("vdc", granule)
+	p := take(protect.Request{Exclude: []string{"vdb"}})
+	for i, want := range []string{"disk vdb was left out", "disk vda had ", "disk vdc is new"} {
+		if i >= len(p.Warnings) || !strings.HasPrefix(p.Warnings[i], want) {
+			t.Errorf("warnings %q, want one that begins %q at %d", p.Warnings, want, i)
+		}
+	}
+	if !slices.Equal(p.ExcludedDisks, []string{"vdb"}) || len(p.Disks) != 2 {
+		t.Errorf("excluded %v, %d disks", p.ExcludedDisks, len(p.Disks))
+	}
+	p = take(protect.Request{})
+	if b := p.Disks[1]; b.Name != "vdb" || !b.Tracked {
+		t.Errorf("disk %s was left out once and is not tracked any more: %s", b.Name, b.Reason)
+	}
+	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), Exclude: []string{"vdz"}}); err == nil {
+		t.Error("a disk that is not there could be left out")
+	}
+	_, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), Exclude: []string{"vda", "vdb", "vdc"}})
+	if !errors.Is(err, protect.ErrNoDisks) {
+		t.Errorf("all disks left out: %v, want ErrNoDisks", err)
+	}
+}
+
+func TestFind(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	one, two, three := newModel(rng, 1), newModel(rng, 1), newModel(rng, 1)
+	two.uuid = "99999999-2222-3333-4444-555555555555"
+	three.name, three.uuid = "db", ""
+	hosts := []hypervisor.Host{one, two, three}
+	for _, tt := range []struct {
+		ref string
+		uri string
+		err error
+	}{
+		{"db", three.URI(), nil},
+		{"web", "", hypervisor.ErrAmbiguous},
+		{strings.ToUpper(two.uuid), two.URI(), nil},
+		{"", "", hypervisor.ErrNoMachine},
+		{"nobody", "", hypervisor.ErrNoMachine},
+	} {
+		h, _, err := protect.Find(context.Background(), hosts, tt.ref)
+		if !errors.Is(err, tt.err) {
+			t.Errorf("Find(%q): %v, want %v", tt.ref, err, tt.err)
+		}
+		if err == nil && h.URI() != tt.uri {
+			t.Errorf("Find(%q) is on %s, want %s", tt.ref, h.URI(), tt.uri)
+		}
+		if errors.Is(err, hypervisor.ErrAmbiguous) && (!strings.Contains(err.Error(), one.uuid) || !strings.Contains(err.Error(), two.uuid)) {
+			t.Errorf("%v does not name both", err)
+		}
+	}
+}

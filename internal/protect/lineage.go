@@ -1,0 +1,112 @@
+package protect
+
+import (
+	"fmt"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
+)
+
+// kindImage is the definition kind of points that no hypervisor described.
+const kindImage = "image"
+
+// lineage is what the vault knows of a machine.
+type lineage struct {
+	last  *point.RecoveryPoint  // nil for a machine that is new to the vault
+	disks map[string]point.Disk // the latest state of each disk, in whichever point that is
+}
+
+// lineageOf picks the points of m from points, oldest first.
+func lineageOf(points []*point.RecoveryPoint, m hypervisor.Machine) lineage {
+	return collect(points, func(p *point.RecoveryPoint) bool {
+		if p.Definition.Kind == kindImage {
+			return false
+		}
+		if m.UUID != "" || p.MachineUUID != "" {
+			return p.MachineUUID == m.UUID
+		}
+		return p.VM == m.Name
+	})
+}
+
+// imageLineage picks the points of an image backup of that name.
+func imageLineage(points []*point.RecoveryPoint, name string) lineage {
+	return collect(points, func(p *point.RecoveryPoint) bool { return p.Definition.Kind == kindImage && p.VM == name })
+}
+
+func collect(points []*point.RecoveryPoint, ours func(*point.RecoveryPoint) bool) lineage {
+	l := lineage{disks: map[string]point.Disk{}}
+	for _, p := range points {
+		if !ours(p) {
+			continue
+		}
+		l.last = p
+		for _, d := range p.Disks {
+			l.disks[d.Name] = d
+		}
+	}
+	return l
+}
+
+// disk returns the latest state of a disk, or nil.
+func (l lineage) disk(name string) *point.Disk {
+	if d, ok := l.disks[name]; ok {
+		return &d
+	}
+	return nil
+}
+
+// base returns the tree to compare a disk with: that of its last point if its size is still the same, else a disk of holes.
+func (l lineage) base(name string, size int64) tree {
+	if d, ok := l.disks[name]; ok && d.Size == size {
+		return tree{root: d.Root, used: d.Used}
+	}
+	return tree{}
+}
+
+// bitmaps returns the names of the bitmaps that the next point counts from.
+func (l lineage) bitmaps() []string {
+	var out []string
+	seen := map[string]bool{"": true}
+	for _, d := range l.disks {
+		if !seen[d.Bitmap] {
+			seen[d.Bitmap] = true
+			out = append(out, d.Bitmap)
+		}
+	}
+	return out
+}
+
+// changes says in words what is not as it was in the last point.
+func (l lineage) changes(disks []hypervisor.Disk, left []string) []string {
+	var out []string
+	for _, name := range left {
+		out = append(out, fmt.Sprintf("disk %s was left out as asked", name))
+	}
+	if l.last == nil {
+		return out
+	}
+	now := map[string]bool{}
+	for _, name := range left {
+		now[name] = true
+	}
+	before := map[string]point.Disk{}
+	for _, d := range l.last.Disks {
+		before[d.Name] = d
+	}
+	for _, d := range disks {
+		now[d.Name] = true
+		switch old, ok := before[d.Name]; {
+		case !ok:
+			out = append(out, fmt.Sprintf("disk %s is new since the last point", d.Name))
+		case old.Size != d.Size:
+			out = append(out, fmt.Sprintf("disk %s had %d bytes in the last point and has %d now", d.Name, old.Size, d.Size))
+		}
+	}
+	for _, d := range l.last.Disks {
+		if !now[d.Name] {
+			out = append(out, fmt.Sprintf("disk %s of the last point is gone", d.Name))
+		}
+	}
+	return out
+}

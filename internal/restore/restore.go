@@ -1,0 +1,105 @@
+// Package restore turns recovery points back into disks and machines.
+//
+// [Disk] writes one disk to a file or block device. [Machine] writes all disks and files of a machine and has the hypervisor
+// define it, as the lost one come back or as a new one beside it. Every byte is verified while it is written; what was written is
+// durable before either returns nil; and when either fails, what it created is removed, and what was there before it looked is as it was,
+// but for a target that was to be overwritten by force.
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/holdfast-vm/holdfast/internal/diskimage"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+// ErrNoDefinition reports that a point has disks but does not know the machine they belong to.
+var ErrNoDefinition = errors.New("the point does not hold the definition of a machine")
+
+// ErrNoDisk reports that the point has no disk of that name, or that one of several must be named.
+var ErrNoDisk = errors.New("no such disk in the point")
+
+// DiskRequest says what to write where.
+type DiskRequest struct {
+	Point    *point.RecoveryPoint
+	Disk     string // name; "" if the point has only one
+	To       string // file or block device
+	Format   string // "raw" or "qcow2"; "" means by the name of a file, raw for a block device
+	Force    bool   // overwrite a file or a block device that holds something
+	Progress func(stage string, done, total int64)
+}
+
+// RestoredDisk says what was written.
+type RestoredDisk struct {
+	Disk   string `json:"disk"`
+	File   string `json:"file"`
+	Format string `json:"format"`
+	Size   int64  `json:"size"` // bytes the guest sees
+	Used   int64  `json:"used"` // bytes written
+}
+
+// Disk writes one disk of a point to a file or block device.
+//
+// Errors that callers decide by: [ErrNoDisk], diskimage.ErrExists, diskimage.ErrTooSmall, diskimage.ErrInUse, vault.ErrCorrupt.
+func Disk(ctx context.Context, v *vault.Vault, req DiskRequest) (RestoredDisk, error) {
+	d, err := chooseDisk(req.Point, req.Disk)
+	if err != nil {
+		return RestoredDisk{}, err
+	}
+	format, err := chooseFormat(req.To, req.Format)
+	if err != nil {
+		return RestoredDisk{}, err
+	}
+	out := RestoredDisk{Disk: d.Name, File: req.To, Format: format, Size: d.Size, Used: d.Used}
+	return out, writeDisk(ctx, v, d, target{path: req.To, format: format, force: req.Force}, req.Progress)
+}
+
+func chooseDisk(p *point.RecoveryPoint, name string) (point.Disk, error) {
+	var names []string
+	for _, d := range p.Disks {
+		if d.Name == name || (name == "" && len(p.Disks) == 1) {
+			return d, nil
+		}
+		names = append(names, d.Name)
+	}
+	if name == "" {
+		return point.Disk{}, fmt.Errorf("%w: which of %v?", ErrNoDisk, names)
+	}
+	return point.Disk{}, fmt.Errorf("%w: %q, it has %v", ErrNoDisk, name, names)
+}
+
+// writeDisk fills a new target with a disk and makes it durable, or removes it.
+func writeDisk(ctx context.Context, v *vault.Vault, d point.Disk, to target, progress func(string, int64, int64)) error {
+	disk, err := v.OpenDisk(d.Root, d.Size)
+	if err != nil {
+		return err
+	}
+	data, err := disk.Extents(ctx)
+	if err != nil {
+		return err
+	}
+	if err := to.guard(); err != nil {
+		return err
+	}
+	w, err := diskimage.Create(to.path, d.Size, to.format, data, to.force)
+	if err != nil {
+		return err
+	}
+	if err := disk.Restore(ctx, w, counter("restore "+d.Name, d.Used, progress)); err != nil {
+		return errors.Join(err, w.Abort())
+	}
+	return w.Commit()
+}
+
+// counter adds up what parts report.
+func counter(stage string, total int64, progress func(string, int64, int64)) func(int64) {
+	if progress == nil {
+		return func(int64) {}
+	}
+	var sum sumOf
+	progress(stage, 0, total)
+	return func(more int64) { progress(stage, sum.add(more), total) }
+}
