@@ -23,13 +23,14 @@ import (
 // callTimeout bounds what one method waits for libvirtd in all, where the caller's context does not.
 const callTimeout = 5 * time.Minute
 
+var _ hypervisor.Host = (*Host)(nil)
+
 // Host is the machines of one libvirtd. Its methods are safe for concurrent use.
 type Host struct {
 	uri     string
 	driver  string   // qemu:///system or qemu:///session
 	sockets []string // the first that exists is taken
 	tpmDir  string   // TPM state, a directory per UUID
-	nvram   string   // directory of firmware variables
 
 	mu     sync.Mutex // guards client
 	client *rpc.Client
@@ -49,14 +50,14 @@ func New(uri string) (*Host, error) {
 	query := u.Query()
 	var run string
 	if u.Path == "/system" {
-		run, h.tpmDir, h.nvram = "/run/libvirt", "/var/lib/libvirt/swtpm", "/var/lib/libvirt/qemu/nvram"
+		run, h.tpmDir = "/run/libvirt", "/var/lib/libvirt/swtpm"
 	} else {
 		config := query.Get("config")
 		if config == "" {
 			config = filepath.Join(userDir("XDG_CONFIG_HOME", ".config"), "libvirt")
 		}
 		run = filepath.Join(userDir("XDG_RUNTIME_DIR", ".cache"), "libvirt")
-		h.tpmDir, h.nvram = filepath.Join(config, "qemu/swtpm"), filepath.Join(config, "qemu/nvram")
+		h.tpmDir = filepath.Join(config, "qemu/swtpm")
 	}
 	h.sockets = []string{filepath.Join(run, "libvirt-sock"), filepath.Join(run, "virtqemud-sock")}
 	if s := query.Get("socket"); s != "" {
