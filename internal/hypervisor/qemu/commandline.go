@@ -38,11 +38,12 @@ func parseCommandLine(args []string) commandLine {
 	cl.program = args[0]
 	for i := 1; i < len(args); i++ {
 		a := args[i]
-		if !strings.HasPrefix(a, "-") || a == "-" {
+		name := strings.TrimPrefix(strings.TrimPrefix(a, "-"), "-")
+		if name == a || name == "" || strings.HasPrefix(name, "-") {
 			cl.options = append(cl.options, option{value: a, hasValue: true})
 			continue
 		}
-		o := option{name: strings.TrimPrefix(strings.TrimPrefix(a, "-"), "-")}
+		o := option{name: name}
 		if !flags[o.name] && i+1 < len(args) {
 			i++
 			o.value, o.hasValue = args[i], true

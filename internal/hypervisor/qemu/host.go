@@ -32,7 +32,7 @@ type Host struct {
 	client *qmp.Client // nil until first used
 }
 
-// var _ hypervisor.Host = (*Host)(nil)
+var _ hypervisor.Host = (*Host)(nil)
 
 // New returns the host that uri names. It connects when it is first used.
 func New(uri string) (*Host, error) {

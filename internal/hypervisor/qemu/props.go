@@ -41,6 +41,7 @@ func parseProps(s, implied string) *props {
 		switch {
 		case ok:
 			p.list = append(p.list, property{key: key, value: value})
+		case part == "": // means nothing, and would turn into an escaped comma
 		case i == 0 && implied != "":
 			p.list = append(p.list, property{key: implied, value: part, bare: true, implied: true})
 		default:
