@@ -225,7 +225,7 @@ func TestBlockStatusIsNbdinfos(t *testing.T) {
 		contexts []string
 	}{
 		"sparse random": {nbdkit(t, "sparse-random", "20G", "seed=3", "runlength=10485760"), []string{"base:allocation"}},
-		"nbdkit memory":         {nbdkit(t, "memory", "1M"), []string{"base:allocation"}},
+		"nbdkit memory": {nbdkit(t, "memory", "1M"), []string{"base:allocation"}},
 		"qcow2 with bitmaps": {start(t, "qemu-nbd", "-t", "-e", "0", "-r", "-A", "-f", "qcow2", "-B", "b0", "-B", "b1", image),
 			[]string{"base:allocation", "qemu:dirty-bitmap:b0", "qemu:dirty-bitmap:b1", "qemu:allocation-depth"}},
 	} {

@@ -1,0 +1,68 @@
+package diskimage
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/holdfast-vm/holdfast/internal/qcow2"
+)
+
+// tempName returns a name beside path that nobody else has.
+func tempName(path string) string {
+	name := filepath.Base(path)
+	return filepath.Join(filepath.Dir(path), fmt.Sprintf(".%.200s.%s.hf", name, rand.Text()[:8]))
+}
+
+type qcow2Contents struct{ *qcow2.Writer }
+
+func (c qcow2Contents) finish() error { return c.Close() }
+func (c qcow2Contents) drop() error   { return c.Writer.Abort() }
+
+// rawContents is a sparse file of the disk's size.
+type rawContents struct {
+	f    *os.File
+	size int64
+}
+
+func newRawContents(path string, size int64) (contents, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	c := &rawContents{f, size}
+	if err := f.Truncate(size); err != nil {
+		c.drop()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *rawContents) WriteAt(p []byte, off int64) (int, error) {
+	if err := within(p, off, c.size); err != nil {
+		return 0, err
+	}
+	return c.f.WriteAt(p, off)
+}
+
+// within reports a write that leaves the disk.
+func within(p []byte, off, size int64) error {
+	if off < 0 || off > size-int64(len(p)) {
+		return fmt.Errorf("%d bytes at %d leave the disk of %d bytes", len(p), off, size)
+	}
+	return nil
+}
+
+func (c *rawContents) finish() error {
+	if err := c.f.Sync(); err != nil {
+		c.f.Close()
+		return err
+	}
+	return c.f.Close()
+}
+
+func (c *rawContents) drop() error {
+	c.f.Close()
+	return os.Remove(c.f.Name())
+}
