@@ -65,9 +65,11 @@ type session struct {
 	state  *stateFile
 	disks  []*disk
 	others []string // drives that are not captured
-	qemu   uint64   // version
-	rung   rung
-	taken  time.Time // the instant
+
+	emulator string // QEMU's binary
+	qemu     uint64 // version
+	rung     rung
+	taken    time.Time // the instant
 }
 
 // rung is how the disks of a session are read once the instant has been taken.

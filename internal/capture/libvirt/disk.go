@@ -74,7 +74,7 @@ func (s *session) examine(ctx context.Context, h *host.Host) error {
 	return nil
 }
 
-// findOthers notes the names of all drives that are not captured.
+// findOthers notes the names of all drives that are not captured, and which QEMU runs the machine.
 func (s *session) findOthers(ctx context.Context) error {
 	text, err := s.client.DomainXML(ctx, s.dom, 0)
 	if err != nil {
@@ -83,6 +83,9 @@ func (s *session) findOthers(ctx context.Context) error {
 	doc := etree.NewDocument()
 	if err := doc.ReadFromString(text); err != nil {
 		return fmt.Errorf("read its definition: %w", err)
+	}
+	if el := doc.FindElement("domain/devices/emulator"); el != nil {
+		s.emulator = strings.TrimSpace(el.Text())
 	}
 	for _, el := range doc.FindElements("domain/devices/disk/target") {
 		name := el.SelectAttrValue("dev", "")

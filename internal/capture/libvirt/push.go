@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/beevik/etree"
 	"golang.org/x/sync/errgroup"
@@ -69,19 +68,27 @@ func (p *push) close() {
 // watch ends the job before scratch images take more than was granted. An image can outgrow its bound only if the
 // disk was written to in a way that nobody foresaw.
 func (p *push) watch(s *session) error {
-	var used, bound int64
-	for _, d := range s.disks {
-		info, err := os.Stat(d.scratch)
-		if err != nil {
-			return fmt.Errorf("watch the scratch image of %s: %w", d.Name, err)
-		}
-		used += info.Sys().(*syscall.Stat_t).Blocks * 512
-		bound += d.bound
+	used, err := s.scratchUsed()
+	if err != nil {
+		return err
 	}
-	if used > max(bound, p.limit) {
+	if used > max(s.need(), p.limit) {
 		return &capture.NeedScratch{Dir: s.plan.Scratch.Dir, Need: used, Have: p.limit}
 	}
 	return nil
+}
+
+// scratchUsed returns the bytes that QEMU has written into the scratch images. A qcow2 image grows at its end; what was reserved does
+// not make it longer.
+func (s *session) scratchUsed() (n int64, err error) {
+	for _, d := range s.disks {
+		info, err := os.Stat(d.scratch)
+		if err != nil {
+			return 0, fmt.Errorf("watch the scratch image of disk %s: %w", d.Name, err)
+		}
+		n += info.Size()
+	}
+	return n, nil
 }
 
 func (p *push) readDisk(ctx context.Context, s *session, d *disk, sink capture.Sink) error {
@@ -116,15 +123,15 @@ func (s *session) endJob() error {
 }
 
 // makeScratch makes an empty image per disk, of the disk's size. The cluster size is what QEMU copies at a time, so a scratch image
-// holds whole granules.
-func (s *session) makeScratch() error {
+// holds whole granules. What is made besides is noted to be removed with them.
+func (s *session) makeScratch(besides ...string) error {
 	dir := s.plan.Scratch.Dir
 	var paths []string
 	for _, d := range s.disks {
 		d.scratch = filepath.Join(dir, fmt.Sprintf("%s-%x-%s.qcow2", s.checkpoint(), s.dom.UUID[:4], d.Name))
 		paths = append(paths, d.scratch)
 	}
-	if err := s.state.note(func(r *record) { r.Scratch = paths }); err != nil {
+	if err := s.state.note(func(r *record) { r.Scratch = append(paths, besides...) }); err != nil {
 		return err
 	}
 	for _, d := range s.disks {
@@ -155,8 +162,8 @@ func reserve(path string, n int64) error {
 }
 
 func (s *session) removeScratch() error {
-	for _, d := range s.disks {
-		if err := os.Remove(d.scratch); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, path := range s.state.record.Scratch {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove scratch: %w", err)
 		}
 	}

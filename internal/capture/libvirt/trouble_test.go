@@ -71,10 +71,15 @@ func die(text string) {
 func (l *lab) killedAt(stage string) string {
 	l.Helper()
 	p := l.plan()
-	bitmap := capture.BitmapName(vault, p.Epoch)
-	p.Log = nil
+	l.killed(p, stage)
+	return capture.BitmapName(vault, p.Epoch)
+}
+
+func (l *lab) killed(p capture.Plan, stage string) {
+	l.Helper()
 	text, err := json.Marshal(map[string]any{"URI": l.daemon.URI, "State": l.state, "At": stage, "Plan": map[string]any{
-		"Machine": p.Machine, "Vault": p.Vault, "Epoch": p.Epoch, "Disks": p.Disks, "Granule": p.Granule, "Scratch": p.Scratch}})
+		"Machine": p.Machine, "Vault": p.Vault, "Epoch": p.Epoch, "Disks": p.Disks, "Granule": p.Granule, "Scratch": p.Scratch,
+		"AllowPull": p.AllowPull}})
 	l.ok(err)
 	exe, err := os.Executable()
 	l.ok(err)
@@ -85,7 +90,6 @@ func (l *lab) killedAt(stage string) string {
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		l.Fatalf("victim at %s: %v\n%s", stage, err, out)
 	}
-	return bitmap
 }
 
 // Wherever a capture is killed, Reconcile leaves nothing of it, and the next capture loses no change.
