@@ -3,15 +3,13 @@ package libvirt_test
 import (
 	"context"
 	"errors"
-	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
 // The first capture reads all, the next ones what changed; what is written after the instant belongs to the next.
-func TestCaptureFollowsChanges(t *testing.T) {
-	l := newLab(t)
+func testCaptureFollowsChanges(l *lab) {
 	l.write("vda", 0, 128<<10, 1)
 	l.write("vdb", 1<<20, 4096, 2)
 	l.write("vdc", 5<<20, 4096, 3)
@@ -22,12 +20,12 @@ func TestCaptureFollowsChanges(t *testing.T) {
 		return nil
 	}})
 	if r.Rung != point.Push || r.Reason != "" || r.Instant.IsZero() {
-		t.Errorf("result %+v", r)
+		l.Errorf("result %+v", r)
 	}
 	l.tracked(r)
 	l.same(want)
 	l.commit(r)
-	l.clean(capture.BitmapName(vault, "00000001"))
+	l.clean(l.current())
 	for i := range 3 {
 		l.write("vdb", i<<20, 100, byte(10+i))
 		r = l.capture(l.plan(), capture.Hooks{})
@@ -36,19 +34,18 @@ func TestCaptureFollowsChanges(t *testing.T) {
 		l.commit(r)
 	}
 	if n := l.last["vdb"].Read; n != granule {
-		t.Errorf("read %d bytes of vdb for one changed block", n)
+		l.Errorf("read %d bytes of vdb for one changed block", n)
 	}
 	if n := l.last["vda"].Read; n != 0 {
-		t.Errorf("read %d bytes of vda, which did not change", n)
+		l.Errorf("read %d bytes of vda, which did not change", n)
 	}
-	l.clean(capture.BitmapName(vault, "00000004"))
+	l.clean(l.current())
 }
 
 // A capture that is not committed, for whatever reason, loses no change.
-func TestFailedCaptureLosesNothing(t *testing.T) {
-	l := newLab(t)
+func testFailedCaptureLosesNothing(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
-	first := capture.BitmapName(vault, "00000001")
+	first := l.current()
 
 	l.write("vda", 0, 4096, 1)
 	r := l.capture(l.plan(), capture.Hooks{})
@@ -59,14 +56,14 @@ func TestFailedCaptureLosesNothing(t *testing.T) {
 	fail := func(context.Context) error { return broken }
 	for name, hooks := range map[string]capture.Hooks{"quiesce": {Quiesce: fail}, "frozen": {Frozen: fail}, "thaw": {Thaw: fail}} {
 		if _, err := l.capturer.Capture(l.ctx, "one", l.plan(), hooks, l.sink); !errors.Is(err, broken) {
-			t.Errorf("%s fails: %v", name, err)
+			l.Errorf("%s fails: %v", name, err)
 		}
 		l.clean(first)
 	}
 	l.write("vdb", 0, 4096, 2)
 	sink := func(context.Context, capture.Read) error { return broken }
 	if _, err := l.capturer.Capture(l.ctx, "one", l.plan(), capture.Hooks{}, sink); !errors.Is(err, broken) {
-		t.Errorf("sink fails: %v", err)
+		l.Errorf("sink fails: %v", err)
 	}
 	l.clean(first)
 

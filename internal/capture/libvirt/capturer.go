@@ -22,12 +22,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-const (
-	// undoTimeout bounds what is done after the caller's context has ended: abort, resume, thaw, delete.
-	undoTimeout = 60 * time.Second
-	// beginTimeout bounds the suspended part of a capture.
-	beginTimeout = 30 * time.Second
-)
+// undoTimeout bounds what is done after the caller's context has ended: abort, resume, thaw, delete.
+const undoTimeout = 60 * time.Second
 
 var _ capture.Capturer = (*Capturer)(nil)
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,13 +50,13 @@ type lab struct {
 	replica map[string][]byte
 	reads   map[string]capture.Read // of the last capture
 
-	epoch int
+	epoch int64
 	last  map[string]capture.DiskResult
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	d := libvirtd.New(t)
 	h, err := libvirt.New(d.URI)
@@ -96,6 +97,58 @@ func newLab(t *testing.T) *lab {
 	l.start()
 	return l
 }
+
+// TestMachine runs all tests on one machine, each with a fresh replica and none of our checkpoints.
+func TestMachine(t *testing.T) {
+	l := newLab(t)
+	for _, tt := range []struct {
+		name string
+		run  func(*lab)
+	}{
+		{"CaptureFollowsChanges", testCaptureFollowsChanges},
+		{"FailedCaptureLosesNothing", testFailedCaptureLosesNothing},
+		{"KilledCapture", testKilledCapture},
+		{"CaptureAfterKill", testCaptureAfterKill},
+		{"ReconcileResumes", testReconcileResumes},
+		{"CapturesExclude", testCapturesExclude},
+		{"CancelledCapture", testCancelledCapture},
+		{"Granules", testGranules},
+		{"LeftOut", testLeftOut},
+		{"DoubtReadsAll", testDoubtReadsAll},
+		{"RestartKeepsTracking", testRestartKeepsTracking},
+		{"Pull", testPull},
+		{"PullFromIOThread", testPullFromIOThread},
+		{"QEMUDies", testQEMUDies},
+		{"Refusals", testRefusals},
+	} {
+		t.Run(tt.name, func(t *testing.T) { tt.run(l.with(t)) })
+	}
+}
+
+// with returns a lab on the same machine for another test.
+func (l *lab) with(t *testing.T) *lab {
+	t.Helper()
+	n := &lab{T: t, daemon: l.daemon, client: l.client, host: l.host, capturer: l.capturer, ctx: l.ctx, dom: l.dom, state: l.state, scratch: l.scratch,
+		model: l.model, replica: map[string][]byte{}, epoch: epochs.Add(100), last: map[string]capture.DiskResult{}}
+	var err error
+	n.dom, err = n.client.DomainByName(n.ctx, "one")
+	n.ok(err)
+	if n.dom.ID < 0 {
+		n.start()
+	}
+	for _, name := range disks {
+		n.replica[name] = make([]byte, diskSize)
+	}
+	_, err = n.capturer.Reconcile(n.ctx, "one", vault, nil)
+	n.ok(err)
+	return n
+}
+
+// epochs keeps the names of epochs apart.
+var epochs atomic.Int64
+
+// current returns the bitmap of the epoch that was planned last.
+func (l *lab) current() string { return capture.BitmapName(vault, fmt.Sprintf("%08x", l.epoch)) }
 
 func (l *lab) ok(err error) {
 	l.Helper()
@@ -233,6 +286,7 @@ func (l *lab) clean(checkpoints ...string) {
 	for _, dir := range []string{l.scratch, l.state} {
 		entries, err := os.ReadDir(dir)
 		l.ok(err)
+		entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), "pull-") })
 		if len(entries) > 0 {
 			l.Errorf("left in %s: %v", dir, entries)
 		}

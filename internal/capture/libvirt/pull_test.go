@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -14,8 +13,7 @@ import (
 
 // Where scratch can not hold the read, disks without an iothread are pulled: first whole, then by their changes, as of the instant
 // although the guest writes on.
-func TestPull(t *testing.T) {
-	l := newLab(t)
+func testPull(l *lab) {
 	plan := func() capture.Plan {
 		p := l.plan()
 		p.Disks = slices.DeleteFunc(p.Disks, func(d capture.DiskPlan) bool { return d.Name == "vda" })
@@ -36,14 +34,14 @@ func TestPull(t *testing.T) {
 		})
 		l.ok(err)
 		if r.Rung != point.Pull || !strings.Contains(r.Reason, "scratch") {
-			t.Errorf("rung %s, reason %q", r.Rung, r.Reason)
+			l.Errorf("rung %s, reason %q", r.Rung, r.Reason)
 		}
 		if round == 0 {
 			l.tracked(r)
 		} else {
 			l.tracked(r, "vdb")
 			if r.Disks[0].Read != 64<<10 {
-				t.Errorf("read %d bytes of vdb for one changed block", r.Disks[0].Read)
+				l.Errorf("read %d bytes of vdb for one changed block", r.Disks[0].Read)
 			}
 		}
 		want["vda"] = l.replica["vda"] // left out
@@ -66,8 +64,7 @@ func (l *lab) killedPull(p capture.Plan) {
 }
 
 // A disk on an iothread is pulled only from a QEMU that was found to survive it.
-func TestPullFromIOThread(t *testing.T) {
-	l := newLab(t)
+func testPullFromIOThread(l *lab) {
 	p := l.plan()
 	p.AllowPull, p.Scratch.Limit = true, 4<<20
 	r, err := l.capturer.Capture(l.ctx, "one", p, capture.Hooks{}, l.sink)
@@ -77,7 +74,7 @@ func TestPullFromIOThread(t *testing.T) {
 		l.same(l.model)
 		l.commit(r)
 	case !errors.As(err, &need) || !strings.Contains(err.Error(), "iothread"):
-		t.Errorf("pull: %v", err)
+		l.Errorf("pull: %v", err)
 	}
 	l.write("vda", 0, 4096, 1) // QEMU is alive
 }

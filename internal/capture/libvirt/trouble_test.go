@@ -93,17 +93,17 @@ func (l *lab) killed(p capture.Plan, stage string) {
 }
 
 // Wherever a capture is killed, Reconcile leaves nothing of it, and the next capture loses no change.
-func TestKilledCapture(t *testing.T) {
-	l := newLab(t)
+func testKilledCapture(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
+	first := l.current()
 	for i, stage := range []string{"quiesce", "frozen", "thaw", "sink", "uncommitted"} {
 		l.write("vda", i<<20, 4096, byte(i+1))
 		l.killedAt(stage)
 		done, err := l.capturer.Reconcile(l.ctx, "one", "", nil)
 		if err != nil || len(done) == 0 {
-			t.Errorf("reconcile after %s: %v, %v", stage, done, err)
+			l.Errorf("reconcile after %s: %v, %v", stage, done, err)
 		}
-		l.clean(capture.BitmapName(vault, "00000001"))
+		l.clean(first)
 	}
 	r := l.capture(l.plan(), capture.Hooks{})
 	l.tracked(r, "vda", "vdb")
@@ -112,8 +112,7 @@ func TestKilledCapture(t *testing.T) {
 }
 
 // A capture cleans up after one that was killed, without being asked; and a point that was committed keeps its bitmap.
-func TestCaptureAfterKill(t *testing.T) {
-	l := newLab(t)
+func testCaptureAfterKill(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
 	l.write("vdb", 0, 4096, 1)
 	l.killedAt("frozen")
@@ -125,52 +124,49 @@ func TestCaptureAfterKill(t *testing.T) {
 
 	bitmap := l.killedAt("uncommitted") // the vault may have committed the point nevertheless
 	if _, err := l.capturer.Reconcile(l.ctx, "one", vault, []string{bitmap}); err != nil {
-		t.Error(err)
+		l.Error(err)
 	}
 	l.clean(bitmap)
 	if _, err := l.capturer.Reconcile(l.ctx, "one", vault, nil); err != nil {
-		t.Error(err)
+		l.Error(err)
 	}
 	l.clean()
 }
 
 // A machine that we suspended is resumed; one that somebody else paused is left alone.
-func TestReconcileResumes(t *testing.T) {
-	l := newLab(t)
+func testReconcileResumes(l *lab) {
 	l.ok(l.client.DomainSuspend(l.ctx, l.dom))
 	if _, err := l.capturer.Reconcile(l.ctx, "one", vault, nil); err != nil {
-		t.Error(err)
+		l.Error(err)
 	}
 	if st, err := l.client.DomainState(l.ctx, l.dom); err != nil || st.State != rpc.StatePaused {
-		t.Errorf("a paused machine was touched: %+v, %v", st, err)
+		l.Errorf("a paused machine was touched: %+v, %v", st, err)
 	}
 	l.ok(capturer.NoteSuspended(l.state, l.dom))
 	done, err := l.capturer.Reconcile(l.ctx, "one", vault, nil)
 	if err != nil || !slices.Contains(done, "resumed the machine") {
-		t.Errorf("reconcile: %v, %v", done, err)
+		l.Errorf("reconcile: %v, %v", done, err)
 	}
 	l.clean()
 }
 
 // A second capture of a machine is refused while the first is not finished.
-func TestCapturesExclude(t *testing.T) {
-	l := newLab(t)
+func testCapturesExclude(l *lab) {
 	r := l.capture(l.plan(), capture.Hooks{})
 	if _, err := l.capturer.Capture(l.ctx, "one", l.plan(), capture.Hooks{}, l.sink); !errors.Is(err, capture.ErrBusy) {
-		t.Errorf("second capture: %v", err)
+		l.Errorf("second capture: %v", err)
 	}
 	if _, err := l.capturer.Reconcile(l.ctx, "one", vault, nil); err != nil {
-		t.Error(err)
+		l.Error(err)
 	}
 	l.commit(r)
 	l.clean(r.Disks[0].Bitmap)
 }
 
 // Machines that are off or missing, disks that are missing and scratch that is too small each have their error, and nothing is changed.
-func TestRefusals(t *testing.T) {
-	l := newLab(t)
+func testRefusals(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
-	keep := capture.BitmapName(vault, "00000001")
+	keep := l.current()
 	try := func(machine string, change func(*capture.Plan)) error {
 		p := l.plan()
 		change(&p)
@@ -179,23 +175,23 @@ func TestRefusals(t *testing.T) {
 		return err
 	}
 	if err := try("none", func(*capture.Plan) {}); !errors.Is(err, hypervisor.ErrNoMachine) {
-		t.Errorf("missing machine: %v", err)
+		l.Errorf("missing machine: %v", err)
 	}
 	if err := try("one", func(p *capture.Plan) { p.Disks[0].Name = "vdx" }); err == nil || !strings.Contains(err.Error(), "vdx") {
-		t.Errorf("missing disk: %v", err)
+		l.Errorf("missing disk: %v", err)
 	}
 	var need *capture.NeedScratch
 	if err := try("one", func(p *capture.Plan) { p.Scratch.Limit = 1 << 20 }); !errors.As(err, &need) || need.Have != 1<<20 || need.Need <= need.Have {
-		t.Errorf("small scratch: %v", err)
+		l.Errorf("small scratch: %v", err)
 	}
 	l.stop()
 	if _, err := l.capturer.Capture(l.ctx, "one", l.plan(), capture.Hooks{}, l.sink); !errors.Is(err, capture.ErrOff) {
-		t.Errorf("machine that is off: %v", err)
+		l.Errorf("machine that is off: %v", err)
 	}
 }
 
 // Every doubt of a record of changes ends in a whole read with the reason told, and a correct replica.
-func TestDoubtReadsAll(t *testing.T) {
+func testDoubtReadsAll(l *lab) {
 	for _, tt := range []struct {
 		name, reason string
 		harm         func(l *lab)
@@ -228,8 +224,8 @@ func TestDoubtReadsAll(t *testing.T) {
 			l.start() // finds it inconsistent
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			l := newLab(t)
+		l.Run(tt.name, func(t *testing.T) {
+			l := l.with(t)
 			l.write("vda", 1<<20, 4096, 9)
 			l.commit(l.capture(l.plan(), capture.Hooks{}))
 			l.write("vda", 2<<20, 4096, 10)
@@ -242,14 +238,14 @@ func TestDoubtReadsAll(t *testing.T) {
 			l.tracked(r)
 			for _, d := range r.Disks[:2] {
 				if !strings.Contains(d.Reason, tt.reason) {
-					t.Errorf("%s: reason %q", d.Name, d.Reason)
+					l.Errorf("%s: reason %q", d.Name, d.Reason)
 				}
 			}
 			l.same(l.model)
 			l.commit(r)
 			l.clean(r.Disks[0].Bitmap)
 			if left := l.bitmapNodes("hf-"); len(left) != 2 {
-				t.Errorf("our bitmaps are on nodes %v", left)
+				l.Errorf("our bitmaps are on nodes %v", left)
 			}
 			l.write("vdb", 3<<20, 4096, 11)
 			r = l.capture(l.plan(), capture.Hooks{})
@@ -261,8 +257,7 @@ func TestDoubtReadsAll(t *testing.T) {
 }
 
 // A machine that is stopped and started in the orderly way keeps its record.
-func TestRestartKeepsTracking(t *testing.T) {
-	l := newLab(t)
+func testRestartKeepsTracking(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
 	l.write("vda", 0, 4096, 1)
 	l.stop()
@@ -275,42 +270,39 @@ func TestRestartKeepsTracking(t *testing.T) {
 }
 
 // A QEMU that dies in mid-capture ends the capture with an error; afterwards all is as if it had not been.
-func TestQEMUDies(t *testing.T) {
-	l := newLab(t)
+func testQEMUDies(l *lab) {
 	l.write("vdb", 0, 1<<20, 7)
 	pid := l.daemon.QEMU("one")
 	_, err := l.capturer.Capture(l.ctx, "one", l.plan(), capture.Hooks{Quiesce: func(context.Context) error {
 		return syscall.Kill(pid, syscall.SIGKILL)
 	}}, l.sink)
 	if err == nil {
-		t.Error("the capture of a dead machine succeeded")
+		l.Error("the capture of a dead machine succeeded")
 	}
 	l.clean()
 	l.start()
 	r := l.capture(l.plan(), capture.Hooks{})
 	l.commit(r)
 	if r.Disks[1].Size != diskSize {
-		t.Errorf("size %d", r.Disks[1].Size)
+		l.Errorf("size %d", r.Disks[1].Size)
 	}
 }
 
 // A context that ends takes the job with it.
-func TestCancelledCapture(t *testing.T) {
-	l := newLab(t)
+func testCancelledCapture(l *lab) {
 	ctx, cancel := context.WithCancel(l.ctx)
 	_, err := l.capturer.Capture(ctx, "one", l.plan(), capture.Hooks{Frozen: func(context.Context) error {
 		cancel()
 		return nil
 	}}, l.sink)
 	if !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		l.Errorf("cancelled: %v", err)
 	}
 	l.clean()
 }
 
 // Scratch images of larger and smaller granules than QEMU's own bitmaps hold whole granules.
-func TestGranules(t *testing.T) {
-	l := newLab(t)
+func testGranules(l *lab) {
 	for _, g := range []int64{16 << 10, 1 << 20} {
 		for range 2 {
 			l.write("vda", 3<<20+5000, 100, byte(g>>14))
@@ -319,23 +311,22 @@ func TestGranules(t *testing.T) {
 			l.commit(l.capture(p, capture.Hooks{}))
 			l.same(l.model)
 			if a := l.reads["vda"].Data; !slices.Equal(a, a.Align(g, diskSize)) {
-				t.Errorf("granule %d: data %v", g, a)
+				l.Errorf("granule %d: data %v", g, a)
 			}
 		}
 	}
 }
 
 // Disks left out of the plan stay out.
-func TestLeftOut(t *testing.T) {
-	l := newLab(t)
+func testLeftOut(l *lab) {
 	p := l.plan()
 	p.Disks = p.Disks[1:2]
 	r := l.capture(p, capture.Hooks{})
 	if len(r.Disks) != 1 || r.Disks[0].Name != "vdb" {
-		t.Errorf("captured %+v", r.Disks)
+		l.Errorf("captured %+v", r.Disks)
 	}
 	if left := l.bitmapNodes("hf-"); len(left) != 1 {
-		t.Errorf("bitmaps on %v", left)
+		l.Errorf("bitmaps on %v", left)
 	}
 	l.ok(r.Abort(l.ctx))
 	l.clean()
