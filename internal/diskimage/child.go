@@ -168,7 +168,7 @@ func (p *process) explain(err error) error {
 	}
 	for said, sentinel := range map[string]error{
 		`Failed to get .*lock`: ErrInUse, `Bitmap '.*' is not found`: ErrNoBitmap, `Bitmap '.*' is inconsistent`: ErrBitmapInconsistent,
-		`Permission denied`: os.ErrPermission, `No such file or directory`: os.ErrNotExist,
+		`Permission denied`: os.ErrPermission, `Unknown (block )?driver`: ErrFormat, `No such file or directory`: os.ErrNotExist,
 	} {
 		if regexp.MustCompile(said).MatchString(words) {
 			return fmt.Errorf("%w: qemu-nbd: %s", sentinel, words)

@@ -345,7 +345,8 @@ func TestCancelOfOneRequest(t *testing.T) {
 
 func TestRequestTimeout(t *testing.T) {
 	s := nbdkit(t, "--filter=delay", "memory", "1M", "delay-read=1000")
-	c := s.dial(t, nbd.Options{RequestTimeout: 200 * time.Millisecond})
+	s.dial(t, nbd.Options{}) // once it is up, it shakes hands within the short time
+	c := s.dial(t, nbd.Options{RequestTimeout: time.Second})
 	if err := c.Read(t.Context(), make([]byte, 4096), 0); !errors.Is(err, nbd.ErrTimeout) {
 		t.Errorf("read: %v, want %v", err, nbd.ErrTimeout)
 	}
@@ -373,7 +374,8 @@ func TestSilentServer(t *testing.T) {
 
 func TestStoppedServerAndWrites(t *testing.T) {
 	s := nbdkit(t, "memory", "64M")
-	c := s.dial(t, nbd.Options{RequestTimeout: 500 * time.Millisecond})
+	s.dial(t, nbd.Options{})
+	c := s.dial(t, nbd.Options{RequestTimeout: time.Second})
 	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}

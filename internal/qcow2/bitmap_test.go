@@ -49,7 +49,7 @@ func TestBitmapsAreWhatQEMUReads(t *testing.T) {
 		{"fine", 64 * mib, 512, 512, randomSet(rng, 64*mib, 50, 10*kib)},
 		{"coarse", 64 * gib, 0, 2 * gib, randomSet(rng, 64*gib, 3, 10*kib)},
 		{"all of a large disk", 3*tib + 512, 0, 64 * kib, extent.Set{{Off: 0, Len: 3*tib + 512}}},
-		{"slice of a huge disk", 64 * tib, 0, 64 * kib, extent.Set{{Off: 40 * tib, Len: gib}}},
+		{"slice of a huge disk", 8 * tib, 0, 64 * kib, extent.Set{{Off: 5 * tib, Len: gib}}},
 		{"whole clusters of bits and more", 2 * tib, 0, 64 * kib, extent.Set{{Off: 100 * gib, Len: 300*gib + 1}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
