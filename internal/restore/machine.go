@@ -19,6 +19,7 @@ import (
 
 // definer is what a restore needs of a host.
 type definer interface {
+	URI() string
 	Machines(ctx context.Context) ([]hypervisor.Machine, error)
 	Define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error)
 }
@@ -49,7 +50,7 @@ type RestoredMachine struct {
 // It takes the identity of the lost machine if it is to have the lost one's name and the host has no machine of that name or UUID;
 // else the machine is a new one. Errors that callers decide by: [ErrNoDefinition], diskimage.ErrExists, hypervisor.ErrExists.
 func Machine(ctx context.Context, v *vault.Vault, host definer, req MachineRequest) (RestoredMachine, error) {
-	if err := req.check(); err != nil {
+	if err := req.check(host.URI()); err != nil {
 		return RestoredMachine{}, err
 	}
 	var out RestoredMachine
@@ -69,9 +70,14 @@ func Machine(ctx context.Context, v *vault.Vault, host definer, req MachineReque
 	return out, nil
 }
 
-func (r MachineRequest) check() error {
-	if r.Point.Definition.Kind == "image" || r.Point.Definition.Kind == "" {
+// check refuses what can not end well before anything is written.
+func (r MachineRequest) check(uri string) error {
+	kind := r.Point.Definition.Kind
+	if kind == "image" || kind == "" {
 		return ErrNoDefinition
+	}
+	if plain := strings.HasPrefix(uri, "qmp:"); plain != (kind == "qemu") {
+		return fmt.Errorf("%w: the machine was one of %s, the host is %s", ErrOtherKind, kind, uri)
 	}
 	if r.Name == "" || strings.ContainsAny(r.Name, "/\x00\n") || strings.HasPrefix(r.Name, ".") {
 		return fmt.Errorf("%q can not be the name of a machine", r.Name)
@@ -89,7 +95,7 @@ func identity(ctx context.Context, host definer, req MachineRequest) (same bool,
 		return false, "", fmt.Errorf("look for machines of that name: %w", err)
 	}
 	for _, m := range machines {
-		if m.Name == req.Name {
+		if m.Name == req.Name || req.Point.Definition.Kind == "qemu" { // a plain QEMU's socket has room for one
 			return false, "", fmt.Errorf("%w: a machine %s (UUID %s) is there", hypervisor.ErrExists, m.Name, m.UUID)
 		}
 	}

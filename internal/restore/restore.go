@@ -19,6 +19,9 @@ import (
 // ErrNoDefinition reports that a point has disks but does not know the machine they belong to.
 var ErrNoDefinition = errors.New("the point does not hold the definition of a machine")
 
+// ErrOtherKind reports that the host is not of the kind that the point's machine was defined for.
+var ErrOtherKind = errors.New("the host can not build this machine")
+
 // ErrNoDisk reports that the point has no disk of that name, or that one of several must be named.
 var ErrNoDisk = errors.New("no such disk in the point")
 

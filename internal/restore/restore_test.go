@@ -226,6 +226,8 @@ type host struct {
 	got      hypervisor.Rebuild
 }
 
+func (h *host) URI() string { return "qemu:///system" }
+
 func (h *host) Machines(context.Context) ([]hypervisor.Machine, error) { return h.machines, h.err }
 
 func (h *host) Define(_ context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
@@ -304,6 +306,12 @@ func TestMachineFailures(t *testing.T) {
 	_, err := restore.Machine(context.Background(), l.v, &host{}, restore.MachineRequest{Point: &image, Name: "x", Storage: t.TempDir()})
 	if !errors.Is(err, restore.ErrNoDefinition) {
 		t.Errorf("a point of images: %v, want ErrNoDefinition", err)
+	}
+	plain := *l.p
+	plain.Definition = point.Definition{Kind: "qemu"}
+	_, err = restore.Machine(context.Background(), l.v, &host{}, restore.MachineRequest{Point: &plain, Name: "x", Storage: t.TempDir()})
+	if !errors.Is(err, restore.ErrOtherKind) {
+		t.Errorf("a plain QEMU's point on libvirt: %v, want ErrOtherKind", err)
 	}
 }
 

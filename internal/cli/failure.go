@@ -1,0 +1,153 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/diskimage"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/protect"
+	"github.com/holdfast-vm/holdfast/internal/restore"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+// Exit statuses. `holdfast help exit-status` prints what they mean.
+const (
+	StatusOK          = 0
+	StatusError       = 1
+	StatusUsage       = 2
+	StatusDamage      = 3
+	StatusConsistency = 4
+	StatusKey         = 5
+	StatusInterrupted = 130
+)
+
+var (
+	errInterrupted = errors.New("interrupted")
+	errDamage      = errors.New("damage found")
+	errUsage       = errors.New("usage")
+	errNoKey       = errors.New("no key was given")
+)
+
+// hinted is an error with what to do next, printed apart from it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+
+func withHint(err error, format string, args ...any) error {
+	return &hinted{err, fmt.Sprintf(format, args...)}
+}
+
+// usageError is a command line that can not be understood.
+type usageError struct{ text string }
+
+func (u *usageError) Error() string        { return u.text }
+func (u *usageError) Is(target error) bool { return target == errUsage }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// cause is what a known error means to the caller of the program.
+type cause struct {
+	is     error
+	kind   string // stable, for programs
+	status int
+	hint   string // what to do next, where the error itself does not carry a better one
+}
+
+// causes is searched from the top: what is more telling stands higher.
+var causes = []cause{
+	{errInterrupted, "interrupted", StatusInterrupted, ""},
+	{errUsage, "usage", StatusUsage, ""},
+	{errDamage, "damage", StatusDamage, "points that are not named above are whole; restore what was hit from another vault or back it up again"},
+	{protect.ErrConsistency, "consistency", StatusConsistency, "leave out --require to accept a lower level, or see the reason above: is the guest agent installed and running in the guest?"},
+	{errNoKey, "no_key", StatusKey, "give --key-file FILE, --passphrase-file FILE, or set HOLDFAST_PASSPHRASE"},
+	{vault.ErrWrongKey, "wrong_key", StatusKey, "give the key that the vault was made with, another of `holdfast vault key list`, or the recovery key"},
+	{vault.ErrNotVault, "not_a_vault", StatusKey, "check --vault; `holdfast vault init DIR` makes a new vault"},
+	{vault.ErrNewer, "newer_version", StatusError, "use a newer holdfast; this one changes nothing in such a vault"},
+	{vault.ErrExists, "exists", StatusError, "nothing was changed; choose another directory, or use the vault that is there with --vault"},
+	{vault.ErrNoPoint, "no_such_point", StatusError, "`holdfast point list` shows what there is; a point is named by the beginning of its ID or as NAME@latest"},
+	{vault.ErrAmbiguous, "ambiguous", StatusError, "give more digits of the point's ID"},
+	{vault.ErrCorrupt, "damage", StatusDamage, "run `holdfast vault check --read-data` to see what else is hit"},
+	{vault.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
+	{vault.ErrLastKey, "last_key", StatusError, "add another key first: `holdfast vault key add`"},
+	{protect.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
+	{capture.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
+	{capture.ErrOff, "off", StatusError, "the machine was turned off meanwhile; run this again to read its images"},
+	{capture.ErrScratch, "scratch", StatusError, "give a directory with more room with --scratch DIR, or raise --scratch-limit"},
+	{restore.ErrNoDefinition, "no_definition", StatusError, "restore its disks one by one: `holdfast point restore POINT --disk NAME --to FILE`"},
+	{restore.ErrOtherKind, "other_kind", StatusError, "a libvirt machine goes to a libvirt host, a plain QEMU's to --connect qmp:SOCKET; or restore disks one by one with --disk"},
+	{restore.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
+	{diskimage.ErrInUse, "in_use", StatusError, "shut the machine down; a running machine is backed up with `holdfast vm backup`"},
+	{diskimage.ErrFormat, "bad_image", StatusError, "say what format it has with --format"},
+	{diskimage.ErrDamaged, "bad_image", StatusError, "nothing was stored; `qemu-img check` says more about an image"},
+	{diskimage.ErrEmpty, "bad_image", StatusError, "check the name"},
+	{diskimage.ErrTooSmall, "too_small", StatusError, "choose a target at least as large as the disk"},
+	{diskimage.ErrExists, "exists", StatusError, "choose another name, or give --force to overwrite it"},
+	{diskimage.ErrNoSpace, "no_space", StatusError, "choose a place with more room"},
+	{hypervisor.ErrNoMachine, "no_such_machine", StatusError, "`holdfast vm list` shows the machines of the hosts given with --connect"},
+	{hypervisor.ErrAmbiguous, "ambiguous", StatusError, "give the machine's UUID instead of its name, or only one --connect"},
+	{hypervisor.ErrExists, "exists", StatusError, "choose another name with --as, or remove what is there first"},
+	{blob.ErrNoSpace, "no_space", StatusError, "the vault's points are whole; free space on its disk, or delete points and run `holdfast vault gc`"},
+	{unix.ENOSPC, "no_space", StatusError, "free space there and run this again"},
+	{fs.ErrPermission, "permission", StatusError, "run this as a user who may (often root)"},
+	{fs.ErrNotExist, "not_found", StatusError, ""},
+}
+
+// Failure is the document that --json prints of an error, on standard error.
+type Failure struct {
+	Error FailureText `json:"error"`
+}
+
+// FailureText says what went wrong. Kind is stable.
+type FailureText struct {
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+	Kind    string `json:"kind"`
+}
+
+func explain(err error) (FailureText, int) {
+	text := FailureText{Message: oneLine(err.Error()), Kind: "error"}
+	status := StatusError
+	for _, c := range causes {
+		if errors.Is(err, c.is) {
+			text.Kind, text.Hint, status = c.kind, c.hint, c.status
+			break
+		}
+	}
+	var h *hinted
+	if errors.As(err, &h) {
+		text.Hint = h.hint
+	}
+	return text, status
+}
+
+// oneLine keeps an error on its line, whatever a remote side put into it.
+func oneLine(s string) string {
+	return strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
+}
+
+// fail prints err and returns the exit status that belongs to it.
+func (a *app) fail(err error) int {
+	text, status := explain(err)
+	if a.json {
+		enc := json.NewEncoder(a.env.Stderr)
+		enc.SetEscapeHTML(false)
+		enc.Encode(Failure{text})
+		return status
+	}
+	fmt.Fprintf(a.env.Stderr, "holdfast: %s\n", text.Message)
+	if text.Hint != "" {
+		fmt.Fprintf(a.env.Stderr, "hint: %s\n", text.Hint)
+	}
+	return status
+}

@@ -1,0 +1,64 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-vm/holdfast/internal/protect"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+func (a *app) imageCommands() *cobra.Command {
+	return noun("image", "Back up disk images without a hypervisor", a.imageBackup())
+}
+
+type imageFlags struct {
+	name, format string
+	tags         []string
+}
+
+func (a *app) imageBackup() *cobra.Command {
+	var flags imageFlags
+	cmd := command{
+		use: "backup FILE... --name NAME", short: "Take a recovery point of disk images", args: cobra.MinimumNArgs(1),
+		long: `
+Raw images, block devices, and all that qemu-nbd reads (qcow2, vmdk, vhdx). The images become
+the disks vda, vdb and so on of the machine NAME, in the order given. They are read whole and
+compared with the last point of that name; what did not change is not stored again.
+
+No machine may be using them: back up a running one with "holdfast vm backup".`,
+		examples: `
+holdfast --vault /srv/vault image backup web.qcow2 --name web
+holdfast --vault /srv/vault image backup /dev/vg0/db-root /dev/vg0/db-data --name db --format raw`,
+		statuses: "5 wrong key or not a vault, 130 interrupted",
+		run:      func(cmd *cobra.Command, args []string) error { return a.backUpImages(cmd.Context(), args, flags) },
+	}.build()
+	f := cmd.Flags()
+	f.StringVar(&flags.name, "name", "", "`name` of the machine that the images belong to")
+	f.StringVar(&flags.format, "format", "", "`format` of all the images (default: by what is in them)")
+	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the point; repeatable")
+	return cmd
+}
+
+func (a *app) backUpImages(ctx context.Context, files []string, flags imageFlags) error {
+	a.lean()
+	if flags.name == "" {
+		return withHint(usagef("image backup: --name is missing"), "say which machine the images belong to: --name NAME")
+	}
+	tags, err := parseTags(flags.tags)
+	if err != nil {
+		return err
+	}
+	return a.withVault(ctx, func(v *vault.Vault) error {
+		m := a.meter()
+		p, err := protect.Images(ctx, protect.ImageDeps{Vault: v, Version: Version, Progress: m.Update, Now: a.env.Now},
+			protect.ImageRequest{Name: flags.name, Files: files, Format: flags.format, Tags: tags})
+		m.Close()
+		if err != nil {
+			return fmt.Errorf("back up the images of %s: %w", flags.name, err)
+		}
+		return a.printTaken(p)
+	})
+}

@@ -1,0 +1,258 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/protect"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+func (a *app) vmCommands() *cobra.Command {
+	return noun("vm", "List and back up virtual machines", a.vmList(), a.vmBackup())
+}
+
+// ListedVM is a machine as vm list --json prints it.
+type ListedVM struct {
+	hypervisor.Machine
+	LastPoint *LastPoint `json:"last_point,omitempty"` // null where no vault was given or it has no point
+}
+
+// LastPoint is the newest recovery point of a machine.
+type LastPoint struct {
+	ID          point.ID          `json:"id"`
+	Time        string            `json:"time"`
+	Consistency point.Consistency `json:"consistency"`
+	age         string
+}
+
+func (a *app) vmList() *cobra.Command {
+	return command{
+		use: "list", short: "List the machines of the hosts given with --connect", args: cobra.NoArgs,
+		long: `
+With --vault it also shows how old the last recovery point of each machine is, and how
+consistent. A host that does not answer is an error, after the others have been listed.`,
+		examples: `
+holdfast vm list
+holdfast --connect qemu:///session --vault /srv/vault vm list
+holdfast --connect qmp:/run/web.qmp,qga=/run/web.qga vm list --json`,
+		run: func(cmd *cobra.Command, _ []string) error { return a.listVMs(cmd.Context()) },
+	}.build()
+}
+
+func (a *app) listVMs(ctx context.Context) error {
+	var last func(hypervisor.Machine) *point.RecoveryPoint
+	if a.vaultPath() != "" {
+		err := a.withVault(ctx, func(v *vault.Vault) error {
+			points, err := v.Points(ctx)
+			last = func(m hypervisor.Machine) *point.RecoveryPoint { return protect.Last(points, m) }
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	var list []ListedVM
+	var failed error
+	for _, uri := range a.connections() {
+		machines, err := a.machinesOf(ctx, uri)
+		failed = errors.Join(failed, err)
+		for _, m := range machines {
+			list = append(list, a.listed(m, last))
+		}
+	}
+	slices.SortStableFunc(list, func(x, y ListedVM) int { return strings.Compare(x.Name, y.Name) })
+	if failed != nil && len(list) == 0 {
+		return failed
+	}
+	if a.json {
+		return errors.Join(a.printJSON(orEmpty(list)), failed)
+	}
+	return errors.Join(a.printVMs(list, last != nil), failed)
+}
+
+func (a *app) machinesOf(ctx context.Context, uri string) ([]hypervisor.Machine, error) {
+	hosts, err := a.openHosts([]string{uri})
+	if err != nil {
+		return nil, err
+	}
+	defer closeHosts(hosts)
+	machines, err := hosts[0].Machines(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the machines of %s: %w", uri, err)
+	}
+	return machines, nil
+}
+
+func (a *app) listed(m hypervisor.Machine, last func(hypervisor.Machine) *point.RecoveryPoint) ListedVM {
+	m.Disks = orEmpty(m.Disks)
+	out := ListedVM{Machine: m}
+	if last == nil {
+		return out
+	}
+	if p := last(m); p != nil {
+		out.LastPoint = &LastPoint{ID: p.ID, Time: p.Time.Format("2006-01-02T15:04:05.000Z07:00"), Consistency: p.Consistency,
+			age: humanAge(a.env.Now(), p.Time)}
+	}
+	return out
+}
+
+func (a *app) printVMs(list []ListedVM, withVault bool) error {
+	columns := []string{"name", "state", ">disks", ">size", "agent"}
+	if withVault {
+		columns = append(columns, "consistency", ">last point")
+	}
+	var rows [][]string
+	for _, m := range list {
+		var size int64
+		for _, d := range m.Disks {
+			size += d.Size
+		}
+		agent := "no"
+		if m.Agent {
+			agent = "yes"
+		}
+		row := []string{m.Name, string(m.State), strconv.Itoa(len(m.Disks)), humanSize(size), agent}
+		if withVault {
+			if m.LastPoint == nil {
+				row = append(row, "-", "never")
+			} else {
+				row = append(row, string(m.LastPoint.Consistency), m.LastPoint.age)
+			}
+		}
+		rows = append(rows, row)
+	}
+	return a.printTable(columns, rows)
+}
+
+type backupFlags struct {
+	consistency string
+	require     bool
+	exclude     []string
+	tags        []string
+	fullRead    bool
+}
+
+func (a *app) vmBackup() *cobra.Command {
+	var flags backupFlags
+	cmd := command{
+		use: "backup [flags] NAME", short: "Take a recovery point of a machine", args: cobra.ExactArgs(1),
+		long: `
+All disks are taken at one instant. The first point reads what is allocated, the next ones
+only what changed since; where that is not known for certain, everything is read and
+compared, and only differences are stored.
+
+The guest agent is asked to quiesce the guest: the point records the level of consistency
+that was reached (application, filesystem or crash) and why it is no higher. With --require,
+a level lower than --consistency is an error and no point is made.
+
+NAME is a machine's name or UUID.`,
+		examples: `
+holdfast --vault /srv/vault vm backup web
+holdfast --vault /srv/vault vm backup web --consistency application --require
+holdfast --vault /srv/vault --connect qmp:/run/db.qmp,qga=/run/db.qga vm backup db --exclude-disk vdc --tag reason=upgrade`,
+		statuses: "4 required consistency not reached, 5 wrong key or not a vault, 130 interrupted",
+		run:      func(cmd *cobra.Command, args []string) error { return a.backUpVM(cmd.Context(), args[0], flags) },
+	}.build()
+	f := cmd.Flags()
+	f.StringVar(&flags.consistency, "consistency", string(point.Application), "best `level` to try: application, filesystem or crash")
+	f.BoolVar(&flags.require, "require", false, "make no point of a lower level")
+	f.StringArrayVar(&flags.exclude, "exclude-disk", nil, "`name` of a disk to leave out; repeatable")
+	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the point; repeatable")
+	f.BoolVar(&flags.fullRead, "full-read", false, "trust no record of changes: read everything and compare")
+	f.StringVar(&a.scratch, "scratch", "", "`directory` for what the machine writes out (HOLDFAST_SCRATCH; default /var/tmp/holdfast)")
+	f.StringVar(&a.scratchLimit, "scratch-limit", "", "`size` that may be used there, such as 1GiB (default: what is free, less a tenth)")
+	cmd.ValidArgsFunction = a.completeVMs
+	return cmd
+}
+
+func (f backupFlags) request(scratch func() (capture.Scratch, error)) (protect.Request, error) {
+	level := point.Consistency(f.consistency)
+	if level.Rank() == 0 {
+		return protect.Request{}, usagef("--consistency: %q is none of application, filesystem, crash", f.consistency)
+	}
+	tags, err := parseTags(f.tags)
+	if err != nil {
+		return protect.Request{}, err
+	}
+	space, err := scratch()
+	if err != nil {
+		return protect.Request{}, err
+	}
+	return protect.Request{
+		Consistency: level, Require: f.require, Exclude: f.exclude, Tags: tags, Scratch: space, FullRead: f.fullRead,
+	}, nil
+}
+
+func (a *app) backUpVM(ctx context.Context, name string, flags backupFlags) error {
+	a.lean()
+	req, err := flags.request(a.scratchSpace)
+	if err != nil {
+		return err
+	}
+	return a.withVault(ctx, func(v *vault.Vault) error {
+		p, err := a.takePoint(ctx, v, name, req)
+		if err != nil {
+			return fmt.Errorf("back up vm %s: %w", name, err)
+		}
+		return a.printTaken(p)
+	})
+}
+
+func (a *app) takePoint(ctx context.Context, v *vault.Vault, name string, req protect.Request) (*point.RecoveryPoint, error) {
+	hosts, err := a.openHosts(a.connections())
+	if err != nil {
+		return nil, err
+	}
+	defer closeHosts(hosts)
+	h, m, err := find(ctx, hosts, name)
+	if err != nil {
+		return nil, err
+	}
+	req.Machine = m
+	meter := a.meter()
+	defer meter.Close()
+	deps, err := a.deps(h, v, meter)
+	if err != nil {
+		return nil, err
+	}
+	return protect.Backup(ctx, deps, req)
+}
+
+// printTaken says what a new point is.
+func (a *app) printTaken(p *point.RecoveryPoint) error {
+	if a.json {
+		return a.printJSON(p)
+	}
+	a.warn(p.Warnings)
+	var added, read int64
+	for _, d := range p.Disks {
+		added += d.Added
+		read += d.Read
+	}
+	return errors.Join(
+		a.println(fmt.Sprintf("point %s of %s: %s-consistent, %s, read %s by %s, added %s, took %.1f s", p.ID.Short(), p.VM, p.Consistency,
+			counted(len(p.Disks), "disk"), humanSize(read), p.Rung, humanSize(added), p.Took)),
+		a.println(fmt.Sprintf("  %s: %s", p.Consistency, p.ConsistencyReason)))
+}
+
+// completeVMs proposes the names of machines to a shell.
+func (a *app) completeVMs(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	for _, uri := range a.connections() {
+		machines, _ := a.machinesOf(cmd.Context(), uri)
+		for _, m := range machines {
+			names = append(names, m.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
