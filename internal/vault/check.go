@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/index"
 	"github.com/holdfast-vm/holdfast/internal/vault/pack"
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
 )
@@ -233,6 +234,20 @@ func (r *packReader) whole(e *pack.Entry, sealed []byte) bool {
 
 // points checks that manifests can be read and that everything they need is in a pack.
 func (c *checker) points(ctx context.Context) error {
+	before := len(c.report.Damage)
+	for try := 0; ; try++ {
+		err := c.pointsOnce(ctx)
+		if !errors.Is(err, index.ErrStale) || try == maxStale {
+			return err
+		}
+		c.report.Damage, c.report.Points, c.manifest = c.report.Damage[:before], 0, nil
+	}
+}
+
+// maxStale is how often work on a snapshot of the index begins again because other processes merged its segments.
+const maxStale = 5
+
+func (c *checker) pointsOnce(ctx context.Context) error {
 	m := newMarks(c.v.index.Snapshot(), c.badPacks)
 	lost := make(map[chunk.ID]bool)
 	m.missing = func(id chunk.ID) { lost[id] = true }

@@ -138,7 +138,11 @@ func (g *collector) run(ctx context.Context) error {
 	if g.sets, err = g.v.condemnedSets(ctx); err != nil {
 		return err
 	}
-	if err := g.mark(ctx); err != nil {
+	err = g.mark(ctx)
+	for try := 0; errors.Is(err, index.ErrStale) && try < maxStale; try++ {
+		err = g.mark(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	if err := g.deleteCondemned(ctx); err != nil {
@@ -169,7 +173,7 @@ func (g *collector) mark(ctx context.Context) error {
 	for r := range damaged {
 		g.avoid[r] = true
 	}
-	g.packs = g.v.index.Packs()
+	g.points, g.packs = nil, g.v.index.Packs()
 	g.marks = newMarks(g.v.index.Snapshot(), g.avoid)
 	err = g.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
 		if err != nil {

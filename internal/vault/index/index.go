@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
@@ -72,11 +71,13 @@ type Index struct {
 	young    map[pack.Ref]young // packs that no segment covers
 	delta    map[chunk.ID][]youngLoc
 	damaged  []string // names of segments that could not be read
+
+	unreadable map[string]bool // segments that loaded, but have damage further inside
 }
 
 // Open reads what the store holds.
 func Open(ctx context.Context, src Source) (*Index, error) {
-	ix := &Index{src: src, blocks: newBlockCache(), packs: map[pack.Ref]int64{}, bad: map[pack.Ref]error{}, young: map[pack.Ref]young{}, delta: map[chunk.ID][]youngLoc{}}
+	ix := &Index{src: src, blocks: newBlockCache(), packs: map[pack.Ref]int64{}, bad: map[pack.Ref]error{}, young: map[pack.Ref]young{}, delta: map[chunk.ID][]youngLoc{}, unreadable: map[string]bool{}}
 	if err := ix.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
@@ -118,12 +119,17 @@ func (ix *Index) loadSegments(ctx context.Context) ([]*segment, []string, error)
 	for _, s := range ix.segments {
 		have[s.name] = s
 	}
+	unreadable := maps.Clone(ix.unreadable)
 	ix.mu.RUnlock()
 	var segments []*segment
 	var damaged []string
 	for info, err := range ix.src.Store.List(ctx, Prefix) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("list index segments: %w", err)
+		}
+		if unreadable[info.Name] {
+			damaged = append(damaged, info.Name)
+			continue
 		}
 		if old := have[info.Name]; old != nil {
 			fresh := *old // readers of the old list keep their own
@@ -133,7 +139,7 @@ func (ix *Index) loadSegments(ctx context.Context) ([]*segment, []string, error)
 		}
 		s, err := loadSegment(ctx, ix.src.Store, info, ix.src.Vault)
 		switch {
-		case errors.Is(err, errDamaged):
+		case isDamaged(err):
 			damaged = append(damaged, info.Name)
 		case errors.Is(err, blob.ErrNotExist): // merged away since the listing; what it covered is covered by another or read from packs
 		case err != nil:
@@ -155,19 +161,22 @@ func (ix *Index) adopt(ctx context.Context, packs map[pack.Ref]int64, segments [
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
 	ix.segments, ix.packs, ix.damaged = segments, packs, damaged
+	clear(ix.bad) // what a mirror has repaired since is read again
+	maps.DeleteFunc(ix.young, func(r pack.Ref, y young) bool {
+		size, exists := packs[r]
+		return !exists || covered[r] || size != y.size
+	})
 	keep := make(map[chunk.ID][]youngLoc, len(ix.delta))
 	for id, locs := range ix.delta {
 		for _, l := range locs {
-			if _, exists := packs[l.ref]; exists && !covered[l.ref] {
+			if _, stays := ix.young[l.ref]; stays {
 				keep[id] = append(keep[id], l)
 			}
 		}
 	}
 	ix.delta = keep
-	maps.DeleteFunc(ix.young, func(r pack.Ref, _ young) bool { _, exists := packs[r]; return !exists || covered[r] })
-	maps.DeleteFunc(ix.bad, func(r pack.Ref, _ error) bool { _, exists := packs[r]; return !exists })
 	for ref, size := range packs {
-		if covered[ref] || ix.bad[ref] != nil {
+		if covered[ref] {
 			continue
 		}
 		if _, known := ix.young[ref]; known {
@@ -233,7 +242,7 @@ func (ix *Index) FindAll(ctx context.Context, id chunk.ID) ([]Loc, error) {
 func (ix *Index) each(ctx context.Context, id chunk.ID, yield func(Loc) bool) error {
 	for try := 0; ; try++ {
 		err := ix.eachOnce(ctx, id, yield)
-		if try == 2 || !(errors.Is(err, blob.ErrNotExist) || errors.Is(err, errDamaged)) {
+		if try == 2 || !(errors.Is(err, blob.ErrNotExist) || isDamaged(err)) {
 			return err
 		}
 		if err := ix.dropUnreadable(ctx, err); err != nil {
@@ -242,23 +251,14 @@ func (ix *Index) each(ctx context.Context, id chunk.ID, yield func(Loc) bool) er
 	}
 }
 
-// dropUnreadable makes the index whole again after a segment could not be read: one that is damaged is deleted, so that
-// its packs' tables are read instead.
+// dropUnreadable makes the index whole again after a segment could not be read: one that is damaged is passed over from now on, so
+// that its packs' tables are read instead. Merge deletes it.
 func (ix *Index) dropUnreadable(ctx context.Context, cause error) error {
-	if errors.Is(cause, errDamaged) {
-		ix.mu.RLock()
-		names := make([]string, 0, len(ix.segments))
-		for _, s := range ix.segments {
-			names = append(names, s.name)
-		}
-		ix.mu.RUnlock()
-		for _, name := range names {
-			if strings.Contains(cause.Error(), name) {
-				if err := ix.src.Store.Delete(ctx, name); err != nil {
-					return fmt.Errorf("delete damaged index segment: %w", err)
-				}
-			}
-		}
+	var damaged *damagedError
+	if errors.As(cause, &damaged) {
+		ix.mu.Lock()
+		ix.unreadable[damaged.name] = true
+		ix.mu.Unlock()
 	}
 	return ix.Refresh(ctx)
 }
@@ -326,6 +326,9 @@ func (ix *Index) Remembered(ctx context.Context, id chunk.ID) ([]pack.Ref, error
 		}
 		for b := s.firstBlock(&id); b < s.blocks && s.fence[b] <= fenceOf(&id); b++ {
 			rows, err := ix.blocks.get(ctx, ix.src.Store, s, b)
+			if isDamaged(err) || errors.Is(err, blob.ErrNotExist) {
+				break // it remembers no more
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -353,13 +356,22 @@ func (ix *Index) Snapshot() *Snapshot {
 	return &Snapshot{ix: ix, segments: ix.segments, young: maps.Clone(ix.delta)}
 }
 
-// FindAll returns every place of id.
+// ErrStale reports that a segment of a Snapshot is gone or damaged: take a new Snapshot and begin again.
+var ErrStale = errors.New("the index was rewritten meanwhile")
+
+// FindAll returns every place of id. It returns ErrStale when another process has merged the segments of s.
 func (s *Snapshot) FindAll(ctx context.Context, id chunk.ID) ([]Loc, error) {
 	var all []Loc
 	for _, l := range s.young[id] {
 		all = append(all, Loc{Ref: l.ref, Entry: l.entry, Pos: -1})
 	}
 	err := s.ix.eachSegment(ctx, s.segments, id, func(l Loc) bool { all = append(all, l); return true })
+	if isDamaged(err) || errors.Is(err, blob.ErrNotExist) {
+		if err := s.ix.dropUnreadable(ctx, err); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %v", ErrStale, err)
+	}
 	return all, err
 }
 

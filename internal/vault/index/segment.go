@@ -31,8 +31,15 @@ const (
 	footMagic = "HFIXEND1"
 )
 
-// errDamaged reports a segment that is not as it was written. Segments are a cache: it is dropped and made anew.
-var errDamaged = errors.New("index segment is damaged")
+// damagedError reports a segment that is not as it was written. Segments are a cache: it is dropped and made anew.
+type damagedError struct{ name, why string }
+
+func (e *damagedError) Error() string { return fmt.Sprintf("%s is damaged: %s", e.name, e.why) }
+
+func isDamaged(err error) bool {
+	var d *damagedError
+	return errors.As(err, &d)
+}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -85,9 +92,9 @@ func (s *segment) see(packs map[pack.Ref]int64) {
 	}
 }
 
-// holds reports whether the bytes of r are there.
+// holds reports whether the bytes of r are there. Segments are not authenticated: a row that no writer makes is passed over.
 func (s *segment) holds(r row) bool {
-	return int(r.pack) < len(s.packs) && int64(r.offset)+int64(r.stored) <= s.now[r.pack]
+	return int(r.pack) < len(s.packs) && int64(r.offset)+int64(r.stored) <= s.now[r.pack] && r.stored <= chunk.MaxSize+pack.TagSize && r.plain&0xffffff <= chunk.MaxSize
 }
 
 func fenceOf(id *chunk.ID) uint64 { return binary.BigEndian.Uint64(id[:8]) }
@@ -204,11 +211,11 @@ func (sw *segmentWriter) commit(ctx context.Context, packs []packRow) error {
 	return sw.w.Commit(ctx)
 }
 
-// loadSegment reads what a segment keeps in memory. A segment of another vault or with damage is errDamaged.
+// loadSegment reads what a segment keeps in memory. A segment of another vault or with damage is a damagedError.
 func loadSegment(ctx context.Context, store blob.Store, info blob.Info, vault [16]byte) (*segment, error) {
 	head, foot := make([]byte, headSize), make([]byte, footSize)
 	if info.Size < headSize+footSize {
-		return nil, fmt.Errorf("%w: %d bytes long", errDamaged, info.Size)
+		return nil, &damagedError{info.Name, fmt.Sprintf("%d bytes long", info.Size)}
 	}
 	if err := readAt(ctx, store, info.Name, head, 0); err != nil {
 		return nil, err
@@ -218,11 +225,11 @@ func loadSegment(ctx context.Context, store blob.Store, info blob.Info, vault [1
 	}
 	want := append(append([]byte(headMagic), vault[:]...), 0, 0, 0, 0, 0, 0, 0, 0)
 	if !bytes.Equal(head, want) || string(foot[footSize-8:]) != footMagic {
-		return nil, fmt.Errorf("%w: wrong magic or vault", errDamaged)
+		return nil, &damagedError{info.Name, "wrong magic or vault"}
 	}
-	s, tailLen, err := parseSegmentFoot(foot, info.Size)
-	if err != nil {
-		return nil, err
+	s, tailLen, why := parseSegmentFoot(foot, info.Size)
+	if why != "" {
+		return nil, &damagedError{info.Name, why}
 	}
 	s.name = info.Name
 	tail := make([]byte, tailLen)
@@ -231,25 +238,26 @@ func loadSegment(ctx context.Context, store blob.Store, info blob.Info, vault [1
 	}
 	sum := crc32.Update(crc32.Checksum(tail, castagnoli), castagnoli, foot[:footSize-12])
 	if sum != binary.LittleEndian.Uint32(foot[footSize-12:]) {
-		return nil, fmt.Errorf("%w: checksum", errDamaged)
+		return nil, &damagedError{info.Name, "checksum"}
 	}
 	s.parseTail(tail)
 	return s, nil
 }
 
-// parseSegmentFoot checks the counts against the object's size, so that nothing larger than the object is allocated.
-func parseSegmentFoot(foot []byte, size int64) (*segment, int64, error) {
+// parseSegmentFoot checks the counts against the object's size, so that nothing larger than the object is allocated. It returns
+// the length of what stands between blocks and footer, or what is wrong.
+func parseSegmentFoot(foot []byte, size int64) (s *segment, tailLen int64, why string) {
 	entries, blocks := binary.LittleEndian.Uint64(foot), binary.LittleEndian.Uint64(foot[8:])
 	packs, filter := binary.LittleEndian.Uint64(foot[16:]), binary.LittleEndian.Uint64(foot[24:])
 	most := uint64(size)
 	if entries > most || blocks > most || packs > most || filter > most || filter == 0 || filter%bloomBlock != 0 || blocks != (entries+perBlock-1)/perBlock {
-		return nil, 0, fmt.Errorf("%w: its counts make no sense", errDamaged)
+		return nil, 0, "its counts make no sense"
 	}
 	tail := packs*packRowSize + blocks*8 + filter
 	if headSize+blocks*blockSize+tail+footSize != most {
-		return nil, 0, fmt.Errorf("%w: its counts do not fit its size", errDamaged)
+		return nil, 0, "its counts do not fit its size"
 	}
-	return &segment{entries: int64(entries), blocks: int(blocks), packs: make([]packRow, packs)}, int64(tail), nil
+	return &segment{entries: int64(entries), blocks: int(blocks), packs: make([]packRow, packs)}, int64(tail), ""
 }
 
 func (s *segment) parseTail(tail []byte) {
@@ -272,7 +280,7 @@ func (s *segment) block(ctx context.Context, store blob.Store, i int, p []byte) 
 		return nil, err
 	}
 	if crc32.Checksum(p[:blockSize-4], castagnoli) != binary.LittleEndian.Uint32(p[blockSize-4:]) {
-		return nil, fmt.Errorf("%w: block %d of %s", errDamaged, i, s.name)
+		return nil, &damagedError{s.name, fmt.Sprintf("checksum of block %d", i)}
 	}
 	n := perBlock
 	if i == s.blocks-1 {
@@ -298,7 +306,7 @@ func searchRows(rows []byte, id *chunk.ID) int {
 func readAt(ctx context.Context, store blob.Store, name string, p []byte, off int64) error {
 	_, err := store.ReadAt(ctx, name, p, off)
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: %s is cut short", errDamaged, name)
+		return &damagedError{name, "cut short"}
 	}
 	return err
 }

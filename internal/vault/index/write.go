@@ -159,8 +159,11 @@ func (ix *Index) mergeClasses(ctx context.Context) error {
 	}
 }
 
-// Merge merges all segments into one and drops entries of packs that are gone.
+// Merge merges all segments into one, drops entries of packs that are gone, and deletes damaged segments.
 func (ix *Index) Merge(ctx context.Context) error {
+	if err := ix.deleteDamaged(ctx); err != nil {
+		return err
+	}
 	ix.mu.RLock()
 	all := slices.Clone(ix.segments)
 	stale := len(all) > 1
@@ -174,6 +177,20 @@ func (ix *Index) Merge(ctx context.Context) error {
 	return ix.merge(ctx, all)
 }
 
+// deleteDamaged deletes the segments that could not be read: what they covered was read from packs.
+func (ix *Index) deleteDamaged(ctx context.Context) error {
+	for _, name := range ix.Damaged() {
+		if err := ix.src.Store.Delete(ctx, name); err != nil {
+			return fmt.Errorf("delete damaged index segment: %w", err)
+		}
+	}
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	ix.damaged = nil
+	clear(ix.unreadable)
+	return nil
+}
+
 func (ix *Index) merge(ctx context.Context, in []*segment) error {
 	ix.seal.Lock()
 	defer ix.seal.Unlock()
@@ -182,7 +199,7 @@ func (ix *Index) merge(ctx context.Context, in []*segment) error {
 		most += s.entries
 	}
 	seg, err := ix.write(ctx, most, func(add func(row) error) ([]packRow, error) { return ix.mergeRows(ctx, in, add) })
-	if errors.Is(err, errDamaged) || errors.Is(err, blob.ErrNotExist) {
+	if isDamaged(err) || errors.Is(err, blob.ErrNotExist) {
 		return ix.dropUnreadable(ctx, err) // the next merge works on what is whole
 	}
 	if err != nil {
