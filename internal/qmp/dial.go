@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -59,7 +60,7 @@ func orInUse(ctx, greetCtx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case greetCtx.Err() != nil:
+	case greetCtx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded): // the network's clock may be ahead of the context's
 		return ErrInUse
 	}
 	return err

@@ -105,7 +105,7 @@ func TestSlices(t *testing.T) {
 		v.write(rng, 3)
 		return w.take(ctx, r)
 	}
-	for i, limit := range []int64{4 << 20, 4 << 20, 3 << 20} {
+	for i, limit := range []int64{4 << 20, 3 << 20, 3 << 20} {
 		v.write(rng, 40*i)
 		var want map[string][]byte
 		hooks := capture.Hooks{Frozen: func(context.Context) error { want = v.snapshot(); return nil }}

@@ -78,7 +78,7 @@ func (s *session) cleanUp(ctx context.Context) error {
 	if _, err := s.state.recover(ctx, mon, nil); err != nil {
 		return errors.Join(err, s.state.release())
 	}
-	return s.state.finish()
+	return errors.Join(s.emptyImages(), s.state.finish())
 }
 
 // Reconcile implements [capture.Capturer]. It returns [ErrBusy] while a capture of the machine runs.

@@ -54,7 +54,7 @@ func (s *session) copyOut(ctx context.Context, copies []*diskCopy, take func(con
 	if err := s.deliver(ctx, copies); err != nil {
 		return err
 	}
-	return s.closeImages()
+	return s.emptyImages()
 }
 
 // unlessShort passes err on; if it says that scratch was short, so that another way will be tried, it first removes
@@ -73,7 +73,7 @@ func (s *session) unlessShort(ctx context.Context, err error) error {
 			}
 		}
 	}
-	if closeErr := s.closeImages(); closeErr != nil {
+	if closeErr := s.emptyImages(); closeErr != nil {
 		return closeErr
 	}
 	return err

@@ -29,7 +29,7 @@ func TestDeathAtEveryCommand(t *testing.T) {
 			for i := 1; ; i += step {
 				if tt.limit > 0 {
 					v.write(rng, 60)
-					step = 13
+					step = 23
 				}
 				v.write(rng, 3)
 				if !die(t, v, w, i, tt.limit) {

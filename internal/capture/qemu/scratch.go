@@ -83,12 +83,14 @@ type image struct {
 	reserved int64
 }
 
-// close gives the space back even if QEMU still has the file open.
-func (m *image) close() error {
-	if err := m.file.Truncate(0); err != nil && !errors.Is(err, syscall.EINVAL) { // a read-only descriptor can not
-		return errors.Join(fmt.Errorf("empty scratch image: %w", err), m.file.Close())
+// empty gives the space back even if QEMU still has the file open, as it has descriptors of sets while its machine is stopped.
+// No job may write to it any more: a scratch image that breaks under a job costs the guest its write.
+func (m *image) empty() error {
+	err := m.file.Truncate(0)
+	if err == nil || errors.Is(err, syscall.EINVAL) { // a descriptor for reading can not
+		return nil
 	}
-	return m.file.Close()
+	return fmt.Errorf("empty scratch image: %w", err)
 }
 
 // path leads to the file in spite of its having no name.
@@ -115,7 +117,7 @@ func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
 	return img, s.addImage(ctx, img, false)
 }
 
-// newImage makes an image of the disk's size. It is open until closeImages, and has no name but where QEMU is to open it by its name.
+// newImage makes an image of the disk's size. It is open until emptyImages or closeImages, and has no name but where QEMU is to open it by its name.
 func (s *session) newImage(d *disk, node string, flag int, o qcow2.CreateOptions) (*image, error) {
 	path := filepath.Join(s.plan.Scratch.Dir, scratchPrefix(s.plan)+d.Name+node+".qcow2")
 	if err := qcow2.Create(path, d.Size, o); err != nil {
@@ -151,11 +153,20 @@ func (s *session) reserve(img *image, n int64) error {
 	return fmt.Errorf("reserve %d bytes of scratch: %w", n, err)
 }
 
-// closeImages closes all images; QEMU must have none of them any more.
+// emptyImages empties and closes all images, none of which is a node of QEMU any more.
+func (s *session) emptyImages() error {
+	var errs []error
+	for _, img := range s.images {
+		errs = append(errs, img.empty())
+	}
+	return errors.Join(append(errs, s.closeImages())...)
+}
+
+// closeImages closes all images.
 func (s *session) closeImages() error {
 	var errs []error
 	for _, img := range s.images {
-		errs = append(errs, img.close())
+		errs = append(errs, img.file.Close())
 	}
 	s.images = nil
 	return errors.Join(errs...)

@@ -10,7 +10,10 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-const sweepPause = 5 * time.Millisecond // between two looks at a job that is being cancelled
+const (
+	sweepPause  = 5 * time.Millisecond // between two looks at a job that is being cancelled
+	brokenNodes = 64                   // scratch nodes that are tried where QEMU can not list them
+)
 
 // sweep removes all that captures put into QEMU for their own duration and returns what it did, in words.
 func sweep(ctx context.Context, m monitor) ([]string, error) {
@@ -83,12 +86,22 @@ func dropExports(ctx context.Context, m monitor) ([]string, error) {
 	return done, nil
 }
 
+// dropNodes removes nodes. QEMU does not list any while an image among them is broken; such a one has one of few names.
 func dropNodes(ctx context.Context, m monitor) ([]string, error) {
-	nodes, err := queryNodes(ctx, m)
-	if err != nil {
-		return nil, err
-	}
 	var done []string
+	nodes, err := queryNodes(ctx, m)
+	if qmp.Refused(err) {
+		for i := range brokenNodes {
+			name := fmt.Sprint(ours, "s", i)
+			if run(ctx, m, "blockdev-del", args{"node-name": name}, nil) == nil {
+				done = append(done, "removed broken node "+name)
+			}
+		}
+		nodes, err = queryNodes(ctx, m)
+	}
+	if err != nil {
+		return done, err
+	}
 	for name := range nodes {
 		if !strings.HasPrefix(name, ours) {
 			continue

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	diskSize = 12<<20 + 512
+	diskSize = 4<<20 + 512
 	granule  = 64 << 10
 	vaultID  = "0badcafe"
 )
@@ -162,7 +162,7 @@ func (v *vm) write(rng *rand.Rand, n int) {
 	}
 }
 
-const slot = 256 << 10
+const slot = 64 << 10
 
 // writeDuring has the guest begin n writes while backup jobs run, in slots of the disks that are even or odd. None overlaps another in
 // flight: qemu-io can not wait for one without holding up the jobs, so that settle waits for them when the jobs have ended.
