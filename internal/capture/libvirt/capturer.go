@@ -55,6 +55,7 @@ func defaultStateDir() string {
 
 // session is one capture of one machine, from the lock on its state file to Commit or Abort.
 type session struct {
+	host   *hypervisor.Host
 	client *rpc.Client
 	dom    rpc.Domain
 	plan   capture.Plan
@@ -118,7 +119,7 @@ func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan)
 	if err != nil {
 		return nil, err
 	}
-	return &session{client: client, dom: dom, plan: plan, state: state, qemu: version}, nil
+	return &session{host: c.host, client: client, dom: dom, plan: plan, state: state, qemu: version}, nil
 }
 
 func active(st rpc.State) bool {
@@ -153,7 +154,10 @@ func (s *session) run(ctx context.Context, c *Capturer, hooks capture.Hooks, sin
 func (s *session) undo() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	_, err := recoverState(ctx, s.client, s.dom, s.state)
+	err := s.reconnect(ctx)
+	if err == nil {
+		_, err = recoverState(ctx, s.client, s.dom, s.state)
+	}
 	s.release(err == nil)
 	if err != nil {
 		return fmt.Errorf("clean up: %w", err)
@@ -190,9 +194,41 @@ func (s *session) finish(ctx context.Context, step func(context.Context) error) 
 	if s.state.closed {
 		return nil
 	}
-	err := step(ctx)
+	err := s.reconnect(ctx)
+	if err == nil {
+		err = step(ctx)
+	}
 	s.release(err == nil)
 	return err
+}
+
+// reconnect makes sure of a connection: libvirtd may have been restarted, and a machine must not stay suspended for that.
+func (s *session) reconnect(ctx context.Context) error {
+	select {
+	case <-s.client.Closed():
+	default:
+		return nil
+	}
+	for {
+		client, err := s.host.Client(ctx)
+		if err == nil {
+			s.client = client
+			if len(s.disks) == 0 {
+				return nil
+			}
+			// A libvirtd that begins to serve has yet to find its machines and their jobs; this waits for ours. If the machine is gone,
+			// what follows finds out.
+			_, err = client.DomainBlockInfo(ctx, s.dom, s.disks[0].Name)
+			if !errors.Is(err, rpc.ErrClosed) {
+				return ctx.Err()
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pollEvery):
+		}
+	}
 }
 
 // release ends the session.

@@ -145,6 +145,9 @@ func (s *session) suspend(ctx context.Context) error {
 func (s *session) resume() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
+	if err := s.reconnect(ctx); err != nil {
+		return fmt.Errorf("resume the machine: %w", err)
+	}
 	if err := resumeIfPaused(ctx, s.client, s.dom); err != nil {
 		return err
 	}

@@ -118,6 +118,7 @@ func TestMachine(t *testing.T) {
 		{"RestartKeepsTracking", testRestartKeepsTracking},
 		{"Pull", testPull},
 		{"PullFromIOThread", testPullFromIOThread},
+		{"LibvirtdRestarts", testLibvirtdRestarts},
 		{"QEMUDies", testQEMUDies},
 		{"Refusals", testRefusals},
 	} {
@@ -128,7 +129,7 @@ func TestMachine(t *testing.T) {
 // with returns a lab on the same machine for another test.
 func (l *lab) with(t *testing.T) *lab {
 	t.Helper()
-	n := &lab{T: t, daemon: l.daemon, client: l.client, host: l.host, capturer: l.capturer, ctx: l.ctx, dom: l.dom, state: l.state, scratch: l.scratch,
+	n := &lab{T: t, daemon: l.daemon, client: l.daemon.Client(), host: l.host, capturer: l.capturer, ctx: l.ctx, dom: l.dom, state: l.state, scratch: l.scratch,
 		model: l.model, replica: map[string][]byte{}, epoch: epochs.Add(100), last: map[string]capture.DiskResult{}}
 	var err error
 	n.dom, err = n.client.DomainByName(n.ctx, "one")

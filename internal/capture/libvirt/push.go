@@ -118,6 +118,9 @@ func (p *push) readDisk(ctx context.Context, s *session, d *disk, sink capture.S
 func (s *session) endJob() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
+	if err := s.reconnect(ctx); err != nil {
+		return err
+	}
 	_, err := abortJob(ctx, s.client, s.dom, s.state.record.Scratch)
 	return err
 }

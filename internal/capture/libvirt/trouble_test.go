@@ -288,6 +288,32 @@ func testQEMUDies(l *lab) {
 	}
 }
 
+// A libvirtd that is killed in mid-capture ends the capture with an error and nothing is left; restarted between two captures it
+// is not noticed, and neither is it before the commit.
+func testLibvirtdRestarts(l *lab) {
+	l.commit(l.capture(l.plan(), capture.Hooks{}))
+	first := l.current()
+	l.write("vda", 0, 4096, 50)
+	restart := func() {
+		l.daemon.Restart()
+		l.client = l.daemon.Client()
+	}
+	_, err := l.capturer.Capture(l.ctx, "one", l.plan(), capture.Hooks{Frozen: func(context.Context) error {
+		restart()
+		return nil
+	}}, l.sink)
+	if !errors.Is(err, rpc.ErrClosed) {
+		l.Errorf("libvirtd was killed: %v", err)
+	}
+	l.clean(first)
+	r := l.capture(l.plan(), capture.Hooks{})
+	l.tracked(r, "vda", "vdb")
+	l.same(l.model)
+	restart()
+	l.commit(r)
+	l.clean(l.current())
+}
+
 // A context that ends takes the job with it.
 func testCancelledCapture(l *lab) {
 	ctx, cancel := context.WithCancel(l.ctx)

@@ -136,10 +136,11 @@ func abortJob(ctx context.Context, c *rpc.Client, dom rpc.Domain, ours []string)
 			return aborted, nil
 		}
 		if !aborted {
-			if err := c.AbortJob(ctx, dom); err != nil && !rpc.Is(err, rpc.OperationInvalid) {
+			err := c.AbortJob(ctx, dom)
+			if err != nil && !rpc.Is(err, rpc.OperationInvalid) { // invalid while it is ending, or libvirtd has just been started
 				return false, fmt.Errorf("abort the backup job: %w", err)
 			}
-			aborted = true
+			aborted = err == nil
 		}
 		select {
 		case <-ctx.Done():

@@ -70,11 +70,11 @@ func write(tb testing.TB, path, text string) {
 	}
 }
 
-// run starts the daemon below a first process that reaps what QEMU leaves. Killing unshare kills that one, and the
+// run starts the daemon, again and again, below a first process that reaps what QEMU leaves. Killing unshare kills that one, and the
 // kernel then kills all the rest.
 func (d *Daemon) run() {
 	d.tb.Helper()
-	script := "/usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") + "; true"
+	script := "while :; do /usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") + "; sleep 0.1; done"
 	d.cmd = exec.Command("unshare", "--user", "--map-user=1000", "--map-group=1000", "--pid", "--fork", "--kill-child",
 		"--mount-proc", "sh", "-c", script)
 	d.cmd.Env = append(os.Environ(), "HOME="+d.Dir,
@@ -163,21 +163,45 @@ func (d *Daemon) Client() *rpc.Client {
 	return c
 }
 
+// Restart kills libvirtd, and returns when another runs. Its machines go on.
+func (d *Daemon) Restart() {
+	d.tb.Helper()
+	pid := d.process(func(args string) bool {
+		return strings.HasPrefix(args, "/usr/sbin/libvirtd\x00") && strings.Contains(args, d.Dir)
+	})
+	if pid == 0 {
+		d.tb.Fatal("no libvirtd runs")
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		d.tb.Fatalf("kill libvirtd: %v", err)
+	}
+	d.wait()
+}
+
 // QEMU returns the process that runs the machine, as a process ID of the test's own namespace, to be killed or stopped.
 func (d *Daemon) QEMU(machine string) int {
+	d.tb.Helper()
+	pid := d.process(func(args string) bool {
+		return strings.Contains(args, "\x00guest="+machine+",") && strings.Contains(args, d.Dir)
+	})
+	if pid == 0 {
+		d.tb.Fatalf("no QEMU runs machine %s", machine)
+	}
+	return pid
+}
+
+// process returns a process whose arguments match, 0 if there is none.
+func (d *Daemon) process(match func(args string) bool) int {
 	d.tb.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		d.tb.Fatal(err)
 	}
 	for _, dir := range dirs {
-		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-		args := "\x00" + string(cmdline)
-		if strings.Contains(args, "\x00guest="+machine+",") && strings.Contains(args, d.Dir) {
+		if cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline")); err == nil && match(string(cmdline)) {
 			pid, _ := strconv.Atoi(filepath.Base(dir))
 			return pid
 		}
 	}
-	d.tb.Fatalf("no QEMU runs machine %s", machine)
 	return 0
 }
