@@ -80,9 +80,6 @@ func prepareLibvirt(uri string, image Image, o Options) (*VM, string, error) {
 		ConsolePath: filepath.Join(dir, o.Name+".console"),
 		libvirt:     &domain{uri: uri, uuid: o.UUID},
 	}
-	if !o.NoChannel {
-		v.QGAPath = filepath.Join(sockets, "qga")
-	}
 	definition, err := v.domainXML(image, o)
 	if err != nil {
 		return nil, "", errors.Join(err, os.RemoveAll(sockets))
@@ -123,9 +120,8 @@ var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap
       <source path='{{xml .VM.ConsolePath}}'/>
       <target port='0'/>
     </serial>
-    {{- if .VM.QGAPath}}
+    {{- if not .Options.NoChannel}}
     <channel type='unix'>
-      <source mode='bind' path='{{xml .VM.QGAPath}}'/>
       <target type='virtio' name='org.qemu.guest_agent.0'/>
     </channel>
     {{- end}}

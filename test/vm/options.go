@@ -76,7 +76,7 @@ func (o Options) withDefaults() Options {
 
 // commandLine is what the kernel is told.
 func (o Options) commandLine() string {
-	return fmt.Sprintf("console=ttyS0 quiet panic=1 hf.work=%s hf.rate=%d hf.seed=%d hf.span=%d", o.Work, o.Rate, o.Seed, o.Span)
+	return fmt.Sprintf("console=ttyS0 quiet panic=1 no_timer_check hf.work=%s hf.rate=%d hf.seed=%d hf.span=%d", o.Work, o.Rate, o.Seed, o.Span)
 }
 
 func newUUID() string {

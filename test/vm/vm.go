@@ -31,7 +31,7 @@ type VM struct {
 
 	QMPPath     string // for the product: QEMU serves one client per socket; "" under libvirt
 	HarnessPath string // the lab's own QMP socket; "" under libvirt
-	QGAPath     string // for the product: the guest agent; "" if there is no such channel
+	QGAPath     string // for the product: the guest agent; "" without a channel, and under libvirt, which takes it
 	LabPath     string // the lab's own agent in the guest
 	ConsolePath string // what the guest wrote to its console
 

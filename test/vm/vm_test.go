@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -91,7 +92,7 @@ func hooksHold(t *testing.T, v *vm.VM) {
 	if err := v.WaitAcked("ACKED", v.Acked("ACKED")+50, patience); err != nil {
 		t.Fatal(err)
 	}
-	if rows := v.MustExec(t, "sqlite3 'file:/var/lib/app/app.db?immutable=1' 'SELECT max(n) FROM entry'"); rows != held {
+	if rows := v.MustExec(t, "sqlite3 -readonly 'file:/var/lib/app/app.db?immutable=1' 'SELECT max(n) FROM entry'"); rows != held {
 		t.Errorf("row %s was committed after the hook held row %s", rows, held)
 	}
 	if thawed := a.must("guest-fsfreeze-thaw"); thawed != "1" {
@@ -133,7 +134,7 @@ func failingHook(t *testing.T, v *vm.VM) {
 func lostLock(t *testing.T, v *vm.VM) {
 	a := dialAgent(t, v.QGAPath)
 	a.must("guest-fsfreeze-freeze")
-	v.MustExec(t, "kill -9 -- -$(cat /run/fsfreeze-sqlite/1.pid)")
+	v.MustExec(t, "kill -s KILL -- -$(cat /run/fsfreeze-sqlite/1.pid)")
 	if _, err := a.call("guest-fsfreeze-thaw"); err == nil {
 		t.Error("a thaw after the lock was lost succeeded")
 	}
@@ -193,11 +194,15 @@ func copyFile(t *testing.T, from, to string) {
 }
 
 func TestLibvirtGuest(t *testing.T) {
-	v := vm.DefineLibvirt(t, libvirtd.Start(t), vm.Options{Name: "lab two"})
+	uri := libvirtd.Start(t)
+	v := vm.DefineLibvirt(t, uri, vm.Options{Name: "lab two"})
 	if err := v.WaitAcked("COMMITTED", 2, patience); err != nil {
 		t.Fatal(err)
 	}
-	dialAgent(t, v.QGAPath).must("guest-ping")
+	ping := exec.Command("virsh", "--connect", uri, "qemu-agent-command", v.UUID, `{"execute":"guest-ping"}`)
+	if out, err := ping.CombinedOutput(); err != nil {
+		t.Errorf("guest-ping through libvirt: %v: %s", err, out)
+	}
 	if err := v.Shutdown(); err != nil {
 		t.Fatal(err)
 	}
