@@ -46,7 +46,11 @@ func New(tb testing.TB) *Daemon {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { os.RemoveAll(dir) })
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
 	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "r/libvirt/libvirt-sock"), tb: tb}
 	d.URI = "qemu+unix:///session?socket=" + d.Socket + "&config=" + filepath.Join(dir, "c/libvirt")
 	for _, sub := range []string{"c/libvirt", "r", "k", "d"} {
@@ -120,12 +124,28 @@ func (d *Daemon) saveProbes() {
 func (d *Daemon) stop() {
 	d.cmd.Process.Kill()
 	d.cmd.Wait()
+	d.awaitEnd()
 	d.saveProbes()
 	if d.tb.Failed() {
 		for _, name := range []string{"out", "log"} {
 			if text, err := os.ReadFile(filepath.Join(d.Dir, name)); err == nil && len(text) > 0 {
 				d.tb.Logf("libvirtd %s:\n%s", name, text[max(0, len(text)-4000):])
 			}
+		}
+	}
+}
+
+// awaitEnd returns when the kernel has ended all that ran in the daemon's namespace, so that nothing is written any more.
+func (d *Daemon) awaitEnd() {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(startTimeout)
+	for d.process(func(args string) bool { return strings.Contains(args, d.Dir) }) != 0 {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			d.tb.Error("libvirtd or a QEMU of it does not end")
+			return
 		}
 	}
 }
