@@ -89,7 +89,11 @@ func (d *demo) boot() error {
 	if err != nil {
 		return err
 	}
-	if d.vm, err = vm.LaunchQEMU(image, vm.Options{Name: "shop", Dir: filepath.Join(d.dir, "host"), Work: "disks,db"}); err != nil {
+	host := filepath.Join(d.dir, "host")
+	if err := os.Mkdir(host, 0o700); err != nil {
+		return err
+	}
+	if d.vm, err = vm.LaunchQEMU(image, vm.Options{Name: "shop", Dir: host, Work: "disks,db"}); err != nil {
 		return err
 	}
 	if err := d.vm.WaitUp(); err != nil {
@@ -157,8 +161,8 @@ func (d *demo) attach() (*vm.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	lab := regexp.MustCompile(`socket,path=([^,' ]+)[^' ]*id=lab0`).FindSubmatch(script)
-	console := regexp.MustCompile(`file:([^' \n]+\.console)`).FindSubmatch(script)
+	lab := regexp.MustCompile(`socket,id=lab0,path=([^,' ]+)`).FindSubmatch(script)
+	console := regexp.MustCompile(`-serial file:([^' \n]+)`).FindSubmatch(script)
 	if lab == nil || console == nil {
 		return nil, fmt.Errorf("the start script has no console or lab channel:\n%s", script)
 	}
@@ -187,6 +191,26 @@ func (d *demo) prove() error {
 	fmt.Printf("Committed before the point: %d rows. There now: %d rows.\n", committed, last)
 	if last < committed || rows != last || strings.TrimSpace(check) != "ok" {
 		return errors.New("rows that were committed before the point are lost")
+	}
+	return d.order()
+}
+
+// order checks the two other disks against each other: the point itself, not what the guest has written since.
+func (d *demo) order() error {
+	disks := map[string]vm.Disk{}
+	for name, format := range map[string]string{"vdb": "qcow2", "vdc": "raw"} {
+		disks[name] = vm.Disk{Name: name, Path: filepath.Join(d.dir, name+"."+format), Format: format}
+		if err := d.do("point", "restore", "shop@latest", "--disk", name, "--to", disks[name].Path); err != nil {
+			return err
+		}
+	}
+	a, b, err := vm.CheckDisks(d.ctx, disks["vdb"], disks["vdc"])
+	if err != nil {
+		return fmt.Errorf("the two data disks are not of one instant: %w", err)
+	}
+	d.say("The two data disks are of one instant: record %d is the last on one, %d on the other; %d were acknowledged before the backup.", a, b, acked)
+	if b < acked {
+		return errors.New("records that were acknowledged before the point are lost")
 	}
 	return nil
 }
