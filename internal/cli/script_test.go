@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/holdfast-vm/holdfast/internal/cli"
+	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
 )
 
 // TestMain makes this test binary the holdfast that scripts run, with the very main of the real one.
@@ -20,28 +21,38 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
-		RequireExplicitExec: true,
-		RequireUniqueNames:  true,
-		Setup: func(env *testscript.Env) error {
-			env.Setenv("HOME", env.WorkDir)
-			env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, "config"))
-			env.Setenv("HOLDFAST_STATE", filepath.Join(env.WorkDir, "state"))
-			env.Setenv("HOLDFAST_SCRATCH", filepath.Join(env.WorkDir, "scratch"))
-			return nil
-		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"status": statusCmd,
-			"field":  fieldCmd,
-			"fill":   fillCmd,
-			"flip":   flipCmd,
-			"qemu":   qemuCmd,
-			"hmp":    hmpCmd,
-			"agent":  agentCmd,
-			"newvm":  newVMCmd,
-		},
-	})
+	testscript.Run(t, params(testscript.Params{Dir: "testdata"}, nil))
+}
+
+// The same with machines of a real libvirtd, whose URI is in $LIBVIRT.
+func TestLibvirt(t *testing.T) {
+	daemon := libvirtd.New(t)
+	testscript.Run(t, params(testscript.Params{Dir: "testdata/libvirt"}, map[string]string{"LIBVIRT": daemon.URI}))
+}
+
+func params(p testscript.Params, vars map[string]string) testscript.Params {
+	p.RequireExplicitExec, p.RequireUniqueNames = true, true
+	p.Setup = func(env *testscript.Env) error {
+		env.Setenv("HOME", env.WorkDir)
+		env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, "config"))
+		env.Setenv("HOLDFAST_STATE", filepath.Join(env.WorkDir, "state"))
+		env.Setenv("HOLDFAST_SCRATCH", filepath.Join(env.WorkDir, "scratch"))
+		for k, v := range vars {
+			env.Setenv(k, v)
+		}
+		return nil
+	}
+	p.Cmds = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+		"status": statusCmd,
+		"field":  fieldCmd,
+		"fill":   fillCmd,
+		"flip":   flipCmd,
+		"qemu":   qemuCmd,
+		"hmp":    hmpCmd,
+		"agent":  agentCmd,
+		"newvm":  newVMCmd,
+	}
+	return p
 }
 
 // statusCmd runs "status N PROGRAM ARGS...": the program must end with exit status N.

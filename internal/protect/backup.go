@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -107,6 +108,11 @@ func (r *run) live(ctx context.Context) error {
 		return err
 	}
 	defer r.hold.close()
+	if dir := r.req.Scratch.Dir; dir != "" {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // the hypervisor's user must get through
+			return fmt.Errorf("make the scratch directory: %w", err)
+		}
+	}
 	taken, err := r.Capturer.Capture(ctx, r.req.Machine.Name, r.plan(), r.hooks(), r.sink)
 	if err != nil {
 		if errors.Is(err, ErrConsistency) {
