@@ -26,6 +26,8 @@ const (
 	smallShare, manySmall = 1.0 / 16, 32
 	// Clocks of two hosts may differ by this much.
 	clockSkew = 5 * time.Minute
+	// A set of condemned packs is dated this much ahead, and must be stored by then: whoever began without seeing it began before its date.
+	condemnAhead = 5 * time.Minute
 )
 
 // GCOptions tunes CollectGarbage.
@@ -57,57 +59,93 @@ func (v *Vault) CollectGarbage(ctx context.Context, o GCOptions) (GCReport, erro
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
 	}
+	g := &collector{v: v, o: o, report: GCReport{DryRun: o.DryRun}}
 	if !o.DryRun {
-		unlock, err := v.lockGC(ctx)
+		held, unlock, err := v.lockGC(ctx)
 		if err != nil {
 			return GCReport{}, err
 		}
 		defer unlock()
+		g.lease, g.own = held, held.session()
 	}
-	g := &collector{v: v, o: o, report: GCReport{DryRun: o.DryRun}}
 	if err := g.run(ctx); err != nil {
 		return g.report, fmt.Errorf("collect garbage: %w", err)
 	}
 	return g.report, nil
 }
 
-// lockGC makes this the only garbage collection.
-func (v *Vault) lockGC(ctx context.Context) (unlock func(), err error) {
-	raw, err := json.Marshal(newLease(newSessionID(), "garbage collection"))
+// lockGC makes this the only garbage collection, for as long as its lease is there: the lock names it.
+func (v *Vault) lockGC(ctx context.Context) (held *heldLease, unlock func(), err error) {
+	l := newLease(newSessionID(), "garbage collection")
+	held, err = takeLease(ctx, v.store, l)
+	if errors.Is(err, blob.ErrNoSpace) {
+		if err := v.store.Delete(ctx, reserveName); err != nil {
+			return nil, nil, err
+		}
+		held, err = takeLease(ctx, v.store, l)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("lock garbage collection: %w", err)
+	}
+	if err := v.putLock(ctx, l); err != nil {
+		return nil, nil, errors.Join(err, held.release(context.WithoutCancel(ctx)))
+	}
+	return held, func() {
+		ctx := context.WithoutCancel(ctx)
+		_ = v.store.Delete(ctx, gcLock) // a lock left behind dies with its lease
+		_ = held.release(ctx)           // and that with this process
+		v.keepReserve(ctx)
+	}, nil
+}
+
+// putLock stores the lock of l, after breaking one whose owner has no lease any more.
+func (v *Vault) putLock(ctx context.Context, l lease) error {
+	raw, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	for range 4 {
+		err = blob.Put(ctx, v.store, gcLock, raw)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, blob.ErrExist) {
+			return fmt.Errorf("lock garbage collection: %w", err)
+		}
+		owner, err := v.lockOwner(ctx)
+		if err != nil {
+			return err
+		}
+		if owner != nil {
+			return fmt.Errorf("%w: %s", ErrBusy, owner)
+		}
+		if err := v.store.Delete(ctx, gcLock); err != nil {
+			return fmt.Errorf("break the lock of a dead garbage collection: %w", err)
+		}
+	}
+	return ErrBusy
+}
+
+// lockOwner returns the lease of who holds the lock, nil if that is nobody who is alive.
+func (v *Vault) lockOwner(ctx context.Context) (*lease, error) {
+	raw, err := blob.Get(ctx, v.store, gcLock)
+	var owner lease
+	if errors.Is(err, blob.ErrNotExist) || err == nil && json.Unmarshal(raw, &owner) != nil {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the lock of garbage collection: %w", err)
+	}
+	live, err := v.leases(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	for try := 0; ; try++ {
-		err = blob.Put(ctx, v.store, gcLock, raw)
-		if errors.Is(err, blob.ErrNoSpace) && try == 0 {
-			if err := v.store.Delete(ctx, reserveName); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if !errors.Is(err, blob.ErrExist) {
-			break
-		}
-		var owner lease
-		held, err := blob.Get(ctx, v.store, gcLock)
-		if err == nil && json.Unmarshal(held, &owner) == nil && owner.alive(time.Now()) {
-			return nil, fmt.Errorf("%w: %s", ErrBusy, &owner)
-		}
-		if try == 3 {
-			return nil, ErrBusy
-		}
-		if err := v.store.Delete(ctx, gcLock); err != nil {
-			return nil, fmt.Errorf("break the lock of a dead garbage collection: %w", err)
+	for i := range live {
+		if live[i].Session == owner.Session {
+			return &live[i], nil
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("lock garbage collection: %w", err)
-	}
-	return func() {
-		ctx := context.WithoutCancel(ctx)
-		_ = v.store.Delete(ctx, gcLock) // a lock left behind dies with this process
-		v.keepReserve(ctx)
-	}, nil
+	return nil, nil
 }
 
 // keepReserve puts the reserve aside if there is room for it.
@@ -120,6 +158,8 @@ type collector struct {
 	v      *Vault
 	o      GCOptions
 	report GCReport
+	lease  *heldLease // nil in a dry run
+	own    string     // session of the lease
 
 	leases []lease // of others, taken before the points were read
 	points []string
@@ -132,7 +172,7 @@ type collector struct {
 func (g *collector) run(ctx context.Context) error {
 	// The order matters: see docs/design/ordering.md. Leases before points, so that whoever has ended has also committed what we read.
 	var err error
-	if g.leases, err = g.v.leases(ctx, ""); err != nil {
+	if g.leases, err = g.v.leases(ctx, g.own); err != nil {
 		return err
 	}
 	if g.sets, err = g.v.condemnedSets(ctx); err != nil {
@@ -243,6 +283,11 @@ func (g *collector) wait(refs []pack.Ref, who []string) {
 
 // delete deletes the packs of a set that no point needs, and then the set: those that a point came to need live on.
 func (g *collector) delete(ctx context.Context, set condemnedSet) error {
+	if !g.o.DryRun {
+		if err := g.lease.check(ctx); err != nil { // another collection may be at work
+			return err
+		}
+	}
 	for _, r := range set.refs {
 		size, ok := g.packs[r]
 		if !ok || g.marks.live[r] > 0 {
@@ -288,7 +333,7 @@ func (g *collector) condemn(ctx context.Context) error {
 			return err
 		}
 	}
-	set := condemnedSet{Time: time.Now().UTC().Format(time.RFC3339Nano), refs: append(dead, thin...)}
+	set := condemnedSet{refs: append(dead, thin...)}
 	for _, r := range set.refs {
 		set.Packs = append(set.Packs, r.Name())
 		delete(g.marks.live, r) // what was needed of a thin one has been rewritten
@@ -300,6 +345,8 @@ func (g *collector) condemn(ctx context.Context) error {
 }
 
 func (g *collector) writeSet(ctx context.Context, set *condemnedSet) error {
+	date := time.Now().Add(condemnAhead)
+	set.Time = date.UTC().Format(time.RFC3339Nano)
 	raw, err := json.Marshal(set)
 	if err != nil {
 		return err
@@ -308,7 +355,11 @@ func (g *collector) writeSet(ctx context.Context, set *condemnedSet) error {
 	if err := blob.Put(ctx, g.v.store, set.name, raw); err != nil {
 		return fmt.Errorf("condemn packs: %w", err)
 	}
-	return nil
+	if time.Now().Before(date) {
+		return nil
+	}
+	err = fmt.Errorf("condemn packs: the store took more than %v for a list of them", condemnAhead)
+	return errors.Join(err, g.v.store.Delete(ctx, set.name))
 }
 
 func sessionBytes() []byte {
@@ -318,7 +369,7 @@ func sessionBytes() []byte {
 
 // deleteNow deletes a set at once if nobody can count on it: nobody is at work, and nobody committed a point since we read them.
 func (g *collector) deleteNow(ctx context.Context, set condemnedSet) error {
-	leases, err := g.v.leases(ctx, "")
+	leases, err := g.v.leases(ctx, g.own)
 	if err != nil {
 		return err
 	}

@@ -171,24 +171,40 @@ func (h *heldLease) release(ctx context.Context) error {
 	return h.store.Delete(ctx, h.cur.name)
 }
 
+func (h *heldLease) session() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.cur.Session
+}
+
 // leases returns all leases but those of session except, after removing the dead ones.
 func (v *Vault) leases(ctx context.Context, except string) ([]lease, error) {
-	var live []lease
+	for {
+		live, moved, err := v.leasesOnce(ctx, except)
+		if err != nil || !moved {
+			return live, err
+		}
+	}
+}
+
+// leasesOnce also reports whether a lease went away between being listed and being read: it may stand under its next name.
+func (v *Vault) leasesOnce(ctx context.Context, except string) (live []lease, moved bool, err error) {
 	for info, err := range v.store.List(ctx, leasePrefix) {
 		if err != nil {
-			return nil, fmt.Errorf("list leases: %w", err)
+			return nil, false, fmt.Errorf("list leases: %w", err)
 		}
 		raw, err := blob.Get(ctx, v.store, info.Name)
 		if errors.Is(err, blob.ErrNotExist) {
+			moved = true
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read lease %s: %w", info.Name, err)
+			return nil, false, fmt.Errorf("read lease %s: %w", info.Name, err)
 		}
 		l := lease{name: info.Name}
 		if err := json.Unmarshal(raw, &l); err != nil || !l.alive(time.Now()) {
 			if err := v.store.Delete(ctx, info.Name); err != nil {
-				return nil, fmt.Errorf("break dead lease %s: %w", info.Name, err)
+				return nil, false, fmt.Errorf("break dead lease %s: %w", info.Name, err)
 			}
 			continue
 		}
@@ -196,11 +212,24 @@ func (v *Vault) leases(ctx context.Context, except string) ([]lease, error) {
 			live = append(live, l)
 		}
 	}
-	return live, nil
+	return live, moved, nil
 }
 
-// readLease tells garbage collection that somebody reads. A store that can not be written is read without.
+// readLease tells garbage collection that somebody reads, and takes in what others did before. A store that can not be written is read
+// without a lease.
 func (v *Vault) readLease(ctx context.Context) (release func(), err error) {
+	release, err = v.takeReadLease(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.index.Refresh(ctx); err != nil { // after the lease: what it shows stays
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+func (v *Vault) takeReadLease(ctx context.Context) (release func(), err error) {
 	if v.opts.NoLease {
 		return func() {}, nil
 	}

@@ -304,7 +304,7 @@ func (s *Session) end(ctx context.Context) {
 
 // condemnedSet is a list of packs that wait for deletion.
 type condemnedSet struct {
-	Time  string   `json:"time"`  // RFC 3339 with nanoseconds
+	Time  string   `json:"time"`  // RFC 3339 with nanoseconds: who began before it may not have seen the set
 	Packs []string `json:"packs"` // object names
 
 	name string
