@@ -7,7 +7,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -75,7 +74,7 @@ func Run(ctx context.Context, env Env) int {
 	if err == nil {
 		return StatusOK
 	}
-	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+	if cause := context.Cause(ctx); cause != nil { // whatever else it may look like, we broke it off
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
 	return a.fail(err)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/protect"
 	"github.com/holdfast-vm/holdfast/internal/vault"
@@ -96,6 +97,10 @@ func (a *app) reconcileMachine(ctx context.Context, h host, v *vault.Vault, m hy
 		var did []string
 		did, err = protect.CleanUp(ctx, deps, m, release)
 		out.Did = append(out.Did, did...)
+	}
+	if errors.Is(err, protect.ErrBusy) || errors.Is(err, capture.ErrBusy) {
+		out.Did = append(out.Did, "left alone: a backup of it is running")
+		err = nil
 	}
 	if err != nil {
 		err = fmt.Errorf("clean up vm %s: %w", m.Name, err)

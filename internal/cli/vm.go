@@ -240,7 +240,7 @@ func (a *app) printTaken(p *point.RecoveryPoint) error {
 		read += d.Read
 	}
 	return errors.Join(
-		a.println(fmt.Sprintf("point %s of %s: %s-consistent, %s, read %s by %s, added %s, took %.1f s", p.ID.Short(), p.VM, p.Consistency,
+		a.println(fmt.Sprintf("point %s of %s: %s-consistent, %s, read %s (%s), added %s, took %.1f s", p.ID.Short(), p.VM, p.Consistency,
 			counted(len(p.Disks), "disk"), humanSize(read), p.Rung, humanSize(added), p.Took)),
 		a.println(fmt.Sprintf("  %s: %s", p.Consistency, p.ConsistencyReason)))
 }
