@@ -88,6 +88,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(whole, byte(1), uint16(chunk.MinSize/3*3))
 	f.Add([]byte("plain"), byte(0), uint16(5))
 	f.Add([]byte{}, byte(1), uint16(5))
+	f.Add([]byte("x"), byte(1), uint16(0))
 	f.Add([]byte("x"), byte(9), uint16(1))
 	f.Fuzz(func(t *testing.T, b []byte, enc byte, n uint16) {
 		guard := bytes.Repeat([]byte{0xee}, int(n)+64)

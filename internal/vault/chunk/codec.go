@@ -81,8 +81,8 @@ func (c *Codec) Decode(dst, stored []byte, enc Encoding) error {
 		copy(dst, stored)
 		return nil
 	case Zstd:
-		if len(stored) == 0 {
-			return fmt.Errorf("%w: empty", ErrCorrupt)
+		if len(stored) == 0 || len(dst) == 0 { // libzstd's binding takes neither
+			return fmt.Errorf("%w: %d bytes stored for %d", ErrCorrupt, len(stored), len(dst))
 		}
 		n, err := c.ctx.DecompressInto(dst, stored)
 		if err != nil {

@@ -179,17 +179,16 @@ func (v *vaultDir) openChunk(p place) ([]byte, error) {
 	return plain, nil
 }
 
+// chunkDecoder makes no chunk longer than any may be.
+var chunkDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(1<<20))
+
 func decode(encoded []byte, plainWord uint32) ([]byte, error) {
 	plain := encoded
 	switch plainWord >> 24 {
 	case 0:
 	case 1:
-		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(1<<20))
-		if err != nil {
-			return nil, err
-		}
-		defer d.Close()
-		if plain, err = d.DecodeAll(encoded, nil); err != nil {
+		var err error
+		if plain, err = chunkDecoder.DecodeAll(encoded, nil); err != nil {
 			return nil, err
 		}
 	default:

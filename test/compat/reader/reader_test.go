@@ -168,8 +168,8 @@ type written struct {
 	disks map[string][]byte // by point and disk name
 }
 
-// writeVault writes points of two random disks each into a fresh vault, with an index segment.
-func writeVault(t *testing.T, seed uint64) written {
+// writeVault writes points of two random disks of size bytes and up into a fresh vault, with an index segment.
+func writeVault(t *testing.T, seed uint64, size int) written {
 	t.Helper()
 	ctx := context.Background()
 	rng := rand.New(rand.NewPCG(seed, 3))
@@ -190,8 +190,8 @@ func writeVault(t *testing.T, seed uint64) written {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vda := make([]byte, 70*(16<<10)+rng.IntN(2<<20))
-	vdb := make([]byte, rng.IntN(1<<20)+1)
+	vda := make([]byte, size+rng.IntN(size))
+	vdb := make([]byte, size/2+rng.IntN(size))
 	for range 3 {
 		scribble(rng, vda)
 		scribble(rng, vdb)
@@ -245,7 +245,7 @@ func (w *written) commit(t *testing.T, v *vault.Vault, disks map[string][]byte) 
 // Every byte that today's code stores reads back through the text.
 func TestFreshVaults(t *testing.T) {
 	for seed := range uint64(3) {
-		w := writeVault(t, seed)
+		w := writeVault(t, seed, 70*16<<10)
 		v, err := open(w.dir, []byte("# a comment\n"+w.key+"\n"))
 		if err != nil {
 			t.Fatal(err)
@@ -262,7 +262,7 @@ func TestFreshVaults(t *testing.T) {
 
 // Whichever byte of whichever object is changed, the reader says so or gives the right bytes: never others.
 func TestDamageIsNeverRead(t *testing.T) {
-	w := writeVault(t, 9)
+	w := writeVault(t, 9, 100<<10)
 	whole, err := open(w.dir, []byte(w.key))
 	if err != nil {
 		t.Fatal(err)
