@@ -7,9 +7,11 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
 // commit drops the older epochs of the vault from the captured disks.
@@ -35,7 +37,7 @@ func (s *session) abort(ctx context.Context) error {
 }
 
 func (s *session) removeBitmaps(ctx context.Context, match func(name string) bool) error {
-	mon, err := s.capturer.open(ctx)
+	mon, err := s.reopen(ctx)
 	if err != nil {
 		return err
 	}
@@ -65,10 +67,28 @@ func machineOff(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
+// reopen returns a monitor that answers. A QEMU that is just ending closes its monitor before nothing is there to connect to.
+func (s *session) reopen(ctx context.Context) (monitor, error) {
+	for {
+		mon, err := s.capturer.open(ctx)
+		if err == nil {
+			err = run(ctx, mon, "query-status", nil, nil)
+		}
+		if !errors.Is(err, qmp.ErrClosed) {
+			return mon, err
+		}
+		select {
+		case <-time.After(sweepPause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
 // cleanUp removes what a failed capture left. The older epoch is not touched.
 func (s *session) cleanUp(ctx context.Context) error {
 	defer s.closeImages()
-	mon, err := s.capturer.open(ctx)
+	mon, err := s.reopen(ctx)
 	if err != nil && !machineOff(err) {
 		return errors.Join(err, s.state.release())
 	}

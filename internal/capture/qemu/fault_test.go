@@ -2,11 +2,14 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
@@ -137,6 +140,7 @@ func TestQEMUDies(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "QEMU closed its monitor") {
 		t.Errorf("capture of a QEMU that dies: %v", err)
 	}
+	v.requireNoState()
 	v.start()
 	res = cycle(t, v, w, v.capturer(), rng, 0)
 	if d := res.Disks; d[0].Tracked || !strings.Contains(d[0].Reason, "inconsistent") || d[2].Tracked {
@@ -144,6 +148,35 @@ func TestQEMUDies(t *testing.T) {
 	}
 	if res = cycle(t, v, w, v.capturer(), rng, 0); !res.Disks[0].Tracked || !res.Disks[2].Tracked {
 		t.Errorf("the point after that: %+v", res.Disks)
+	}
+}
+
+// A QEMU that is just dying may still take a connection, but says nothing. Nothing is left unfinished for that.
+func TestQEMUDiesUnderSink(t *testing.T) {
+	t.Parallel()
+	for _, point := range []string{"taken", "refused"} {
+		v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(13, 1))
+		v.write(rng, 10)
+		c := v.capturer()
+		var once sync.Once
+		res, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, func(ctx context.Context, r capture.Read) error {
+			once.Do(func() { v.cmd.Process.Signal(syscall.SIGKILL) })
+			if point == "refused" {
+				return errors.New("no room")
+			}
+			return w.take(ctx, r)
+		})
+		if point == "taken" {
+			if err != nil {
+				t.Fatalf("all had been read when QEMU died: %v", err)
+			}
+			if err := res.Abort(t.Context()); err != nil {
+				t.Errorf("abort with no QEMU: %v", err)
+			}
+		} else if err == nil || strings.Contains(err.Error(), "clean up") {
+			t.Errorf("refused by the sink: %v", err)
+		}
+		v.requireNoState()
 	}
 }
 

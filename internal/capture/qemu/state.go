@@ -36,8 +36,7 @@ func lockState(dir string, m hypervisor.Machine) (*stateFile, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
-	id := sha256.Sum256([]byte(m.Host + "\x00" + m.Name))
-	path := filepath.Join(dir, fmt.Sprintf("capture-%s-%s.json", fileName(m.Name), hex.EncodeToString(id[:4])))
+	path := filepath.Join(dir, stateName(m))
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
@@ -55,6 +54,16 @@ func lockState(dir string, m hypervisor.Machine) (*stateFile, error) {
 		}
 		f.Close() // it was removed by the one who had the lock before
 	}
+}
+
+// stateName is the same for a machine however often it is started, under whatever socket.
+func stateName(m hypervisor.Machine) string {
+	key := m.UUID
+	if key == "" {
+		key = m.Host + "\x00" + m.Name
+	}
+	id := sha256.Sum256([]byte(key))
+	return fmt.Sprintf("capture-%s-%s.json", fileName(m.Name), hex.EncodeToString(id[:4]))
 }
 
 func sameFile(f *os.File, path string) bool {

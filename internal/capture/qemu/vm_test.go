@@ -306,6 +306,12 @@ func (v *vm) requireClean(bitmaps ...string) {
 		}
 	}
 	v.requireNoScratch()
+	v.requireNoState()
+}
+
+// requireNoState demands that nothing is noted as unfinished.
+func (v *vm) requireNoState() {
+	v.t.Helper()
 	for _, dir := range []string{v.scratch(), filepath.Join(v.dir, "state")} {
 		if left, err := os.ReadDir(dir); err == nil && len(left) > 0 {
 			v.t.Fatalf("%s still has %v", dir, left)
