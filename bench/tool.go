@@ -40,7 +40,7 @@ func (b *bench) tools() []tool {
 			init:   func(string) []string { return []string{"restic", "-q", "init"} },
 			backup: func(string) []string { return []string{"restic", "-q", "backup", "disk.raw"} },
 			restore: func(_, out string) []string {
-				return []string{"restic", "-q", "restore", "latest", "--sparse", "--target", out}
+				return []string{"restic", "-q", "restore", "latest", "--target", out}
 			},
 			restored: findRaw,
 		},

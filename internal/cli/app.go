@@ -19,6 +19,7 @@ type app struct {
 	quiet          bool
 	scratch        string
 	scratchLimit   string
+	compression    string // of new chunks
 }
 
 const rootHelp = `Holdfast takes consistent recovery points of running virtual machines, stores

@@ -36,6 +36,7 @@ holdfast --vault /srv/vault image backup /dev/vg0/db-root /dev/vg0/db-data --nam
 		run:      func(cmd *cobra.Command, args []string) error { return a.backUpImages(cmd.Context(), args, flags) },
 	}.build()
 	f := cmd.Flags()
+	f.StringVar(&a.compression, "compression", "", "how hard to compress: `fast`, dense (about 5 % smaller, several times slower) or none")
 	f.StringVar(&flags.name, "name", "", "`name` of the machine that the images belong to")
 	f.StringVar(&flags.format, "format", "", "`format` of all the images (default: by what is in them)")
 	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the point; repeatable")

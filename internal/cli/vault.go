@@ -69,7 +69,7 @@ func (a *app) unlockVault(ctx context.Context, store *dir.Store) (*vault.Vault, 
 	if err != nil {
 		return nil, err
 	}
-	return vault.Open(ctx, store, key, vault.Options{NoLease: unix.Access(store.Root(), unix.W_OK) != nil})
+	return vault.Open(ctx, store, key, vault.Options{Compression: a.compression, NoLease: unix.Access(store.Root(), unix.W_OK) != nil})
 }
 
 func (a *app) vaultInfo() *cobra.Command {

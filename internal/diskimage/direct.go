@@ -91,6 +91,9 @@ type plainQcow2 struct {
 func newQcow2(img *qcow2.Image, data extent.Set, bitmap string) (source, error) {
 	q := &plainQcow2{Image: img, data: data, bits: func() (extent.Set, error) { return nil, ErrNoBitmap }}
 	if bitmap != "" {
+		if err := requireRecording(img, bitmap); err != nil {
+			return nil, err
+		}
 		set, err := img.ReadBitmap(bitmap)
 		if err != nil {
 			return nil, damaged(err)
@@ -105,3 +108,17 @@ func (q *plainQcow2) size() int64 { return q.Size() }
 func (q *plainQcow2) extents(context.Context) (extent.Set, error) { return q.data, nil }
 
 func (q *plainQcow2) dirty(context.Context) (extent.Set, error) { return q.bits() }
+
+// requireRecording refuses a bitmap into which QEMU did not record while the image was open for writing: it may have missed changes.
+func requireRecording(img *qcow2.Image, bitmap string) error {
+	list, err := img.Bitmaps()
+	if err != nil {
+		return err
+	}
+	for _, b := range list {
+		if b.Name == bitmap && !b.Auto {
+			return fmt.Errorf("%w: %s was not recording", ErrBitmapInconsistent, bitmap)
+		}
+	}
+	return nil
+}

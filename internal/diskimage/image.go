@@ -151,6 +151,11 @@ func (m *Image) openQcow2(ctx context.Context, o Options) (source, error) {
 	if err := img.Check(); err != nil {
 		return nil, damaged(err)
 	}
+	if o.Bitmap != "" {
+		if err := requireRecording(img, o.Bitmap); err != nil {
+			return nil, err
+		}
+	}
 	return openChild(ctx, m.path, m.format, o.Bitmap)
 }
 

@@ -59,6 +59,12 @@ func (s *Session) PutDisk(ctx context.Context, in DiskInput) (DiskOutput, error)
 	if err := g.Wait(); err != nil {
 		return DiskOutput{}, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if in.Base != "" && !s.made[in.Base] {
+		s.bases[in.Base] = true
+	}
+	s.made[root.String()] = true
 	return DiskOutput{Root: root.String(), Used: in.BaseUsed + p.used.Load(), Added: p.added.Load(), Read: p.read.Load()}, nil
 }
 
@@ -188,7 +194,7 @@ type worker struct {
 }
 
 func (p *put) work(ctx context.Context, spans <-chan span, results chan<- leafResult) error {
-	w := &worker{put: p, hash: chunk.NewHasher(p.s.v.sec.chunks), codec: chunk.NewCodec(p.s.v.opts.Level), buf: make([]byte, max(readSize, p.size))}
+	w := &worker{put: p, hash: chunk.NewHasher(p.s.v.sec.chunks), codec: chunk.NewCodec(p.s.v.level), buf: make([]byte, max(readSize, p.size))}
 	for sp := range spans {
 		id, err := w.span(ctx, sp)
 		if err != nil {

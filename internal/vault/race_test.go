@@ -166,3 +166,47 @@ func TestRenewedLeaseIsNotOverlooked(t *testing.T) {
 		t.Fatalf("it overlooks the renewed lease: %+v, %v", report, err)
 	}
 }
+
+// A session whose parent was deleted under it, while packs were condemned that only the parent had come to need, makes no point: it
+// can not be read whole.
+func TestParentDeletedUnderASession(t *testing.T) {
+	ctx := context.Background()
+	store := mem.New()
+	key := newVault(t, store)
+	v := openVault(t, store, key)
+	d := randomDisk(6, 20)
+	first := backUpWhole(t, v, d)
+	older := begin(t, openVault(t, store, key))
+	parent := &disk{data: bytes.Clone(d.data)}
+	if err := put(ctx, older, parent, extent.Of(extent.Extent{Len: int64(len(d.data))}), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.DeletePoint(ctx, first.ID); err != nil {
+		t.Fatal(err)
+	}
+	if r := collect(t, v); r.WaitingPacks == 0 {
+		t.Fatalf("nothing was condemned: %+v", r)
+	}
+	second := newPoint("vm", parent)
+	if err := older.Commit(ctx, second); err != nil {
+		t.Fatal(err)
+	}
+	s := begin(t, openVault(t, store, key))
+	parent.data[0]++
+	if err := put(ctx, s, parent, extent.Of(extent.Extent{Len: testChunk}), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.DeletePoint(ctx, second.ID); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range objectsThatMatter(t, store) { // what a later collection does with packs that were condemned before the session began
+		if strings.HasPrefix(name, "data/") {
+			if err := store.Delete(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.Commit(ctx, newPoint("vm", parent)); !errors.Is(err, vault.ErrNoPoint) {
+		t.Fatalf("committed a point that can not be read: %v", err)
+	}
+}

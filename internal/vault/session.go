@@ -33,6 +33,10 @@ type Session struct {
 
 	data, meta *lane
 	hashers    sync.Pool
+
+	mu    sync.Mutex
+	bases map[string]bool // roots that PutDisk took over and this session did not make
+	made  map[string]bool // roots that this session made
 }
 
 // Begin starts a session.
@@ -41,7 +45,7 @@ func (v *Vault) Begin(ctx context.Context) (*Session, error) {
 }
 
 func (v *Vault) begin(ctx context.Context, what string) (*Session, error) {
-	s := &Session{v: v, id: newSessionID()}
+	s := &Session{v: v, id: newSessionID(), bases: make(map[string]bool), made: make(map[string]bool)}
 	s.claims.ids = make(map[chunk.ID]struct{})
 	s.data = &lane{s: s, kind: pack.Data, limit: v.opts.PackSize}
 	s.meta = &lane{s: s, kind: pack.Meta, limit: metaPackSize}
@@ -263,6 +267,9 @@ func (s *Session) Commit(ctx context.Context, p *point.RecoveryPoint) error {
 	if err := s.lease.check(ctx); err != nil {
 		return fmt.Errorf("commit point %s: %w", p.ID, err)
 	}
+	if err := s.checkBases(ctx, p); err != nil {
+		return fmt.Errorf("commit point %s: %w", p.ID, err)
+	}
 	name := pointsPrefix + string(p.ID)
 	if err := blob.Put(ctx, s.v.store, name, raw); err != nil {
 		return fmt.Errorf("commit point %s: %w", p.ID, err)
@@ -271,6 +278,49 @@ func (s *Session) Commit(ctx context.Context, p *point.RecoveryPoint) error {
 	if err := s.lease.check(ctx); errors.Is(err, ErrLeaseLost) {
 		err = errors.Join(err, s.v.store.Delete(ctx, name))
 		return fmt.Errorf("commit point %s: %w", p.ID, err)
+	}
+	return nil
+}
+
+// checkBases looks for everything that p needs, if a point it was made from is gone and packs were condemned when the session began: garbage collection
+// does not wait for this session before it deletes those, and only that point may have come to need one of them.
+func (s *Session) checkBases(ctx context.Context, p *point.RecoveryPoint) error {
+	if len(s.avoid) == 0 || len(s.bases) == 0 {
+		return nil
+	}
+	points, err := s.v.Points(ctx)
+	if err != nil {
+		return err
+	}
+	there := make(map[string]bool)
+	for _, q := range points {
+		for _, d := range q.Disks {
+			there[d.Root] = true
+		}
+		for _, f := range q.Files {
+			there[f.Root] = true
+		}
+	}
+	for base := range s.bases {
+		if !there[base] {
+			return s.requireWhole(ctx, p)
+		}
+	}
+	return nil
+}
+
+func (s *Session) requireWhole(ctx context.Context, p *point.RecoveryPoint) error {
+	if err := s.v.index.Refresh(ctx); err != nil {
+		return err
+	}
+	m := newMarks(s.v.index.Snapshot(), nil)
+	lost := 0
+	m.missing = func(chunk.ID) { lost++ }
+	if err := s.v.markPoint(ctx, m, p); err != nil {
+		return err
+	}
+	if lost > 0 {
+		return fmt.Errorf("%w: the point that it was made from was deleted meanwhile, and %d chunks with it; back up again", ErrNoPoint, lost)
 	}
 	return nil
 }

@@ -46,18 +46,15 @@ type Key = keys.Key
 
 // Options tunes an open vault. The zero value of each field is its default.
 type Options struct {
-	Workers  int         // goroutines that hash, compress and seal, or open and write; 0 means one per CPU
-	Level    chunk.Level // compression of new chunks; 0 means chunk.Fast
-	NoLease  bool        // take no lease as a reader: for stores that can not be written
-	PackSize int64       // bytes at which a data pack is full; 0 means 64 MiB
+	Workers     int    // goroutines that hash, compress and seal, or open and write; 0 means one per CPU
+	Compression string // of new chunks: "fast" (or ""), "dense" or "none"
+	NoLease     bool   // take no lease as a reader: for stores that can not be written
+	PackSize    int64  // bytes at which a data pack is full; 0 means 64 MiB
 }
 
 func (o Options) withDefaults() Options {
 	if o.Workers <= 0 {
 		o.Workers = max(runtime.GOMAXPROCS(0), 1)
-	}
-	if o.Level == 0 {
-		o.Level = chunk.Fast
 	}
 	if o.PackSize <= 0 {
 		o.PackSize = 64 << 20
@@ -69,6 +66,7 @@ func (o Options) withDefaults() Options {
 type Vault struct {
 	store   blob.Store
 	opts    Options
+	level   chunk.Level
 	conf    config
 	id      [16]byte
 	dataKey keys.DataKey
@@ -81,11 +79,15 @@ type Vault struct {
 
 // Open opens the vault in s with key. It returns ErrNotVault, ErrNewer, ErrWrongKey or ErrCorrupt.
 func Open(ctx context.Context, s blob.Store, key Key, o Options) (*Vault, error) {
+	level, err := chunk.ParseLevel(o.Compression)
+	if err != nil {
+		return nil, err
+	}
 	c, err := readConfig(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	v := &Vault{store: s, opts: o.withDefaults(), conf: *c, nodes: newNodeCache()}
+	v := &Vault{store: s, opts: o.withDefaults(), level: level, conf: *c, nodes: newNodeCache()}
 	if _, err := hex.Decode(v.id[:], []byte(c.ID)); err != nil {
 		return nil, fmt.Errorf("%w: vault ID: %v", ErrCorrupt, err)
 	}

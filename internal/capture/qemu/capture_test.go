@@ -78,10 +78,10 @@ func TestAbortedPointLosesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, w.take); !errors.Is(err, ErrBusy) {
+	if _, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, w.take); !errors.Is(err, capture.ErrBusy) {
 		t.Errorf("second capture at the same time: %v", err)
 	}
-	if _, err := c.Reconcile(t.Context(), "guest", vaultID, nil); !errors.Is(err, ErrBusy) {
+	if _, err := c.Reconcile(t.Context(), "guest", vaultID, nil); !errors.Is(err, capture.ErrBusy) {
 		t.Errorf("reconcile while a capture runs: %v", err)
 	}
 	if err := res.Abort(t.Context()); err != nil {

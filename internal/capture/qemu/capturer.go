@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,9 +11,6 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
-
-// ErrBusy reports that another capture of the machine is running.
-var ErrBusy = errors.New("another capture of this machine is running")
 
 // Host is what a Capturer needs of a hypervisor host: the machine and the connection to its monitor, which stays the host's.
 type Host interface {

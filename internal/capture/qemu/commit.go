@@ -101,7 +101,7 @@ func (s *session) cleanUp(ctx context.Context) error {
 	return errors.Join(s.emptyImages(), s.state.finish())
 }
 
-// Reconcile implements [capture.Capturer]. It returns [ErrBusy] while a capture of the machine runs.
+// Reconcile implements [capture.Capturer]. It returns [capture.ErrBusy] while a capture of the machine runs.
 func (c *Capturer) Reconcile(ctx context.Context, machine, vault string, keep []string) ([]string, error) {
 	done, err := c.reconcile(ctx, machine, vault, keep)
 	if err != nil {

@@ -31,7 +31,7 @@ type record struct {
 // stateFile is the locked state file of one machine. An empty one says that nothing is unfinished.
 type stateFile struct{ f *os.File }
 
-// lockState opens the state file of m, or returns ErrBusy while somebody has it.
+// lockState opens the state file of m, or returns capture.ErrBusy while somebody has it.
 func lockState(dir string, m hypervisor.Machine) (*stateFile, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
@@ -45,7 +45,7 @@ func lockState(dir string, m hypervisor.Machine) (*stateFile, error) {
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
 			if errors.Is(err, syscall.EWOULDBLOCK) {
-				return nil, ErrBusy
+				return nil, capture.ErrBusy
 			}
 			return nil, fmt.Errorf("lock state file %s: %w", path, err)
 		}

@@ -24,7 +24,7 @@ type Level int
 const (
 	Fast  Level = 1
 	Dense Level = 9
-	None  Level = 0
+	None  Level = -1
 )
 
 // ParseLevel reads "fast" (or ""), "dense" or "none".
