@@ -81,6 +81,7 @@ var causes = []cause{
 	{vault.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{vault.ErrLastKey, "last_key", StatusError, "add another key first: `holdfast vault key add`"},
 	{protect.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
+	{hypervisor.ErrUnreachable, "host_unreachable", StatusError, "name the host with --connect, qemu:///system for libvirt or qmp:SOCKET for a plain QEMU, and see that it runs and lets you in"},
 	{capture.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{capture.ErrOff, "off", StatusError, "the machine was turned off meanwhile; run this again to read its images"},
 	{capture.ErrScratch, "scratch", StatusError, "give a directory with more room with --scratch DIR, or raise --scratch-limit"},

@@ -67,7 +67,7 @@ func (a *app) reconcileHosts(ctx context.Context, v *vault.Vault, release bool) 
 	for _, h := range hosts {
 		machines, err := h.Machines(ctx)
 		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("list the machines of %s: %w", h.URI(), err))
+			failed = errors.Join(failed, fmt.Errorf("list the machines of %s: %w: %w", h.URI(), hypervisor.ErrUnreachable, err))
 			continue
 		}
 		for _, m := range machines {

@@ -88,7 +88,7 @@ func (a *app) machinesOf(ctx context.Context, uri string) ([]hypervisor.Machine,
 	defer closeHosts(hosts)
 	machines, err := hosts[0].Machines(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list the machines of %s: %w", uri, err)
+		return nil, fmt.Errorf("list the machines of %s: %w: %w", uri, hypervisor.ErrUnreachable, err)
 	}
 	return machines, nil
 }

@@ -18,6 +18,8 @@ var (
 	ErrAmbiguous = errors.New("several machines have this name")
 	// ErrExists reports that a machine or file of that name exists and was left alone.
 	ErrExists = errors.New("exists already")
+	// ErrUnreachable reports that a host could not be asked: nobody listens, permission is missing, or it does not answer.
+	ErrUnreachable = errors.New("the host can not be asked")
 	// ErrNoAgent reports that the machine has no guest agent channel, or nothing answers on it.
 	ErrNoAgent = errors.New("no guest agent")
 )

@@ -21,7 +21,7 @@ func Find(ctx context.Context, hosts []hypervisor.Host, ref string) (hypervisor.
 	for _, h := range hosts {
 		machines, err := h.Machines(ctx)
 		if err != nil {
-			return nil, hypervisor.Machine{}, fmt.Errorf("list the machines of %s: %w", h.URI(), err)
+			return nil, hypervisor.Machine{}, fmt.Errorf("list the machines of %s: %w: %w", h.URI(), hypervisor.ErrUnreachable, err)
 		}
 		for _, m := range machines {
 			if m.Name == ref {

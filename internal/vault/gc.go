@@ -229,7 +229,7 @@ func (g *collector) mark(ctx context.Context) error {
 	for _, n := range g.marks.live {
 		g.report.LiveBytes += n
 	}
-	g.o.Log("%d points need %d bytes in %d packs", len(g.points), g.report.LiveBytes, len(g.marks.live))
+	g.o.Log("points: %d; they need %d bytes in %d packs", len(g.points), g.report.LiveBytes, len(g.marks.live))
 	return nil
 }
 
@@ -429,7 +429,7 @@ func (g *collector) choose() (dead, thin []pack.Ref) {
 		switch {
 		case live == 0:
 			dead = append(dead, r)
-		case float64(live) < thinShare*float64(size):
+		case float64(live) < thinShare*float64(size-pack.HeaderSize-pack.FooterSize):
 			thin = append(thin, r)
 		case float64(size) < smallShare*float64(limit):
 			small[r.Kind] = append(small[r.Kind], r)

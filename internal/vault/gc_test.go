@@ -221,3 +221,13 @@ func TestEverythingAtOnce(t *testing.T) {
 		t.Fatalf("%v %v", r.Damage, err)
 	}
 }
+
+// A vault in which everything is needed is left as it is, however small its packs.
+func TestNothingIsRewrittenInVain(t *testing.T) {
+	store := mem.New()
+	v := openVault(t, store, newVault(t, store))
+	backUpWhole(t, v, randomDisk(1, 1))
+	if r := collect(t, v); r.DeadPacks+r.ThinPacks > 0 || r.FreedBytes != 0 {
+		t.Fatalf("%+v", r)
+	}
+}
