@@ -14,6 +14,7 @@ setup: ## install the Debian packages that are missing
 	@./scripts/setup
 
 build: ## build bin/holdfast
+	@command -v gcc >/dev/null || ./scripts/setup
 	go build -trimpath -o bin/holdfast ./cmd/holdfast
 
 image: setup ## build the guest of the lab, unless it is cached
