@@ -69,7 +69,9 @@ func objectsThatMatter(t *testing.T, store *mem.Store) (names []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		names = append(names, info.Name)
+		if info.Name != "gc/reserve" { // zeros, kept to have room when the disk is full
+			names = append(names, info.Name)
+		}
 	}
 	return names
 }

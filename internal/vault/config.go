@@ -159,6 +159,7 @@ func Init(ctx context.Context, s blob.Store, o InitOptions) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("write %s: %w", configName, err)
 	}
+	keepReserve(ctx, s)
 	return c.ID, nil
 }
 

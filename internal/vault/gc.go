@@ -94,7 +94,7 @@ func (v *Vault) lockGC(ctx context.Context) (held *heldLease, unlock func(), err
 		ctx := context.WithoutCancel(ctx)
 		_ = v.store.Delete(ctx, gcLock) // a lock left behind dies with its lease
 		_ = held.release(ctx)           // and that with this process
-		v.keepReserve(ctx)
+		keepReserve(ctx, v.store)
 	}, nil
 }
 
@@ -149,8 +149,8 @@ func (v *Vault) lockOwner(ctx context.Context) (*lease, error) {
 }
 
 // keepReserve puts the reserve aside if there is room for it.
-func (v *Vault) keepReserve(ctx context.Context) {
-	_ = blob.Put(ctx, v.store, reserveName, make([]byte, reserveSize)) // there already, or no room: both are no news
+func keepReserve(ctx context.Context, s blob.Store) {
+	_ = blob.Put(ctx, s, reserveName, make([]byte, reserveSize)) // there already, or no room: both are no news
 }
 
 // collector is one run.

@@ -230,7 +230,9 @@ func (v *Vault) Info(ctx context.Context) (Info, error) {
 		if err != nil {
 			return info, fmt.Errorf("list objects: %w", err)
 		}
-		info.StoredBytes += o.Size
+		if o.Name != reserveName {
+			info.StoredBytes += o.Size
+		}
 		switch {
 		case strings.HasPrefix(o.Name, keysPrefix):
 			info.Keys++
