@@ -49,7 +49,11 @@ func openAgent(ctx context.Context, address string) (hypervisor.Agent, error) {
 		return nil, fmt.Errorf("open guest agent %q: %w", address, err)
 	}
 	if d.Socket != "" {
-		return guest.DialUnix(ctx, d.Socket)
+		conn, err := guest.DialUnix(ctx, d.Socket)
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
 	}
 	h, err := openHost(d.Host, guest.StateDir())
 	if err != nil {

@@ -40,11 +40,14 @@ func (l *line) connect(ctx context.Context) error {
 	}()
 	select {
 	case o := <-done:
+		if o.err != nil { // whatever came with it, a typed nil perhaps, is no agent
+			return o.err
+		}
 		l.agent = o.agent
-		return o.err
+		return nil
 	case <-time.After(3 * answerTime): // an opener that does not heed its context
 		go func() {
-			if o := <-done; o.agent != nil {
+			if o := <-done; o.err == nil {
 				o.agent.Close()
 			}
 		}()

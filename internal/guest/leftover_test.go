@@ -74,6 +74,24 @@ func TestThawLeftover(t *testing.T) {
 	}
 }
 
+// Openers that return a concrete type hand out its nil with their error.
+func TestOpenerFailsAtFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, g, failures := t.TempDir(), plain(), 3
+		leave(t, dir)
+		g.Freeze()
+		open := func(ctx context.Context) (hypervisor.Agent, error) {
+			if failures--; failures >= 0 {
+				return (*Conn)(nil), hypervisor.ErrNoAgent
+			}
+			return bubbleOpener(g)(ctx)
+		}
+		if did, err := ThawLeftover(t.Context(), open, dir, "m"); !did || err != nil || !g.Thawed() {
+			t.Errorf("ThawLeftover() = %v, %v; thawed %v", did, err, g.Thawed())
+		}
+	})
+}
+
 func TestLeftoverThatDoesNotAnswerStaysNoted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, dir := plain(), t.TempDir()
