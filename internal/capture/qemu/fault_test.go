@@ -180,6 +180,29 @@ func TestQEMUDiesUnderSink(t *testing.T) {
 	}
 }
 
+// A full read that comes to nothing leaves the record of changes to the next capture.
+func TestFullReadGivenUp(t *testing.T) {
+	t.Parallel()
+	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(14, 1))
+	cycle(t, v, w, v.capturer(), rng, 0)
+	plan := w.plan(v.scratch(), 0)
+	for i := range plan.Disks {
+		plan.Disks[i].LastBitmap = ""
+	}
+	full := errors.New("the vault is full")
+	_, err := v.capturer().Capture(t.Context(), "guest", plan, capture.Hooks{}, func(context.Context, capture.Read) error { return full })
+	if !errors.Is(err, full) {
+		t.Fatalf("the sink's error: %v", err)
+	}
+	v.requireClean(w.keep()...)
+	for _, d := range cycle(t, v, w, v.capturer(), rng, 0).Disks {
+		if !d.Tracked {
+			t.Errorf("disk %s is not tracked: %s", d.Name, d.Reason)
+		}
+	}
+	v.requireClean(w.keep()...)
+}
+
 func TestDoubtfulRecords(t *testing.T) {
 	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(9, 1))

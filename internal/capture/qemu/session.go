@@ -208,12 +208,20 @@ func doubt(n *node, size int64, p capture.DiskPlan, granule int64) string {
 	return ""
 }
 
+// stray reports whether b is of no use. A capture that counts from no bitmap can not tell; it must not take the record of changes from
+// the next one, should it fail.
+func stray(b bitmap, p capture.DiskPlan, vault string) bool {
+	if b.Busy || !strings.HasPrefix(b.Name, capture.BitmapPrefix(vault)) {
+		return false
+	}
+	return b.Inconsistent || p.LastBitmap != "" && b.Name != p.LastBitmap
+}
+
 // prepareBitmaps removes our bitmaps that are of no use and finds out how the new epoch can be recorded. A bitmap that
 // QEMU refuses must not be found out while the guest holds its writes.
 func (s *session) prepareBitmaps(ctx context.Context, d *disk) error {
 	for _, b := range d.bitmaps {
-		stray := strings.HasPrefix(b.Name, capture.BitmapPrefix(s.plan.Vault)) && (b.Name != d.plan.LastBitmap || b.Inconsistent)
-		if !stray || b.Busy {
+		if !stray(b, d.plan, s.plan.Vault) {
 			continue
 		}
 		s.plan.Log("disk %s: removing bitmap %s", d.Name, b.Name)
