@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/protect"
+	"github.com/holdfast-vm/holdfast/internal/qmp"
 	"github.com/holdfast-vm/holdfast/internal/restore"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -85,6 +86,7 @@ var causes = []cause{
 	{capture.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{capture.ErrOff, "off", StatusError, "the machine was turned off meanwhile; run this again to read its images"},
 	{capture.ErrScratch, "scratch", StatusError, "give a directory with more room with --scratch DIR, or raise --scratch-limit"},
+	{qmp.ErrInUse, "busy", StatusError, "QEMU serves one client per monitor: wait until the other backup or program is done, or give QEMU another -qmp socket"},
 	{restore.ErrNoDefinition, "no_definition", StatusError, "restore its disks one by one: `holdfast point restore POINT --disk NAME --to FILE`"},
 	{restore.ErrOtherKind, "other_kind", StatusError, "a libvirt machine goes to a libvirt host, a plain QEMU's to --connect qmp:SOCKET; or restore disks one by one with --disk"},
 	{restore.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
