@@ -46,6 +46,23 @@ func DefineLibvirt(t testing.TB, uri string, o Options) *VM {
 	return v
 }
 
+// LaunchLibvirt is [DefineLibvirt] for a program that is no test: the caller closes the guest, and
+// gives the directory of its disks.
+func LaunchLibvirt(uri string, image Image, o Options) (*VM, error) {
+	v, definition, err := prepareLibvirt(uri, image, o)
+	if err != nil {
+		return nil, err
+	}
+	err = v.libvirt.define(definition)
+	if err == nil {
+		err = v.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
+	return v, nil
+}
+
 // Start boots a defined libvirt domain that is off, and waits until it is up.
 func (v *VM) Start() error {
 	if v.libvirt == nil {

@@ -83,7 +83,7 @@ func (v *VM) start(image Image, o Options) error {
 	v.done = done
 	go func() {
 		defer close(done)
-		cmd.Wait() // how QEMU ended is in its stderr
+		v.how = cmd.Wait()
 	}()
 	return nil
 }
@@ -136,12 +136,21 @@ func port(id, socket, name string) []string {
 // escape doubles the commas that would end a value in QEMU's option syntax.
 func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 
+// stderr returns what QEMU said, and how it ended if it has.
 func (v *VM) stderr() string {
 	text, err := os.ReadFile(filepath.Join(v.sockets, "stderr"))
 	if err != nil {
 		return ""
 	}
-	return strings.TrimSpace(string(text))
+	said := strings.TrimSpace(string(text))
+	select {
+	case <-v.done:
+		if v.how != nil {
+			said += " (" + v.how.Error() + ")"
+		}
+	default:
+	}
+	return said
 }
 
 // Close ends the guest as a power cut would, and removes its sockets. Its disks stay.

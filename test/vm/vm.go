@@ -39,6 +39,7 @@ type VM struct {
 	PID int
 
 	done    <-chan struct{} // closed when QEMU has ended; nil under libvirt
+	how     error           // how it ended: what Wait returned; to be read when done is closed
 	libvirt *domain         // nil for a plain QEMU process
 	sockets string          // directory of the sockets
 }

@@ -7,6 +7,7 @@ package libvirtd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,13 +27,13 @@ const Driver = "qemu:///session"
 
 const startTimeout = 60 * time.Second
 
-// Daemon is a libvirtd that belongs to a test.
+// Daemon is a libvirtd of one's own.
 type Daemon struct {
 	URI    string // for hypervisor/libvirt
 	Socket string // its unix socket
-	Dir    string // short; readable by the QEMUs it starts; removed at the test's end
+	Dir    string // short; readable by the QEMUs it starts; removed at the end
 
-	tb  testing.TB
+	tb  testing.TB // nil if no test started it; then only Close may be called
 	cmd *exec.Cmd
 }
 
@@ -42,58 +43,77 @@ func Start(tb testing.TB) string { return New(tb).URI }
 // New starts a libvirtd that ends with the test, and every QEMU it started with it.
 func New(tb testing.TB) *Daemon {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "hf") // short: socket paths have 107 bytes
+	d, err := Launch()
 	if err != nil {
 		tb.Fatal(err)
 	}
+	d.tb = tb
 	tb.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		err := d.stop()
+		d.logOnFailure()
+		if err := errors.Join(err, os.RemoveAll(d.Dir)); err != nil {
 			tb.Error(err)
 		}
 	})
-	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "r/libvirt/libvirt-sock"), tb: tb}
-	d.URI = "qemu+unix:///session?socket=" + d.Socket + "&config=" + filepath.Join(dir, "c/libvirt")
-	for _, sub := range []string{"c/libvirt", "r", "k", "d"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	write(tb, filepath.Join(dir, "libvirtd.conf"), fmt.Sprintf("log_outputs=\"3:file:%s/log\"\nkeepalive_interval=1\n", dir))
-	write(tb, filepath.Join(dir, "c/libvirt/qemu.conf"), "security_driver = \"none\"\nstdio_handler = \"file\"\n")
-	d.loadProbes()
-	d.run()
-	tb.Cleanup(d.stop)
-	d.wait()
 	return d
 }
 
-func write(tb testing.TB, path, text string) {
-	tb.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		tb.Fatal(err)
+// Launch starts a libvirtd that ends with Close or with the process, for a program that is no test.
+func Launch() (*Daemon, error) {
+	dir, err := os.MkdirTemp("", "hf") // short: socket paths have 107 bytes
+	if err != nil {
+		return nil, fmt.Errorf("make a directory for libvirtd: %w", err)
 	}
+	d := &Daemon{Dir: dir, Socket: filepath.Join(dir, "r/libvirt/libvirt-sock")}
+	d.URI = "qemu+unix:///session?socket=" + d.Socket + "&config=" + filepath.Join(dir, "c/libvirt")
+	if err := errors.Join(d.configure(), d.loadProbes()); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	if err := d.run(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	if err := d.wait(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
 }
+
+// Close ends the daemon and every QEMU it started, and removes its directory.
+func (d *Daemon) Close() error { return errors.Join(d.stop(), os.RemoveAll(d.Dir)) }
+
+func (d *Daemon) configure() error {
+	for _, sub := range []string{"c/libvirt", "r", "k", "d"} {
+		if err := os.MkdirAll(filepath.Join(d.Dir, sub), 0o700); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		write(filepath.Join(d.Dir, "libvirtd.conf"), fmt.Sprintf("log_outputs=\"3:file:%s/log\"\nkeepalive_interval=1\n", d.Dir)),
+		write(filepath.Join(d.Dir, "c/libvirt/qemu.conf"), "security_driver = \"none\"\nstdio_handler = \"file\"\n"))
+}
+
+func write(path, text string) error { return os.WriteFile(path, []byte(text), 0o600) }
 
 // run starts the daemon, again and again, below a first process that reaps what QEMU leaves. Killing unshare kills that one, and the
 // kernel then kills all the rest.
-func (d *Daemon) run() {
-	d.tb.Helper()
+func (d *Daemon) run() error {
 	script := "while :; do /usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") + "; sleep 0.1; done"
 	d.cmd = exec.Command("unshare", "--user", "--map-user=1000", "--map-group=1000", "--pid", "--fork", "--kill-child",
 		"--mount-proc", "sh", "-c", script)
 	d.cmd.Env = append(os.Environ(), "HOME="+d.Dir,
 		"XDG_CONFIG_HOME="+filepath.Join(d.Dir, "c"), "XDG_RUNTIME_DIR="+filepath.Join(d.Dir, "r"),
 		"XDG_CACHE_HOME="+filepath.Join(d.Dir, "k"), "XDG_DATA_HOME="+filepath.Join(d.Dir, "d"))
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := os.Create(filepath.Join(d.Dir, "out"))
 	if err != nil {
-		d.tb.Fatal(err)
+		return err
 	}
 	defer out.Close()
 	d.cmd.Stdout, d.cmd.Stderr = out, out
 	if err := d.cmd.Start(); err != nil {
-		d.tb.Fatalf("start libvirtd in namespaces of its own: %v", err)
+		return fmt.Errorf("start libvirtd in namespaces of its own: %w", err)
 	}
+	return nil
 }
 
 // probes is what daemons of this process found out about the QEMU binaries, by file name: asking again takes each a second.
@@ -101,15 +121,13 @@ var probes sync.Map
 
 func (d *Daemon) probeDir() string { return filepath.Join(d.Dir, "k/libvirt/qemu/capabilities") }
 
-func (d *Daemon) loadProbes() {
-	d.tb.Helper()
-	if err := os.MkdirAll(d.probeDir(), 0o700); err != nil {
-		d.tb.Fatal(err)
-	}
+func (d *Daemon) loadProbes() error {
+	err := os.MkdirAll(d.probeDir(), 0o700)
 	probes.Range(func(name, text any) bool {
-		write(d.tb, filepath.Join(d.probeDir(), name.(string)), text.(string))
+		err = errors.Join(err, write(filepath.Join(d.probeDir(), name.(string)), text.(string)))
 		return true
 	})
+	return err
 }
 
 func (d *Daemon) saveProbes() {
@@ -121,22 +139,28 @@ func (d *Daemon) saveProbes() {
 	}
 }
 
-func (d *Daemon) stop() {
+// stop ends the daemon; that it was killed is no error.
+func (d *Daemon) stop() error {
 	d.cmd.Process.Kill()
 	d.cmd.Wait()
-	d.awaitEnd()
+	err := d.awaitEnd()
 	d.saveProbes()
-	if d.tb.Failed() {
-		for _, name := range []string{"out", "log"} {
-			if text, err := os.ReadFile(filepath.Join(d.Dir, name)); err == nil && len(text) > 0 {
-				d.tb.Logf("libvirtd %s:\n%s", name, text[max(0, len(text)-4000):])
-			}
+	return err
+}
+
+func (d *Daemon) logOnFailure() {
+	if !d.tb.Failed() {
+		return
+	}
+	for _, name := range []string{"out", "log"} {
+		if text, err := os.ReadFile(filepath.Join(d.Dir, name)); err == nil && len(text) > 0 {
+			d.tb.Logf("libvirtd %s:\n%s", name, text[max(0, len(text)-4000):])
 		}
 	}
 }
 
 // awaitEnd returns when the kernel has ended all that ran in the daemon's namespace, so that nothing is written any more.
-func (d *Daemon) awaitEnd() {
+func (d *Daemon) awaitEnd() error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(startTimeout)
@@ -144,14 +168,14 @@ func (d *Daemon) awaitEnd() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			d.tb.Error("libvirtd or a QEMU of it does not end")
-			return
+			return errors.New("libvirtd or a QEMU of it does not end")
 		}
 	}
+	return nil
 }
 
-func (d *Daemon) wait() {
-	d.tb.Helper()
+// wait returns when the daemon answers.
+func (d *Daemon) wait() error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -160,12 +184,12 @@ func (d *Daemon) wait() {
 		c, err := rpc.Dial(ctx, d.Socket, Driver)
 		if err == nil {
 			c.Close()
-			return
+			return nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			d.tb.Fatalf("libvirtd did not come up: %v", err)
+			return fmt.Errorf("libvirtd did not come up: %w", err)
 		}
 	}
 }
@@ -195,7 +219,9 @@ func (d *Daemon) Restart() {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		d.tb.Fatalf("kill libvirtd: %v", err)
 	}
-	d.wait()
+	if err := d.wait(); err != nil {
+		d.tb.Fatal(err)
+	}
 }
 
 // QEMU returns the process that runs the machine, as a process ID of the test's own namespace, to be killed or stopped.
@@ -212,11 +238,7 @@ func (d *Daemon) QEMU(machine string) int {
 
 // process returns a process whose arguments match, 0 if there is none.
 func (d *Daemon) process(match func(args string) bool) int {
-	d.tb.Helper()
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		d.tb.Fatal(err)
-	}
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only for a malformed pattern
 	for _, dir := range dirs {
 		if cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline")); err == nil && match(string(cmdline)) {
 			pid, _ := strconv.Atoi(filepath.Base(dir))
