@@ -97,13 +97,18 @@ func write(path, text string) error { return os.WriteFile(path, []byte(text), 0o
 // run starts the daemon, again and again, below a first process that reaps what QEMU leaves. Killing unshare kills that one, and the
 // kernel then kills all the rest.
 func (d *Daemon) run() error {
-	script := "while :; do /usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") + "; sleep 0.1; done"
+	// Entering a user namespace clears the signal that a parent's death would send, so the first process waits for the end of its
+	// input too, which is this process' end.
+	script := "while :; do /usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") + "; sleep 0.1; done & cat >/dev/null"
 	d.cmd = exec.Command("unshare", "--user", "--map-user=1000", "--map-group=1000", "--pid", "--fork", "--kill-child",
 		"--mount-proc", "sh", "-c", script)
 	d.cmd.Env = append(os.Environ(), "HOME="+d.Dir,
 		"XDG_CONFIG_HOME="+filepath.Join(d.Dir, "c"), "XDG_RUNTIME_DIR="+filepath.Join(d.Dir, "r"),
 		"XDG_CACHE_HOME="+filepath.Join(d.Dir, "k"), "XDG_DATA_HOME="+filepath.Join(d.Dir, "d"))
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if _, err := d.cmd.StdinPipe(); err != nil {
+		return err
+	}
 	out, err := os.Create(filepath.Join(d.Dir, "out"))
 	if err != nil {
 		return err
