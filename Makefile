@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # would see nothing of what runs in them. Everything else runs with it.
 NOT_GUESTS = $$(go list ./... | grep -v '/holdfast/test/') ./test/vm/wgen
 
-.PHONY: help setup build image test unit guest lint demo bench clean
+.PHONY: help setup build image test unit crash guest lint demo bench clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 9
@@ -22,11 +22,15 @@ image: setup ## build the guest of the lab, unless it is cached
 
 test: setup ## vet, all tests with the race detector, then the tests that boot guests
 	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory crash
 	@$(MAKE) --no-print-directory guest
 
 unit: ## vet, and all tests that boot no guest
 	go vet ./...
 	go test -race -timeout 10m $(NOT_GUESTS)
+
+crash: ## crash the vault at every write and fail its every call, without the race detector
+	go test -count=1 -timeout 10m -run 'Crash|FailingCall' ./internal/vault
 
 guest: image ## the tests that boot guests
 	go test -count=1 -p 1 -timeout 15m ./test/...

@@ -132,7 +132,7 @@ func (h *history) verify(s blob.Store, key vault.Key) error {
 func TestPointsSurviveACrashAtEveryWrite(t *testing.T) {
 	for seed := range uint64(2) {
 		calls := 1
-		for n := 0; n < calls; n += 1 + 6*int(seed) {
+		for n := 0; n < calls; n += stride + 6*int(seed) {
 			fs := durable.NewCrashable(durable.Never)
 			store, key := onDisk(t, fs)
 			h := newHistory()
@@ -143,7 +143,7 @@ func TestPointsSurviveACrashAtEveryWrite(t *testing.T) {
 				calls = 0 // it ran to its end: every call has been tried
 				break
 			}
-			calls = n + 2 + 6*int(seed)
+			calls = n + 1 + stride + 6*int(seed)
 			if !errors.Is(err, durable.ErrPowerLost) {
 				t.Fatalf("seed %d, crash at %d: %v", seed, n, err)
 			}
@@ -190,7 +190,7 @@ func TestPointsSurviveEveryFailingCall(t *testing.T) {
 		func(f *fault.Store, i int) { f.FailCall(i, boom) },
 		func(f *fault.Store, i int) { f.LoseReply(i, boom) },
 	} {
-		for i := first; ; i += 2 {
+		for i := first; ; i += 2 * stride {
 			inner := mem.New()
 			key := newVault(t, inner)
 			f := fault.New(inner)

@@ -191,6 +191,7 @@ type worker struct {
 	hash  *chunk.Hasher
 	codec *chunk.Codec
 	buf   []byte
+	pack  *pack.Writer // borrowed for a span, so that neighbours of the disk are neighbours in a pack; nil between spans
 }
 
 func (p *put) work(ctx context.Context, spans <-chan span, results chan<- leafResult) error {
@@ -229,6 +230,9 @@ func (w *worker) span(ctx context.Context, sp span) (chunk.ID, error) {
 		if err := w.extent(ctx, &leaf, first, e); err != nil {
 			return chunk.ID{}, err
 		}
+	}
+	if err := w.giveBack(ctx); err != nil {
+		return chunk.ID{}, err
 	}
 	w.used.Add(w.usedOf(&leaf, first) - w.usedOf(old, first))
 	switch {
@@ -300,14 +304,27 @@ func (w *worker) store(ctx context.Context, p []byte, was chunk.ID) (chunk.ID, e
 	if err != nil {
 		return id, err
 	}
-	pw, err := w.s.data.borrow(ctx)
-	if err != nil {
-		return id, err
+	if w.pack == nil {
+		if w.pack, err = w.s.data.borrow(ctx); err != nil {
+			return id, err
+		}
 	}
-	e, err := pw.Append(id, len(p), encoded, enc)
+	e, err := w.pack.Append(id, len(p), encoded, enc)
 	if err != nil {
 		return id, err
 	}
 	w.added.Add(int64(e.Stored) + pack.EntrySize)
-	return id, w.s.data.giveBack(ctx, pw)
+	if w.pack.Full(w.s.v.opts.PackSize) {
+		return id, w.giveBack(ctx)
+	}
+	return id, nil
+}
+
+func (w *worker) giveBack(ctx context.Context) error {
+	if w.pack == nil {
+		return nil
+	}
+	pw := w.pack
+	w.pack = nil
+	return w.s.data.giveBack(ctx, pw)
 }

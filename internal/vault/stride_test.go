@@ -1,0 +1,6 @@
+//go:build !race
+
+package vault_test
+
+// stride is how many calls apart the crash tests crash.
+const stride = 1
