@@ -1,4 +1,4 @@
-// Command bench measures Holdfast beside restic, borg and qemu-img on the same bytes in the same run, and prints a table.
+// Command bench measures Holdfast beside restic, borg, qemu-img and virtnbdbackup on the same bytes in the same run, and prints a table.
 //
 // Rounds are interleaved, every tool's writes are on disk when its clock stops, and every restore is compared by SHA-256: a fast wrong
 // restore ends the run. Times are wall clock in seconds, sizes in MB of 10^6 bytes, memory is the peak resident set of the process.
@@ -18,7 +18,7 @@ import (
 func main() {
 	rounds := flag.Int("rounds", 5, "rounds of each comparison")
 	size := flag.Int64("size", 8<<30, "size of the image in bytes")
-	parts := flag.String("only", "image,tracked,holes,random,memory", "parts to run, separated by commas")
+	parts := flag.String("only", "image,roofline,tracked,guest,holes,random,memory", "parts to run, separated by commas")
 	dir := flag.String("dir", ".cache/bench", "where images and repositories go")
 	flag.Parse()
 	if err := run(*dir, *size, *rounds, strings.Split(*parts, ",")); err != nil {
@@ -33,6 +33,7 @@ type bench struct {
 	holdfast string
 	rounds   int
 	size     int64
+	measured series // of holdfast in the part image
 }
 
 func run(dir string, size int64, rounds int, parts []string) error {
@@ -48,9 +49,9 @@ func run(dir string, size int64, rounds int, parts []string) error {
 		return err
 	}
 	b := &bench{dir: dir, holdfast: holdfast, rounds: rounds, size: size}
-	fmt.Printf("%s, %d CPUs, %s; restic %s; borg %s\n", time.Now().Format("2006-01-02 15:04"), runtime.NumCPU(), cpuName(), version("restic", "version"), version("borg", "--version"))
+	fmt.Printf("%s, %d CPUs, %s; restic %s; borg %s; virtnbdbackup %s\n", time.Now().Format("2006-01-02 15:04"), runtime.NumCPU(), cpuName(), version("restic", "version"), version("borg", "--version"), version("virtnbdbackup", "-V"))
 	fmt.Printf("regime: sources in the page cache, repositories on the same disk, synced inside the timed region, %d rounds, medians\n\n", rounds)
-	all := map[string]func() error{"image": b.image, "tracked": b.tracked, "holes": b.holes, "random": b.random, "memory": b.memory}
+	all := map[string]func() error{"image": b.image, "roofline": b.roofline, "guest": b.guest, "tracked": b.tracked, "holes": b.holes, "random": b.random, "memory": b.memory}
 	for _, p := range parts {
 		f := all[p]
 		if f == nil {
@@ -79,8 +80,11 @@ func version(name string, args ...string) string {
 		return "missing"
 	}
 	f := strings.Fields(string(out))
-	if len(f) < 2 {
+	switch len(f) {
+	case 0:
 		return "unknown"
+	case 1:
+		return f[0]
 	}
 	return f[1]
 }

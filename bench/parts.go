@@ -28,6 +28,7 @@ func (b *bench) image() error {
 		fmt.Printf("%-16s %8.2f %10.1f %8s %10s %8s %9.0f\n", t.name, median(s.full), median(s.stored)/1e6, opt(s.after, 1), opt(s.grew, 1e6), opt(s.restore, 1), median(s.rss)/(1<<20))
 	}
 	h, r, bo, d := got[0], got[1], got[2], got[4]
+	b.measured = h
 	faster := r.full
 	if median(bo.full) < median(r.full) {
 		faster = bo.full
