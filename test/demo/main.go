@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/holdfast-vm/holdfast/test/vm"
 )
 
@@ -40,7 +42,11 @@ type demo struct {
 }
 
 func (d *demo) say(format string, args ...any) {
-	fmt.Printf("\n\033[1m[%5.1f s] %s\033[0m\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
+	bold, plain := "", ""
+	if term.IsTerminal(int(os.Stdout.Fd())) {
+		bold, plain = "\033[1m", "\033[0m"
+	}
+	fmt.Printf("\n%s[%5.1f s] %s%s\n", bold, time.Since(d.began).Seconds(), fmt.Sprintf(format, args...), plain)
 }
 
 // do runs holdfast as a user would type it, and shows what it prints.
