@@ -135,7 +135,7 @@ func (l *lab) failed(r *running, status int, words ...string) {
 	}
 }
 
-func decode[T any](t *testing.T, text string) T {
+func decode[T any](t testing.TB, text string) T {
 	t.Helper()
 	var v T
 	if err := json.Unmarshal([]byte(text), &v); err != nil {

@@ -20,7 +20,7 @@ const patience = 3 * time.Minute
 
 // lab is a guest that writes, and a vault to keep it in.
 type lab struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	vault   string
 	key     string
@@ -41,7 +41,7 @@ func hypervisors(t *testing.T, test func(t *testing.T, libvirt bool)) {
 }
 
 // newLab boots a guest and makes a vault. All of it ends with the test.
-func newLab(t *testing.T, libvirt bool, o vm.Options) *lab {
+func newLab(t testing.TB, libvirt bool, o vm.Options) *lab {
 	t.Helper()
 	l := &lab{t: t, dir: shortDir(t), opts: o, image: vm.LabImage(t)}
 	l.vault, l.state, l.scratch = filepath.Join(l.dir, "vault"), filepath.Join(l.dir, "state"), filepath.Join(l.dir, "scratch")
@@ -66,7 +66,7 @@ func newLab(t *testing.T, libvirt bool, o vm.Options) *lab {
 }
 
 // shortDir returns a directory that ends with the test, in which there is room for socket paths.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "hf")
 	if err != nil {
@@ -81,7 +81,7 @@ func shortDir(t *testing.T) string {
 }
 
 // in returns the lab for a subtest.
-func (l *lab) in(t *testing.T) *lab {
+func (l *lab) in(t testing.TB) *lab {
 	sub := *l
 	sub.t = t
 	return &sub
@@ -230,7 +230,7 @@ func (l *lab) verifyBoot(id point.ID, least floor) uint64 {
 }
 
 // until polls a condition until it is true.
-func until(t *testing.T, what string, done func() bool) {
+func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	if !eventually(patience, done) {
 		t.Fatalf("not within %v: %s", patience, what)

@@ -68,7 +68,7 @@ func (l *lab) takes(flags ...string) point.RecoveryPoint {
 }
 
 // disk returns what a point says of a disk.
-func disk(t *testing.T, p point.RecoveryPoint, name string) point.Disk {
+func disk(t testing.TB, p point.RecoveryPoint, name string) point.Disk {
 	t.Helper()
 	for _, d := range p.Disks {
 		if d.Name == name {

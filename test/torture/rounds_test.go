@@ -85,11 +85,11 @@ func (r *rounds) round(n int, last bool) {
 	if n%3 == 0 {
 		r.older()
 	}
-	if n%5 == 0 || last {
-		r.tidy()
-	}
 	if n%10 == 0 || last {
 		r.tell("booted, %d rows", r.verifyBoot(p.ID, r.least[p.ID]))
+	}
+	if n%5 == 0 || last {
+		r.tidy()
 	}
 	r.t.Logf("round %d: %s: ok (%.0f s)", n, strings.Join(r.story, "; "), time.Since(began).Seconds())
 }
