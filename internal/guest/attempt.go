@@ -191,6 +191,8 @@ func (a *attempt) release(ctx context.Context) error {
 	a.confirm(count, thawErr)
 	frozen, err := a.frozen(ctx)
 	switch {
+	case errors.Is(err, errGone):
+		err = nil
 	case err == nil && frozen && thawErr != nil:
 		err = thawErr
 	case err == nil && frozen:

@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/guest/guesttest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
 func dialed(t *testing.T, g *guesttest.Guest) *Conn {
@@ -119,6 +120,28 @@ func TestDialWithoutAgent(t *testing.T) {
 		if _, err := DialUnix(t.Context(), path); !errors.Is(err, hypervisor.ErrNoAgent) || errors.Is(err, ErrSilent) {
 			t.Errorf("DialUnix(%s) = %v", path, err)
 		}
+	}
+}
+
+// A guest whose QEMU has ended is not held any more; nobody waits for its agent.
+func TestQEMUEndedWhileHeld(t *testing.T) {
+	dir, notes := shortDir(t), t.TempDir()
+	path := filepath.Join(dir, "qga")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	leave(t, notes)
+	open := func(ctx context.Context) (hypervisor.Agent, error) { return DialUnix(ctx, path) }
+	if did, err := ThawLeftover(t.Context(), open, notes, "m"); did || err != nil || !noNote(notes)() {
+		t.Errorf("ThawLeftover() = %v, %v", did, err)
+	}
+	a := attempt{line: line{open: open}, touched: true, limits: Limits{}.withDefaults(false), dismiss: func() error { return nil }}
+	a.out.Level = point.Filesystem
+	if err := a.releaseUntil(t.Context()); err != nil || a.out.Level != point.Crash || a.out.Stuck != "" {
+		t.Errorf("releaseUntil() = %v: %+v", err, a.out)
 	}
 }
 

@@ -243,7 +243,11 @@ func qemuEnds(l *lab) {
 	l.reboot()
 	l.writesGoOn(10)
 	p = l.takes("--consistency=crash")
-	l.untracked(p, "vdb", "inconsistent")
+	words := "inconsistent"
+	if l.daemon != nil {
+		words = "can not be read"
+	}
+	l.untracked(p, "vdb", words)
 	l.writesGoOn(10)
 	l.tracked(l.takes("--consistency=crash"), "vda", "vdb")
 }
