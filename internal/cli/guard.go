@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	capturelibvirt "github.com/holdfast-vm/holdfast/internal/capture/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -22,6 +23,18 @@ func (a *app) guardCommand() *cobra.Command {
 		Use: guardName, Hidden: true, Short: "Hold a guest on behalf of another holdfast", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return guest.GuardMain(cmd.Context(), a.env.Stdin, a.env.Stdout, openAgent)
+		},
+	}
+}
+
+const watchName = "watch"
+
+// watchCommand is the process that resumes a machine if we can not; nobody types it.
+func (a *app) watchCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: watchName + " URI MACHINE", Hidden: true, Short: "Watch over a suspended machine on behalf of another holdfast", Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return capturelibvirt.Watch(cmd.Context(), a.env.Stdin, a.env.Stdout, args[0], args[1])
 		},
 	}
 }

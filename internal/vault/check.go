@@ -248,31 +248,41 @@ func (c *checker) points(ctx context.Context) error {
 const maxStale = 5
 
 func (c *checker) pointsOnce(ctx context.Context) error {
+	// Points before the index: what a point needs was there before the point was.
+	if err := c.manifests(ctx); err != nil {
+		return err
+	}
+	if err := c.v.index.Refresh(ctx); err != nil {
+		return err
+	}
 	m := newMarks(c.v.index.Snapshot(), c.badPacks)
 	lost := make(map[chunk.ID]bool)
 	m.missing = func(id chunk.ID) { lost[id] = true }
-	err := c.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
-		if err != nil {
-			if !damage(err) {
-				return err
-			}
-			c.damage(name, "the point can not be read: %v", err)
-			return nil
-		}
-		c.report.Points++
-		c.manifest = append(c.manifest, p)
+	for _, p := range c.manifest {
 		if err := c.v.markPoint(ctx, m, p); err != nil {
 			if !damage(err) {
 				return err
 			}
-			c.damage(name, "%v", err)
+			c.damage(pointsPrefix+string(p.ID), "%v", err)
 		}
-		return nil
-	})
-	if err != nil {
-		return err
 	}
 	return c.lost(ctx, lost)
+}
+
+// manifests reads all points.
+func (c *checker) manifests(ctx context.Context) error {
+	return c.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
+		switch {
+		case damage(err):
+			c.damage(name, "the point can not be read: %v", err)
+			return nil
+		case err != nil:
+			return err
+		}
+		c.report.Points++
+		c.manifest = append(c.manifest, p)
+		return nil
+	})
 }
 
 // lost names the packs that chunks without a place were in, as far as the index remembers.

@@ -192,6 +192,11 @@ func (g *collector) run(ctx context.Context) error {
 }
 
 func (g *collector) mark(ctx context.Context) error {
+	// Points before the index: what a point needs was there before the point was.
+	needs, err := g.needs(ctx)
+	if err != nil {
+		return err
+	}
 	if err := g.v.index.Refresh(ctx); err != nil {
 		return err
 	}
@@ -213,17 +218,12 @@ func (g *collector) mark(ctx context.Context) error {
 	for r := range damaged {
 		g.avoid[r] = true
 	}
-	g.points, g.packs = nil, g.v.index.Packs()
+	g.packs = g.v.index.Packs()
 	g.marks = newMarks(g.v.index.Snapshot(), g.avoid)
-	err = g.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
-		if err != nil {
-			return fmt.Errorf("%w; run vault check", err)
+	for i, trees := range needs {
+		if err := g.v.markTrees(ctx, g.marks, trees); err != nil {
+			return fmt.Errorf("%s: %w; run vault check", g.points[i], err)
 		}
-		g.points = append(g.points, name)
-		return g.v.markPoint(ctx, g.marks, p)
-	})
-	if err != nil {
-		return err
 	}
 	g.report.Points, g.report.Packs = len(g.points), len(g.packs)
 	for _, n := range g.marks.live {
@@ -231,6 +231,23 @@ func (g *collector) mark(ctx context.Context) error {
 	}
 	g.o.Log("points: %d; they need %d bytes in %d packs", len(g.points), g.report.LiveBytes, len(g.marks.live))
 	return nil
+}
+
+// needs reads all points and returns the trees of each, in the order of g.points.
+func (g *collector) needs(ctx context.Context) (needs [][]treeOf, err error) {
+	g.points = nil
+	err = g.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
+		if err != nil {
+			return fmt.Errorf("%w; run vault check", err)
+		}
+		trees, err := g.v.roots(p)
+		if err != nil {
+			return err
+		}
+		g.points, needs = append(g.points, name), append(needs, trees)
+		return nil
+	})
+	return needs, err
 }
 
 // blockers returns who began before t and may still count on what was condemned then.

@@ -151,13 +151,20 @@ func (v *Vault) markTree(ctx context.Context, m *marks, id chunk.ID, level int) 
 
 // markPoint marks everything that p needs.
 func (v *Vault) markPoint(ctx context.Context, m *marks, p *point.RecoveryPoint) error {
-	roots, err := v.roots(p)
+	trees, err := v.roots(p)
 	if err != nil {
 		return err
 	}
-	for _, t := range roots {
+	if err := v.markTrees(ctx, m, trees); err != nil {
+		return fmt.Errorf("point %s, %w", p.ID, err)
+	}
+	return nil
+}
+
+func (v *Vault) markTrees(ctx context.Context, m *marks, trees []treeOf) error {
+	for _, t := range trees {
 		if err := v.markTree(ctx, m, t.root, tree.Levels(t.chunks)-1); err != nil {
-			return fmt.Errorf("point %s, disk %s: %w", p.ID, t.name, err)
+			return fmt.Errorf("disk %s: %w", t.name, err)
 		}
 	}
 	return nil

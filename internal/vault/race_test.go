@@ -210,3 +210,38 @@ func TestParentDeletedUnderASession(t *testing.T) {
 		t.Fatalf("committed a point that can not be read: %v", err)
 	}
 }
+
+// A point that is committed while a garbage collection, or a check, has read the index and not yet the points is no damage.
+func TestPointsCommittedMeanwhileAreNoDamage(t *testing.T) {
+	ctx := context.Background()
+	store := mem.New()
+	key := newVault(t, store)
+	writer := openVault(t, store, key)
+	backUpWhole(t, writer, randomDisk(8, 5))
+	seed := uint64(9)
+	hook := &listed{Store: store, prefix: "points/", before: func() {
+		seed++
+		backUpWhole(t, openVault(t, store, key), randomDisk(seed, 5))
+	}}
+	v := openVault(t, hook, key)
+	if _, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := v.Check(ctx, vault.CheckOptions{}); err != nil || len(r.Damage) > 0 {
+		t.Fatalf("%+v %v", r.Damage, err)
+	}
+}
+
+// listed calls before when objects whose name begins with prefix are about to be listed.
+type listed struct {
+	*mem.Store
+	prefix string
+	before func()
+}
+
+func (l *listed) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+	if prefix == l.prefix {
+		l.before()
+	}
+	return l.Store.List(ctx, prefix)
+}

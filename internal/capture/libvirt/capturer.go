@@ -31,6 +31,7 @@ var _ capture.Capturer = (*Capturer)(nil)
 type Capturer struct {
 	host     *hypervisor.Host
 	stateDir string
+	watch    []string // see WithWatch
 }
 
 // New returns a Capturer that notes what it does in stateDir, which is made when it is needed. It must be the same directory each time,
@@ -67,6 +68,8 @@ type session struct {
 	qemu     uint64 // version
 	rung     rung
 	taken    time.Time // the instant
+
+	startWatch func(machine string) (*watcher, error)
 }
 
 // rung is how the disks of a session are read once the instant has been taken.
@@ -119,7 +122,7 @@ func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan)
 	if err != nil {
 		return nil, err
 	}
-	return &session{host: c.host, client: client, dom: dom, plan: plan, state: state, qemu: version}, nil
+	return &session{host: c.host, client: client, dom: dom, plan: plan, state: state, qemu: version, startWatch: c.startWatch}, nil
 }
 
 func active(st rpc.State) bool {

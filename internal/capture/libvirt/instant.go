@@ -97,9 +97,13 @@ func (s *session) beginJob(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var watch *watcher
 	if suspend {
-		if err := s.suspend(held); err != nil {
-			return errors.Join(err, s.resume())
+		if watch, err = s.startWatch(s.dom.Name); err != nil {
+			return err
+		}
+		if err := errors.Join(watch.suspending(), s.suspend(held)); err != nil {
+			return errors.Join(err, s.resume(), watch.resumed())
 		}
 	}
 	s.taken = time.Now().UTC()
@@ -108,7 +112,7 @@ func (s *session) beginJob(ctx context.Context) error {
 		err = fmt.Errorf("begin the backup job: %w", err)
 	}
 	if suspend {
-		err = errors.Join(err, s.resume())
+		err = errors.Join(err, s.resume(), watch.resumed())
 	}
 	return err
 }

@@ -110,6 +110,7 @@ func TestMachine(t *testing.T) {
 		{"KilledCapture", testKilledCapture},
 		{"CaptureAfterKill", testCaptureAfterKill},
 		{"ReconcileResumes", testReconcileResumes},
+		{"Watch", testWatch},
 		{"CapturesExclude", testCapturesExclude},
 		{"CancelledCapture", testCancelledCapture},
 		{"Granules", testGranules},
