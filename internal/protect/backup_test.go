@@ -153,7 +153,6 @@ func requireSealed(t *testing.T, v *vault.Vault, sealed map[point.ID]map[string]
 type onThaw struct {
 	do func()
 	fakeGuest
-	held bool
 }
 
 func (o *onThaw) Quiesce(context.Context) error { return nil }

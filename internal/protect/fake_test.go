@@ -33,9 +33,8 @@ type model struct {
 	files  []point.File
 	held   bool
 
-	failAt  string // step of the capture that fails
-	killed  bool   // the failure is a kill: nothing is cleaned up
-	removed []string
+	failAt string // step of the capture that fails
+	killed bool   // the failure is a kill: nothing is cleaned up
 }
 
 func newModel(rng *rand.Rand, disks int) *model {
