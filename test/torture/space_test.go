@@ -27,16 +27,23 @@ func (l *lab) smallDisk(mib int) (dir string, fill func(leave int64), free func(
 	filler := filepath.Join(dir, "filler")
 	fill = func(leave int64) {
 		l.t.Helper()
-		var st syscall.Statfs_t
-		if err := syscall.Statfs(dir, &st); err != nil {
-			l.t.Fatal(err)
-		}
 		f, err := os.Create(filler)
 		if err != nil {
 			l.t.Fatal(err)
 		}
 		defer f.Close()
-		if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-leave<<20); err != nil {
+		for err = syscall.ENOSPC; err == syscall.ENOSPC; { // others take from it at the same time
+			var st syscall.Statfs_t
+			if err := syscall.Statfs(dir, &st); err != nil {
+				l.t.Fatal(err)
+			}
+			room := int64(st.Bavail)*st.Bsize - leave<<20
+			if room <= 0 {
+				return
+			}
+			err = syscall.Fallocate(int(f.Fd()), 0, 0, room)
+		}
+		if err != nil {
 			l.t.Fatal(err)
 		}
 	}
