@@ -27,13 +27,13 @@ test: setup ## vet, all tests with the race detector, then the tests that boot g
 
 unit: ## vet, and all tests that boot no guest
 	go vet ./...
-	go test -race -timeout 10m $(NOT_GUESTS)
+	go test -race -timeout 20m $(NOT_GUESTS)
 
 crash: ## crash the vault at every write and fail its every call, without the race detector
-	go test -count=1 -timeout 10m -run 'Crash|FailingCall' ./internal/vault
+	go test -count=1 -timeout 20m -run 'Crash|FailingCall' ./internal/vault
 
 guest: image ## the tests that boot guests
-	go test -count=1 -p 1 -timeout 15m ./test/...
+	go test -count=1 -p 1 -timeout 40m ./test/...
 
 lint: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l cmd internal test $$(ls -d bench packaging 2>/dev/null)); \
