@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # would see nothing of what runs in them. Everything else runs with it.
 NOT_GUESTS = $$(go list ./... | grep -v '/holdfast/test/') ./test/vm/wgen
 
-.PHONY: help setup build image test unit crash guest lint demo bench clean
+.PHONY: help setup build image test unit crash guest torture lint demo bench clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 9
@@ -33,7 +33,10 @@ crash: ## crash the vault at every write and fail its every call, without the ra
 	go test -count=1 -timeout 20m -run 'Crash|FailingCall' ./internal/vault
 
 guest: image ## the tests that boot guests
-	go test -count=1 -p 1 -timeout 40m ./test/...
+	go test -count=1 -p 1 -timeout 40m $$(go list ./test/... | grep -v '/holdfast/test/torture$$')
+
+torture: image ## kill, stop and starve backups of real guests; HOLDFAST_ROUNDS=100 for the long run
+	go test -count=1 -v -timeout 150m ./test/torture
 
 lint: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l cmd internal test $$(ls -d bench packaging 2>/dev/null)); \
