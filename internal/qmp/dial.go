@@ -89,7 +89,11 @@ func greet(ctx context.Context, conn *net.UnixConn, sc *bufio.Scanner) (*greetin
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if !sc.Scan() {
-		if err := sc.Err(); err != nil {
+		err := sc.Err()
+		if errors.Is(err, syscall.ECONNRESET) { // QEMU ended with us in its socket's queue
+			return nil, fmt.Errorf("%w: %v", ErrClosed, err)
+		}
+		if err != nil {
 			return nil, err
 		}
 		return nil, ErrClosed

@@ -262,7 +262,7 @@ func qemuKilled(l *lab) {
 	l.wait(cmd)
 	l.failed(cmd, 1, "shop")
 	if left := l.leftOnHost(); len(left) > 0 {
-		l.t.Errorf("left on the host: %q", left)
+		l.t.Errorf("left on the host: %q by %v", left, cmd)
 	}
 	l.reboot()
 	l.writesGoOn(10)

@@ -67,14 +67,14 @@ func machineOff(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// reopen returns a monitor that answers. A QEMU that is just ending closes its monitor before nothing is there to connect to.
+// reopen returns a monitor that answers. While QEMU is ending its socket still takes connections, which are not greeted or closed.
 func (s *session) reopen(ctx context.Context) (monitor, error) {
 	for {
 		mon, err := s.capturer.open(ctx)
 		if err == nil {
 			err = run(ctx, mon, "query-status", nil, nil)
 		}
-		if !errors.Is(err, qmp.ErrClosed) {
+		if !errors.Is(err, qmp.ErrClosed) && !errors.Is(err, qmp.ErrInUse) {
 			return mon, err
 		}
 		select {

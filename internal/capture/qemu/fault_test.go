@@ -141,6 +141,10 @@ func TestQEMUDies(t *testing.T) {
 		t.Errorf("capture of a QEMU that dies: %v", err)
 	}
 	v.requireNoState()
+	if _, err := v.capturer().Reconcile(t.Context(), "guest", "", nil); err == nil {
+		t.Error("reconciled a QEMU that is dead")
+	}
+	v.requireNoState()
 	v.start()
 	res = cycle(t, v, w, v.capturer(), rng, 0)
 	if d := res.Disks; d[0].Tracked || !strings.Contains(d[0].Reason, "inconsistent") || d[2].Tracked {

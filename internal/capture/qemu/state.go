@@ -171,5 +171,10 @@ func (s *stateFile) finish() error {
 	return errors.Join(os.Remove(s.f.Name()), s.f.Close())
 }
 
-// release gives up the lock and leaves the file to the next Reconcile.
-func (s *stateFile) release() error { return s.f.Close() }
+// release gives up the lock, and leaves the file to the next Reconcile if it names anything unfinished.
+func (s *stateFile) release() error {
+	if r, err := s.read(); err == nil && r == nil {
+		return s.finish()
+	}
+	return s.f.Close()
+}
