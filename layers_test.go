@@ -20,9 +20,10 @@ const module = "github.com/holdfast-vm/holdfast/"
 var layers = [][]string{
 	{"cmd/holdfast"},
 	{"internal/cli"},
-	{"internal/protect", "internal/restore"}, // workflows do not import each other
+	{"internal/protect", "internal/restore", "internal/drill", "internal/files", "internal/disks", "internal/snapshots"}, // workflows do not import each other
+	{"internal/export"},
 	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},
-	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable"},
+	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable", "internal/filesystem"},
 	{"internal/point", "internal/extent"},
 }
 

@@ -80,6 +80,12 @@ type Rebuild struct {
 	StorageDir   string            // where further files of the machine (start script, sockets) go
 	Networks     map[string]string // old network or bridge → new
 	Start        bool
+	// Backing holds, by disk name, the NBD URI (nbd+unix:///EXPORT?socket=PATH) of the export that the image in Disks, a qcow2 overlay, stands
+	// on. Such disks stop the machine on an I/O error instead of telling the guest, so that it continues when the export is back.
+	Backing map[string]string
+	// Isolated leaves the machine no way out: its network cards are there, but connected to nothing; shared folders, host devices and
+	// ports that listen for or connect to others are left out. The guest agent's channel stays.
+	Isolated bool
 }
 
 // Rebuilt says what Define made.
@@ -106,4 +112,51 @@ type Host interface {
 	// OpenAgent opens the machine's guest agent, or returns ErrNoAgent.
 	OpenAgent(ctx context.Context, m Machine) (Agent, error)
 	io.Closer
+}
+
+// Remover is a host that can get rid of a machine.
+type Remover interface {
+	// Remove stops the machine at once, without asking the guest, and forgets its definition. Images and other files stay. A machine
+	// that is not there is [ErrNoMachine].
+	Remove(ctx context.Context, m Machine) error
+}
+
+// Screen is a host that can show the console of a machine.
+type Screen interface {
+	// Screenshot returns the console's picture as a PNG.
+	Screenshot(ctx context.Context, m Machine) ([]byte, error)
+}
+
+// Hydrator is a host that can move a running machine's disk from an overlay over an export to a local image that depends on nothing.
+type Hydrator interface {
+	// Hydrate starts the copy of a disk to target, a new image, and returns; where such a copy runs already it does nothing. rate is in
+	// bytes a second, 0 means no limit.
+	Hydrate(ctx context.Context, m Machine, disk string, target HydrationTarget, rate int64) error
+	// Hydration says how the copy stands.
+	Hydration(ctx context.Context, m Machine, disk string) (Hydration, error)
+	// HydrationRate changes the limit of a copy that runs, in bytes a second; 0 means no limit.
+	HydrationRate(ctx context.Context, m Machine, disk string, rate int64) error
+	// FinishHydration makes target the machine's disk, now and in its definition, durably. The copy must be Ready.
+	FinishHydration(ctx context.Context, m Machine, disk string, target HydrationTarget) error
+	// AbandonHydration ends the copy; the machine stays on its overlay.
+	AbandonHydration(ctx context.Context, m Machine, disk string) error
+	// Continue lets a machine go on that stopped on an I/O error. Others are left alone.
+	Continue(ctx context.Context, m Machine) error
+}
+
+// HydrationTarget is where a disk is copied to.
+type HydrationTarget struct {
+	File   string
+	Format string // raw or qcow2
+	Size   int64  // bytes
+}
+
+// Hydration says how the copy of a disk stands.
+type Hydration struct {
+	Running bool  // a copy job is there
+	Ready   bool  // everything was copied once; what the guest writes goes to both sides
+	Local   bool  // the machine's disk is the target already
+	Done    int64 // bytes
+	Total   int64 // bytes
+	Err     error // that the job met; nil if none
 }
