@@ -50,7 +50,9 @@ type Plan struct {
 	Vault     string // short ID of the vault: the namespace of our bitmaps, [0-9a-f]{8}
 	Epoch     string // fresh name of the epoch that begins at the instant: [0-9a-f]{8}
 	Disks     []DiskPlan
-	Granule   int64 // bytes per tracked block: the vault's chunk size
+	Keep      []string // bitmaps of the vault that other points count from: they stay, whatever becomes of this capture
+	NoEpoch   bool     // begin no epoch: every record of changes stays as it is
+	Granule   int64    // bytes per tracked block: the vault's chunk size
 	Scratch   Scratch
 	AllowPull bool                             // pull may be used where push can not
 	Log       func(format string, args ...any) // progress in words; nil discards

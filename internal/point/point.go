@@ -63,10 +63,18 @@ const (
 	Offline    Rung = "offline"     // read from the image of a machine that is off
 )
 
+// Kind says what a point was taken for.
+type Kind string
+
+// Snapshot is the kind of a point of some disks, kept until somebody deletes it. Points of whole machines have no kind.
+const Snapshot Kind = "snapshot"
+
 // RecoveryPoint is a machine's disks and definition at one instant, sealed and readable.
 type RecoveryPoint struct {
 	ID                ID                `json:"id"`
-	VM                string            `json:"vm"`                 // name of the machine
+	Kind              Kind              `json:"kind,omitempty"`
+	Name              string            `json:"name,omitempty"`     // of a snapshot
+	VM                string            `json:"vm"`                 // name of the machine; "" for a snapshot of disks that no machine has
 	MachineUUID       string            `json:"machine_uuid"`       // "" where the hypervisor has none
 	Time              time.Time         `json:"time"`               // the instant that the disks show, UTC
 	Consistency       Consistency       `json:"consistency"`        // reached, not wished for
@@ -83,6 +91,14 @@ type RecoveryPoint struct {
 	Holdfast          string            `json:"holdfast_version"`
 	Took              float64           `json:"took_seconds"`             // from begin to commit
 	FrozenSeconds     float64           `json:"frozen_seconds,omitempty"` // how long the guest held its writes
+	CopiedFrom        *Origin           `json:"copied_from,omitempty"`    // nil where the point was taken into its vault
+}
+
+// Origin says which point of another vault a point was copied from.
+type Origin struct {
+	Vault string            `json:"vault"` // ID
+	Point ID                `json:"point"`
+	Roots map[string]string `json:"roots"` // trees there: of disks by name, of files by role/name
 }
 
 // Disk is one disk of a recovery point.
@@ -97,6 +113,9 @@ type Disk struct {
 	Root    string `json:"root"`             // tree of the disk in the vault, hexadecimal; "" is a disk of holes
 	Bitmap  string `json:"bitmap,omitempty"` // changed block tracking started at this instant under this name
 	Source  Source `json:"source"`
+
+	Managed   string `json:"managed_disk,omitempty"`    // name of the managed disk that this is
+	ManagedID string `json:"managed_disk_id,omitempty"` // its unique ID: another disk of the same name has another
 }
 
 // Source says where a disk's bytes came from and what the guest was shown.
@@ -144,3 +163,6 @@ type File struct {
 	Size int64  `json:"size"` // bytes
 	Root string `json:"root"` // tree in the vault, hexadecimal
 }
+
+// IsSnapshot reports whether p is a snapshot of disks, and so no part of what backups of a machine count from.
+func (p *RecoveryPoint) IsSnapshot() bool { return p.Kind == Snapshot }

@@ -22,6 +22,7 @@ type run struct {
 	req     Request
 	disks   []hypervisor.Disk // what is backed up
 	lineage lineage
+	records records // of changes, that points of the machine count from
 	store   *store
 	hold    *hold
 	files   []point.File // of the machine, without their content
@@ -38,7 +39,7 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 	deps.defaults()
 	req.defaults()
 	r := &run{Deps: deps, req: req, begun: deps.Now()}
-	unlock, err := lockMachine(deps.StateDir, req.Machine)
+	unlock, err := r.lock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -70,10 +71,14 @@ func (r *run) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.lineage = lineageOf(points, m)
+	r.records = recordsOf(points, m)
 	if err := r.reconcile(ctx); err != nil {
 		return err
 	}
+	if r.req.Snapshot != nil {
+		return r.prepareSnapshot(points)
+	}
+	r.lineage = lineageOf(points, m)
 	if r.disks, err = chooseDisks(m, r.req.Exclude); err != nil {
 		return err
 	}
@@ -94,7 +99,7 @@ func (r *run) prepare(ctx context.Context) error {
 
 // reconcile removes what a killed run left in the machine.
 func (r *run) reconcile(ctx context.Context) error {
-	did, err := reconcile(ctx, r.Deps, r.req.Machine, r.lineage.bitmaps())
+	did, err := reconcile(ctx, r.Deps, r.req.Machine, r.records.all())
 	for _, d := range did {
 		r.Log("%s: %s", r.req.Machine.Name, d)
 	}
@@ -145,6 +150,7 @@ func (r *run) plan() capture.Plan {
 		Machine: r.req.Machine.Name, Vault: r.Vault.ShortID(), Epoch: point.NewID().Short(), Granule: int64(r.Vault.ChunkSize()),
 		Scratch: r.req.Scratch, AllowPull: true, Log: r.Log,
 		Progress: func(done, total int64) { r.Progress(StageCopy, done, total) },
+		Keep:     r.records.besides(r.req.Snapshot != nil, diskNames(r.disks)), NoEpoch: r.req.Snapshot != nil && !r.req.Snapshot.Track,
 	}
 	for _, d := range r.disks {
 		dp := capture.DiskPlan{Name: d.Name}
@@ -191,7 +197,7 @@ func (r *run) seal(ctx context.Context, taken *capture.Result) error {
 		c := taken.Disks[i]
 		disk := r.store.disk(d, c.Size)
 		disk.Read, disk.Tracked, disk.Reason, disk.Bitmap = c.Read, c.Tracked, c.Reason, c.Bitmap
-		p.Disks = append(p.Disks, disk)
+		p.Disks = append(p.Disks, r.manage(disk))
 	}
 	p.Rung, p.RungReason = r.rung(taken)
 	return r.commit(ctx)

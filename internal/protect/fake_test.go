@@ -169,7 +169,7 @@ func (m *model) Capture(ctx context.Context, _ string, plan capture.Plan, hooks 
 		}
 		for _, d := range plan.Disks {
 			for name := range m.bitmap[d.Name] {
-				if name != capture.BitmapName(plan.Vault, plan.Epoch) {
+				if !plan.NoEpoch && name != capture.BitmapName(plan.Vault, plan.Epoch) && !slices.Contains(plan.Keep, name) {
 					delete(m.bitmap[d.Name], name)
 				}
 			}
@@ -199,7 +199,9 @@ func (m *model) instant(ctx context.Context, plan capture.Plan, hooks capture.Ho
 				f.dirty[g] = true
 			}
 		}
-		m.bitmap[d.Name][capture.BitmapName(plan.Vault, plan.Epoch)] = map[int64]bool{}
+		if !plan.NoEpoch {
+			m.bitmap[d.Name][capture.BitmapName(plan.Vault, plan.Epoch)] = map[int64]bool{}
+		}
 		at[d.Name] = f
 	}
 	err := errors.Join(m.step("instant"), hooks.Frozen(ctx))
@@ -210,7 +212,10 @@ func (m *model) instant(ctx context.Context, plan capture.Plan, hooks capture.Ho
 func (m *model) read(ctx context.Context, d capture.DiskPlan, at map[string]frozen, plan capture.Plan, sink capture.Sink) (capture.DiskResult, error) {
 	f := at[d.Name]
 	size := int64(len(f.data))
-	out := capture.DiskResult{Name: d.Name, Size: size, Tracked: f.dirty != nil, Bitmap: capture.BitmapName(plan.Vault, plan.Epoch)}
+	out := capture.DiskResult{Name: d.Name, Size: size, Tracked: f.dirty != nil}
+	if !plan.NoEpoch {
+		out.Bitmap = capture.BitmapName(plan.Vault, plan.Epoch)
+	}
 	todo := extent.Of(extent.Extent{Len: size})
 	if f.dirty != nil {
 		todo = nil

@@ -103,12 +103,12 @@ func CleanUp(ctx context.Context, deps Deps, m hypervisor.Machine, release bool)
 		if err != nil {
 			return nil, err
 		}
-		keep = lineageOf(points, m).bitmaps()
+		keep = recordsOf(points, m).all()
 	}
 	return reconcile(ctx, deps, m, keep)
 }
 
-// Last returns the newest of points, oldest first, that is of m, or nil.
+// Last returns the newest of points, oldest first, that is a backup of m, or nil. Snapshots are none.
 func Last(points []*point.RecoveryPoint, m hypervisor.Machine) *point.RecoveryPoint {
 	return lineageOf(points, m).last
 }

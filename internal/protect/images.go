@@ -31,7 +31,12 @@ type ImageRequest struct {
 	Files  []string
 	Format string // of all of them; "" means by what is in them
 	Tags   map[string]string
+
+	// Managed names the managed disk that each of Files is; the point is then a snapshot of that Name, and no machine's.
+	Managed []ManagedDisk
 }
+
+func (r ImageRequest) snapshot() bool { return len(r.Managed) > 0 }
 
 // Images takes one recovery point of disk images, which become the disks vda, vdb and so on. All blocks that the images hold are read
 // and compared with the last point of that name; what did not change is not stored again.
@@ -59,12 +64,10 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 	if err != nil {
 		return nil, err
 	}
-	l := imageLineage(points, req.Name)
-	p := &point.RecoveryPoint{
-		ID: point.NewID(), VM: req.Name, Time: begun.UTC(), Tags: req.Tags, Holdfast: deps.Version,
-		Consistency: point.Crash, ConsistencyReason: reasonImage, Rung: point.Offline, RungReason: "disk images without a hypervisor",
-		Definition: point.Definition{Kind: kindImage}, Warnings: l.changes(opened.disks, nil),
-	}
+	l, p := req.begin(points, opened.disks)
+	p.ID, p.Time, p.Tags, p.Holdfast = point.NewID(), begun.UTC(), req.Tags, deps.Version
+	p.Consistency, p.ConsistencyReason = point.Crash, reasonImage
+	p.Rung, p.RungReason = point.Offline, "disk images without a hypervisor"
 	if l.last != nil {
 		p.Parent = l.last.ID
 	}
@@ -75,6 +78,9 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", disk.File, err)
 		}
+		if req.snapshot() {
+			stored.Managed, stored.ManagedID = req.Managed[i].Name, req.Managed[i].ID
+		}
 		p.Disks = append(p.Disks, stored)
 	}
 	p.Took = d.Now().Sub(begun).Seconds()
@@ -84,8 +90,22 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 	return p, nil
 }
 
+// begin returns what the vault knows of the images, and the point that is to be filled.
+func (r ImageRequest) begin(points []*point.RecoveryPoint, disks []hypervisor.Disk) (lineage, *point.RecoveryPoint) {
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: kindImage}}
+	if r.snapshot() {
+		p.Kind, p.Name = point.Snapshot, r.Name
+		return managedLineage(points, r.Managed), p
+	}
+	l := imageLineage(points, r.Name)
+	p.VM, p.Warnings = r.Name, l.changes(disks, nil)
+	return l, p
+}
+
 func (r ImageRequest) check() error {
 	switch {
+	case r.snapshot() && len(r.Managed) != len(r.Files):
+		return fmt.Errorf("%d files of %d managed disks", len(r.Files), len(r.Managed))
 	case strings.TrimSpace(r.Name) == "":
 		return errors.New("the machine's name is empty")
 	case strings.Contains(r.Name, "@"):
@@ -110,6 +130,14 @@ func (o *openedImages) close() {
 	}
 }
 
+// diskName returns what the i-th image is called in the point.
+func (r ImageRequest) diskName(i int) string {
+	if r.snapshot() {
+		return r.Managed[i].Name
+	}
+	return "vd" + string(rune('a'+i))
+}
+
 func openImages(ctx context.Context, req ImageRequest) (*openedImages, error) {
 	o := &openedImages{}
 	for i, file := range req.Files {
@@ -125,7 +153,7 @@ func openImages(ctx context.Context, req ImageRequest) (*openedImages, error) {
 		}
 		o.images = append(o.images, img)
 		o.disks = append(o.disks, hypervisor.Disk{
-			Name: "vd" + string(rune('a'+i)), Size: img.Size(), Format: img.Format(), File: path,
+			Name: req.diskName(i), Size: img.Size(), Format: img.Format(), File: path,
 		})
 	}
 	return o, nil

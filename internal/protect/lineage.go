@@ -16,22 +16,42 @@ type lineage struct {
 	disks map[string]point.Disk // the latest state of each disk, in whichever point that is
 }
 
-// lineageOf picks the points of m from points, oldest first.
+// lineageOf picks the backups of m from points, oldest first. A snapshot of some disks is no backup.
 func lineageOf(points []*point.RecoveryPoint, m hypervisor.Machine) lineage {
-	return collect(points, func(p *point.RecoveryPoint) bool {
-		if p.Definition.Kind == kindImage {
-			return false
-		}
-		if m.UUID != "" || p.MachineUUID != "" {
-			return p.MachineUUID == m.UUID
-		}
-		return p.VM == m.Name
-	})
+	return collect(points, func(p *point.RecoveryPoint) bool { return !p.IsSnapshot() && isOf(p, m) })
+}
+
+// isOf reports whether p is a point of m, whole or of some of its disks.
+func isOf(p *point.RecoveryPoint, m hypervisor.Machine) bool {
+	if p.Definition.Kind == kindImage {
+		return false
+	}
+	if m.UUID != "" || p.MachineUUID != "" {
+		return p.MachineUUID == m.UUID
+	}
+	return p.VM == m.Name
 }
 
 // imageLineage picks the points of an image backup of that name.
 func imageLineage(points []*point.RecoveryPoint, name string) lineage {
-	return collect(points, func(p *point.RecoveryPoint) bool { return p.Definition.Kind == kindImage && p.VM == name })
+	return collect(points, func(p *point.RecoveryPoint) bool {
+		return !p.IsSnapshot() && p.Definition.Kind == kindImage && p.VM == name
+	})
+}
+
+// managedLineage picks the latest state of each managed disk, by its unique ID, from all snapshots.
+func managedLineage(points []*point.RecoveryPoint, disks []ManagedDisk) lineage {
+	l := lineage{disks: map[string]point.Disk{}}
+	for _, p := range points {
+		for _, d := range p.Disks {
+			for _, m := range disks {
+				if d.ManagedID == m.ID && m.ID != "" {
+					l.last, l.disks[m.Name] = p, d
+				}
+			}
+		}
+	}
+	return l
 }
 
 func collect(points []*point.RecoveryPoint, ours func(*point.RecoveryPoint) bool) lineage {

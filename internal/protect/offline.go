@@ -35,7 +35,7 @@ func (r *run) offline(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read disk %s: %w", d.Name, err)
 		}
-		p.Disks = append(p.Disks, disk)
+		p.Disks = append(p.Disks, r.manage(disk))
 	}
 	r.keepFiles()
 	return r.commit(ctx)
@@ -50,6 +50,7 @@ func (r *run) openOffline(ctx context.Context) ([]imageRead, error) {
 		read := imageRead{name: d.Name, granule: int64(r.Vault.ChunkSize())}
 		if last := r.lineage.disk(d.Name); last != nil && !r.req.FullRead {
 			read.bitmap, read.lastSize = last.Bitmap, last.Size
+			read.borrowed = r.borrows(d.Name, last.Bitmap)
 		}
 		if err := read.open(ctx, d.File, d.Format); err != nil {
 			return reads, fmt.Errorf("read disk %s: %w", d.Name, err)
@@ -75,6 +76,7 @@ type imageRead struct {
 	doubt   error      // why it can not be used
 
 	lastSize int64 // of the disk in the last point, in bytes
+	borrowed bool  // the record belongs to points of another kind, which count from it and drop it
 }
 
 // open opens the image with its record of changes, or in any doubt without.
@@ -114,6 +116,9 @@ func (s *store) image(ctx context.Context, in imageRead, d hypervisor.Disk) (poi
 	}
 	out := s.disk(d, size)
 	out.Read, out.Bitmap, out.Tracked = read.Data.Bytes(), in.bitmap, in.bitmap != ""
+	if in.borrowed {
+		out.Bitmap = ""
+	}
 	if !out.Tracked {
 		out.Reason = s.whyWhole(in)
 	}

@@ -3,7 +3,8 @@
 // [Backup] is the one workflow of a machine: lock it, clean up what a killed run left, quiesce, take one instant of all disks, thaw,
 // store what changed, seal the point, and only then let go of the older epoch of changed block tracking. Whatever fails or is killed
 // on the way, the machine goes on, the older epoch still records, and the next run starts from the last point that the vault holds.
-// [Images] does the same for disk images without a hypervisor.
+// [Images] does the same for disk images without a hypervisor. With [Request.Snapshot] some disks of a machine are taken for a snapshot,
+// which leaves alone what its backups count from.
 //
 // A point says what was reached, not what was wished for: its consistency with the reason, its rung with the reason, and warnings
 // for all that is not as it was in the point before. It is called by the faces; it constructs nothing that it is not handed.
@@ -71,6 +72,8 @@ type Request struct {
 	Tags        map[string]string
 	Scratch     capture.Scratch
 	FullRead    bool // trust no record of changes: read all, compare
+
+	Snapshot *Snapshot // nil is a backup of the machine
 }
 
 // Stages that Deps.Progress is told of.

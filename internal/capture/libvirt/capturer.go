@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
@@ -243,12 +244,15 @@ func (s *session) release(clean bool) {
 }
 
 func (s *session) dropOlder(ctx context.Context) error {
+	if s.plan.NoEpoch {
+		return nil
+	}
 	names, err := s.client.Checkpoints(ctx, s.dom)
 	if err != nil {
 		return fmt.Errorf("commit capture of %s: list checkpoints: %w", s.dom.Name, err)
 	}
 	for _, name := range names {
-		if name == s.checkpoint() || !ofVault(name, s.plan.Vault) {
+		if name == s.checkpoint() || !ofVault(name, s.plan.Vault) || slices.Contains(s.plan.Keep, name) {
 			continue
 		}
 		if err := dropCheckpoint(ctx, s.client, s.dom, name); err != nil {
@@ -257,7 +261,7 @@ func (s *session) dropOlder(ctx context.Context) error {
 	}
 	// A bitmap whose checkpoint libvirt has lost is of no use to anybody.
 	for _, d := range s.disks {
-		if d.orphan != "" {
+		if d.orphan != "" && !slices.Contains(s.plan.Keep, d.orphan) {
 			if err := dropBitmap(ctx, s.client, s.dom, d.orphan); err != nil {
 				return fmt.Errorf("commit capture of %s: %w", s.dom.Name, err)
 			}
@@ -281,9 +285,12 @@ func (s *session) checkpoint() string { return capture.BitmapName(s.plan.Vault, 
 // tracks reports whether any disk of the capture gets a bitmap.
 func (s *session) tracks() bool {
 	for _, d := range s.disks {
-		if d.qcow2() {
+		if s.begins(d) {
 			return true
 		}
 	}
 	return false
 }
+
+// begins reports whether an epoch of d begins at the instant.
+func (s *session) begins(d *disk) bool { return d.qcow2() && !s.plan.NoEpoch }

@@ -59,7 +59,7 @@ func (s *session) examine(ctx context.Context, h *host.Host) error {
 			return fmt.Errorf("disk %s (%s): libvirt can not tell its size", p.Name, known.File)
 		}
 		d := &disk{Disk: known, plan: p}
-		if d.qcow2() {
+		if s.begins(d) {
 			d.bitmap = s.checkpoint()
 		}
 		s.judge(ctx, d, checkpoints)

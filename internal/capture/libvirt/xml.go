@@ -54,7 +54,7 @@ func checkpointXML(s *session) string {
 		el.CreateAttr("checkpoint", kind)
 	}
 	for _, d := range s.disks {
-		if d.qcow2() {
+		if s.begins(d) {
 			add(d.Name, "bitmap")
 		} else {
 			add(d.Name, "no")

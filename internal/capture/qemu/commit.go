@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -14,10 +15,13 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// commit drops the older epochs of the vault from the captured disks.
+// commit drops the older epochs of the vault from the captured disks, but for those that other points count from.
 func (s *session) commit(ctx context.Context) error {
+	if s.plan.NoEpoch {
+		return s.state.finish()
+	}
 	err := s.removeBitmaps(ctx, func(name string) bool {
-		return strings.HasPrefix(name, capture.BitmapPrefix(s.plan.Vault)) && name != s.epoch()
+		return strings.HasPrefix(name, capture.BitmapPrefix(s.plan.Vault)) && name != s.epoch() && !slices.Contains(s.plan.Keep, name)
 	})
 	if err != nil && !machineOff(err) { // the next capture drops them
 		err = fmt.Errorf("drop older records of changes of machine %s: %w", s.plan.Machine, err)

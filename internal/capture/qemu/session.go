@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -119,6 +120,9 @@ func (s *session) prepare(ctx context.Context, m hypervisor.Machine) error {
 	for _, d := range s.plan.Disks {
 		committed[d.LastBitmap] = true
 	}
+	for _, name := range s.plan.Keep {
+		committed[name] = true
+	}
 	done, err := s.state.recover(ctx, s.mon, committed)
 	if err != nil {
 		return fmt.Errorf("clean up after an earlier capture: %w", err)
@@ -210,8 +214,8 @@ func doubt(n *node, size int64, p capture.DiskPlan, granule int64) string {
 
 // stray reports whether b is of no use. A capture that counts from no bitmap can not tell; it must not take the record of changes from
 // the next one, should it fail.
-func stray(b bitmap, p capture.DiskPlan, vault string) bool {
-	if b.Busy || !strings.HasPrefix(b.Name, capture.BitmapPrefix(vault)) {
+func stray(b bitmap, p capture.DiskPlan, vault string, keep []string) bool {
+	if b.Busy || !strings.HasPrefix(b.Name, capture.BitmapPrefix(vault)) || slices.Contains(keep, b.Name) && !b.Inconsistent {
 		return false
 	}
 	return b.Inconsistent || p.LastBitmap != "" && b.Name != p.LastBitmap
@@ -220,8 +224,11 @@ func stray(b bitmap, p capture.DiskPlan, vault string) bool {
 // prepareBitmaps removes our bitmaps that are of no use and finds out how the new epoch can be recorded. A bitmap that
 // QEMU refuses must not be found out while the guest holds its writes.
 func (s *session) prepareBitmaps(ctx context.Context, d *disk) error {
+	if s.plan.NoEpoch {
+		return nil
+	}
 	for _, b := range d.bitmaps {
-		if !stray(b, d.plan, s.plan.Vault) {
+		if !stray(b, d.plan, s.plan.Vault, s.plan.Keep) {
 			continue
 		}
 		s.plan.Log("disk %s: removing bitmap %s", d.Name, b.Name)

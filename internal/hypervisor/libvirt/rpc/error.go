@@ -12,6 +12,7 @@ const (
 	NoDomain               Code = 42
 	NoNetwork              Code = 43
 	AuthFailed             Code = 45
+	NoStoragePool          Code = 49
 	OperationInvalid       Code = 55
 	ConfigUnsupported      Code = 67
 	OperationTimeout       Code = 68

@@ -16,6 +16,7 @@ var errShort = errors.New("message ends early")
 type encoder struct{ b []byte }
 
 func (e *encoder) u32(v uint32) { e.b = binary.BigEndian.AppendUint32(e.b, v) }
+func (e *encoder) u64(v uint64) { e.b = binary.BigEndian.AppendUint64(e.b, v) }
 func (e *encoder) i32(v int32)  { e.u32(uint32(v)) }
 
 func (e *encoder) flag(v bool) {
