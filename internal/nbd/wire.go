@@ -28,11 +28,14 @@ const (
 
 // Options of the handshake.
 const (
+	optExportName      = 1
 	optAbort           = 2
 	optList            = 3
 	optStartTLS        = 5
+	optInfo            = 6
 	optGo              = 7
 	optStructuredReply = 8
+	optListMetaContext = 9
 	optSetMetaContext  = 10
 	optExtendedHeaders = 11
 )
@@ -52,9 +55,12 @@ const (
 	repErrUnknown  = repErrBit + 6
 	repErrShutdown = repErrBit + 7
 	repErrTooBig   = repErrBit + 9
+	repErrExtended = repErrBit + 10
 
-	infoExport    = 0
-	infoBlockSize = 3
+	infoExport      = 0
+	infoName        = 1
+	infoDescription = 2
+	infoBlockSize   = 3
 )
 
 // Flags of an export, as the server sends them.
@@ -85,11 +91,15 @@ const (
 	cmdDisconnect  = 2
 	cmdFlush       = 3
 	cmdTrim        = 4
+	cmdCache       = 5
 	cmdWriteZeroes = 6
 	cmdBlockStatus = 7
 
 	cmdFlagFUA        = 1 << 0
 	cmdFlagNoHole     = 1 << 1
+	cmdFlagDF         = 1 << 2
+	cmdFlagReqOne     = 1 << 3
+	cmdFlagFastZero   = 1 << 4
 	cmdFlagPayloadLen = 1 << 5
 )
 
@@ -107,5 +117,6 @@ const (
 )
 
 var cmdNames = map[uint16]string{
-	cmdRead: "read", cmdWrite: "write", cmdFlush: "flush", cmdTrim: "trim", cmdWriteZeroes: "write of zeros", cmdBlockStatus: "block status",
+	cmdRead: "read", cmdWrite: "write", cmdFlush: "flush", cmdTrim: "trim", cmdCache: "caching",
+	cmdWriteZeroes: "write of zeros", cmdBlockStatus: "block status",
 }
