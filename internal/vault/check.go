@@ -64,7 +64,7 @@ func (v *Vault) Check(ctx context.Context, o CheckOptions) (CheckReport, error) 
 	c := &checker{v: v, o: o, bad: make(map[chunk.ID]bool), badPacks: make(map[pack.Ref]bool)}
 	c.report.ReadData = o.ReadData
 	c.report.Damage, c.report.Hits = []Damage{}, []Hit{}
-	for _, step := range []func(context.Context) error{c.keys, c.packs, c.points, c.hits, c.remember} {
+	for _, step := range []func(context.Context) error{c.keys, c.packs, c.points, c.notes, c.hits, c.remember} {
 		if err := step(ctx); err != nil {
 			return c.report, fmt.Errorf("check vault: %w", err)
 		}
@@ -283,6 +283,31 @@ func (c *checker) manifests(ctx context.Context) error {
 		c.manifest = append(c.manifest, p)
 		return nil
 	})
+}
+
+// notes opens the notes of points. A damaged one is no loss of data: a warning.
+func (c *checker) notes(ctx context.Context) error {
+	vms := make(map[point.ID]string)
+	for _, p := range c.manifest {
+		vms[p.ID] = p.VM
+	}
+	for info, err := range c.v.store.List(ctx, notesPrefix) {
+		if err != nil {
+			return fmt.Errorf("list notes: %w", err)
+		}
+		id, note, ok := parseNoteName(info.Name)
+		vm, known := vms[id]
+		if !ok || !known {
+			continue // nobody's, or what garbage collection deletes
+		}
+		switch _, err := c.v.readNote(ctx, info.Name, "", true); {
+		case errors.Is(err, ErrCorrupt):
+			c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("note %s of point %s of %s is damaged: %v", note[:8], id.Short(), vm, err))
+		case err != nil && !errors.Is(err, blob.ErrNotExist):
+			return err
+		}
+	}
+	return nil
 }
 
 // lost names the packs that chunks without a place were in, as far as the index remembers.

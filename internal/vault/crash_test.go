@@ -21,13 +21,14 @@ import (
 
 // history is what a run of sessions, deletions and garbage collections was told has happened.
 type history struct {
-	sealed  map[point.ID][]byte // acknowledged points and what each must hold
-	unsure  map[point.ID][]byte // points whose commit returned an error, or that were being deleted
+	sealed  map[point.ID][]byte       // acknowledged points and what each must hold
+	unsure  map[point.ID][]byte       // points whose commit returned an error, or that were being deleted
+	notes   map[point.ID][]vault.Note // acknowledged
 	current *disk
 }
 
 func newHistory() *history {
-	return &history{sealed: map[point.ID][]byte{}, unsure: map[point.ID][]byte{}, current: &disk{data: make([]byte, 9*testChunk+100)}}
+	return &history{sealed: map[point.ID][]byte{}, unsure: map[point.ID][]byte{}, notes: map[point.ID][]vault.Note{}, current: &disk{data: make([]byte, 9*testChunk+100)}}
 }
 
 // run does random work on the vault in s until it is done or something fails. Its sequence depends on rng alone.
@@ -41,10 +42,15 @@ func (h *history) run(s blob.Store, key vault.Key, rng *rand.Rand) error {
 		if err := h.backUp(ctx, v, rng); err != nil {
 			return err
 		}
-		if ids := sortedIDs(h.sealed); rng.IntN(2) == 0 {
+		ids := sortedIDs(h.sealed)
+		if err := h.note(ctx, v, ids[rng.IntN(len(ids))], rng); err != nil {
+			return err
+		}
+		if rng.IntN(2) == 0 {
 			id := ids[rng.IntN(len(ids))]
 			h.unsure[id] = h.sealed[id]
 			delete(h.sealed, id)
+			delete(h.notes, id)                    // they go with it
 			h.current.root, h.current.used = "", 0 // a base must be of a point that is there
 			if err := v.DeletePoint(ctx, id); err != nil {
 				return err
@@ -93,6 +99,38 @@ func (h *history) backUp(ctx context.Context, v *vault.Vault, rng *rand.Rand) er
 	return nil
 }
 
+// note attaches a note to a point, or takes one away.
+func (h *history) note(ctx context.Context, v *vault.Vault, id point.ID, rng *rand.Rand) error {
+	if of := h.notes[id]; len(of) > 0 {
+		h.notes[id] = of[1:]
+		return v.DeleteNote(ctx, id, of[0].ID)
+	}
+	n, err := v.AddNote(ctx, id, vault.NoteDrill, fmt.Appendf(nil, "note %d of %s", rng.Uint64(), id))
+	if err == nil {
+		h.notes[id] = append(h.notes[id], n)
+	}
+	return err
+}
+
+// requireNotes demands every acknowledged note of a point; one in doubt is there whole or not at all.
+func (h *history) requireNotes(ctx context.Context, v *vault.Vault, id point.ID) error {
+	got, err := v.Notes(ctx, id, "")
+	if err != nil {
+		return err
+	}
+	for _, want := range h.notes[id] {
+		if !slices.ContainsFunc(got, func(n vault.Note) bool { return n.ID == want.ID && bytes.Equal(n.Body, want.Body) }) {
+			return fmt.Errorf("note %s of point %s is gone, %v are there", want.ID, id, got)
+		}
+	}
+	for _, n := range got {
+		if !bytes.HasSuffix(n.Body, []byte("of "+string(id))) {
+			return fmt.Errorf("note %s of point %s reads as %q", n.ID, id, n.Body)
+		}
+	}
+	return nil
+}
+
 // verify opens what is left and demands every acknowledged point; a point in doubt is there whole or not at all.
 func (h *history) verify(s blob.Store, key vault.Key) error {
 	ctx := context.Background()
@@ -116,13 +154,16 @@ func (h *history) verify(s blob.Store, key vault.Key) error {
 		if err != nil || !bytes.Equal(got, want) {
 			return fmt.Errorf("point %s (acknowledged: %v) does not read back: %v", p.ID, sealed, err)
 		}
+		if err := h.requireNotes(ctx, v, p.ID); err != nil {
+			return err
+		}
 	}
 	if found != len(h.sealed) {
 		return fmt.Errorf("%d of %d acknowledged points are there", found, len(h.sealed))
 	}
 	report, err := v.Check(ctx, vault.CheckOptions{ReadData: true})
-	if err != nil || len(report.Damage) > 0 {
-		return fmt.Errorf("check: %v %v", report.Damage, err)
+	if err != nil || len(report.Damage)+len(report.Warnings) > 0 {
+		return fmt.Errorf("check: %v %v %v", report.Damage, report.Warnings, err)
 	}
 	return nil
 }
@@ -177,7 +218,7 @@ func requireNoGarbage(t *testing.T, s blob.Store, key vault.Key) {
 		}
 	}
 	plan, err := v.CollectGarbage(ctx, vault.GCOptions{DryRun: true})
-	if err != nil || plan.DeadPacks+plan.ThinPacks+plan.WaitingPacks > 0 {
+	if err != nil || plan.DeadPacks+plan.ThinPacks+plan.WaitingPacks+plan.Notes > 0 {
 		t.Fatalf("garbage is left: %+v %v", plan, err)
 	}
 }

@@ -49,6 +49,7 @@ type GCReport struct {
 	WaitingPacks   int      `json:"waiting_packs"` // condemned, but somebody who began before may count on them
 	WaitingBytes   int64    `json:"waiting_bytes"`
 	WaitingFor     []string `json:"waiting_for,omitempty"` // who that is
+	Notes          int      `json:"notes"`                 // left by points that are gone, deleted
 }
 
 // CollectGarbage deletes what no point needs, and rewrites packs of which little is needed. Sessions and readers go on meanwhile: a pack is first
@@ -185,10 +186,31 @@ func (g *collector) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := g.deleteNotes(ctx); err != nil {
+		return err
+	}
 	if err := g.deleteCondemned(ctx); err != nil {
 		return err
 	}
 	return g.condemn(ctx)
+}
+
+// deleteNotes deletes notes that were being added while their point was deleted, by a process that then died.
+func (g *collector) deleteNotes(ctx context.Context) error {
+	orphans, err := g.v.orphanNotes(ctx)
+	if err != nil {
+		return err
+	}
+	g.report.Notes = len(orphans)
+	for _, name := range orphans {
+		if g.o.DryRun {
+			break
+		}
+		if err := g.v.store.Delete(ctx, name); err != nil {
+			return fmt.Errorf("delete %s, whose point is gone: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func (g *collector) mark(ctx context.Context) error {

@@ -32,6 +32,7 @@ const golden = "testdata/golden"
 type goldenPoint struct {
 	Point  point.RecoveryPoint `json:"point"`
 	SHA256 map[string]string   `json:"sha256"` // of disks by name, and of files by role/name
+	Notes  []vault.Note        `json:"notes"`
 }
 
 // Today's code reads, with either key, every byte that the code which wrote the golden vault was given.
@@ -72,6 +73,9 @@ func requireGoldenPoints(t *testing.T, v *vault.Vault) {
 		}
 		if got := hashes(t, v, p); !reflect.DeepEqual(got, want[i].SHA256) {
 			t.Errorf("point %s holds %v, want %v", p.ID, got, want[i].SHA256)
+		}
+		if got := notes(t, v, p.ID, ""); !sameNotes(got, want[i].Notes, true) {
+			t.Errorf("point %s has notes %v, want %v", p.ID, got, want[i].Notes)
 		}
 	}
 }
@@ -133,7 +137,7 @@ func goldenKeys(t *testing.T) map[string]vault.Key {
 }
 
 // writeGolden makes a vault that has one of everything: plain and compressed chunks, one stored once for two places, holes, a disk of
-// holes, a tree of two levels, a last chunk that is cut, a file, an index segment and a pack that none covers.
+// holes, a tree of two levels, a last chunk that is cut, a file, notes, an index segment and a pack that none covers.
 func writeGolden(t *testing.T) {
 	if err := os.RemoveAll(golden); err != nil {
 		t.Fatal(err)
@@ -155,6 +159,7 @@ func writeGolden(t *testing.T) {
 	}
 	copy(vda.data[66*testChunk:], "a change")
 	want = append(want, commitGolden(t, v, 2, vda, vdb, nvram))
+	addGoldenNotes(t, v, &want[1])
 	raw, err := json.MarshalIndent(want, "", "  ")
 	if err != nil {
 		t.Fatal(err)
@@ -207,6 +212,13 @@ func commitGolden(t *testing.T, v *vault.Vault, n int, vda, vdb, nvram *disk) go
 		t.Fatal(err)
 	}
 	return goldenPoint{Point: *p, SHA256: map[string]string{"vda": hashOf(vda.data), "vdb": hashOf(vdb.data), "nvram/VARS.fd": hashOf(nvram.data)}}
+}
+
+func addGoldenNotes(t *testing.T, v *vault.Vault, p *goldenPoint) {
+	t.Helper()
+	for kind, body := range map[string]string{vault.NoteDrill: `{"verified":true,"reason":""}`, vault.NoteScreenshot: ""} {
+		p.Notes = append(p.Notes, addNote(t, v, p.Point.ID, kind, []byte(body)))
+	}
 }
 
 // keep copies a store's objects, all but the reserve.

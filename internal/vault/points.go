@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -28,10 +29,10 @@ const (
 	maxManifest  = 64 << 20 // bytes of JSON; a domain definition has a few tens of KiB
 )
 
-// Manifests are small and rare: one shared encoder and decoder each serve all goroutines.
+// Manifests are small and rare: one shared encoder and decoder each serve all goroutines, the decoder one per processor at a time.
 var (
 	manifestEncoder, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
-	manifestDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxManifest))
+	manifestDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxManifest))
 )
 
 func (v *Vault) pointAEAD(id []byte) (cipher.AEAD, error) {
@@ -93,25 +94,47 @@ func (v *Vault) openPoint(name string, raw []byte) (*point.RecoveryPoint, error)
 	return &p, nil
 }
 
-// eachPoint calls visit with every manifest's name and point, or with the error that keeps it from being read.
+// readAhead is how many manifests are read at once: most of the time of a small object is waiting for it.
+const readAhead = 16
+
+// eachPoint calls visit with every manifest's name and point, or with the error that keeps it from being read, in the order of names.
 func (v *Vault) eachPoint(ctx context.Context, visit func(name string, p *point.RecoveryPoint, err error) error) error {
+	var names []string
 	for info, err := range v.store.List(ctx, pointsPrefix) {
 		if err != nil {
 			return fmt.Errorf("list points: %w", err)
 		}
-		raw, err := blob.Get(ctx, v.store, info.Name)
-		if errors.Is(err, blob.ErrNotExist) {
-			continue // deleted since it was listed
+		names = append(names, info.Name)
+	}
+	for batch := range slices.Chunk(names, 16*readAhead) {
+		points, errs := make([]*point.RecoveryPoint, len(batch)), make([]error, len(batch))
+		var g errgroup.Group
+		g.SetLimit(readAhead)
+		for i, name := range batch {
+			g.Go(func() error {
+				points[i], errs[i] = v.readPoint(ctx, name)
+				return nil
+			})
 		}
-		var p *point.RecoveryPoint
-		if err == nil {
-			p, err = v.openPoint(info.Name, raw)
-		}
-		if err := visit(info.Name, p, err); err != nil {
-			return err
+		_ = g.Wait() // errors are in errs
+		for i, name := range batch {
+			if errors.Is(errs[i], blob.ErrNotExist) {
+				continue // deleted since it was listed
+			}
+			if err := visit(name, points[i], errs[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+func (v *Vault) readPoint(ctx context.Context, name string) (*point.RecoveryPoint, error) {
+	raw, err := blob.Get(ctx, v.store, name)
+	if err != nil {
+		return nil, err
+	}
+	return v.openPoint(name, raw)
 }
 
 // Points returns all points, oldest first. A manifest that can not be read is an error: `vault check` says what to do.
@@ -137,7 +160,7 @@ func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, er
 			return nil, err
 		}
 		for _, p := range slices.Backward(points) {
-			if p.VM == vm {
+			if p.VM == vm && !p.IsSnapshot() {
 				return p, nil
 			}
 		}
@@ -151,7 +174,9 @@ func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, er
 		if err != nil {
 			return nil, fmt.Errorf("list points: %w", err)
 		}
-		names = append(names, info.Name)
+		if isID(strings.TrimPrefix(info.Name, pointsPrefix)) {
+			names = append(names, info.Name)
+		}
 	}
 	switch len(names) {
 	case 0:
@@ -169,16 +194,17 @@ func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, er
 	return nil, fmt.Errorf("%w: %q may be %s", ErrAmbiguous, ref, strings.Join(names, ", "))
 }
 
-// DeletePoint removes a point. The space that only it used is freed by the next CollectGarbage.
+// DeletePoint removes a point and its notes. The space that only it used is freed by the next CollectGarbage. After an error from deleting notes the
+// point is gone all the same, and the next CollectGarbage deletes them.
 func (v *Vault) DeletePoint(ctx context.Context, id point.ID) error {
-	name := pointsPrefix + string(id)
-	if _, err := v.store.Stat(ctx, name); errors.Is(err, blob.ErrNotExist) {
-		return fmt.Errorf("%w: %s", ErrNoPoint, id)
-	} else if err != nil {
+	if err := v.requirePoint(ctx, id); err != nil {
+		return err
+	}
+	if err := v.store.Delete(ctx, pointsPrefix+string(id)); err != nil {
 		return fmt.Errorf("delete point %s: %w", id, err)
 	}
-	if err := v.store.Delete(ctx, name); err != nil {
-		return fmt.Errorf("delete point %s: %w", id, err)
+	if err := v.deleteNotes(ctx, id); err != nil {
+		return fmt.Errorf("point %s is deleted: %w", id, err)
 	}
 	return nil
 }

@@ -316,6 +316,23 @@ func TestPointReferences(t *testing.T) {
 	}
 }
 
+// An object among the points that is none answers to no name, and stands in the way of none.
+func TestStrayObjectsAreNoPoints(t *testing.T) {
+	ctx := context.Background()
+	store := mem.New()
+	v := openVault(t, store, newVault(t, store))
+	for _, name := range []string{"points/abc", "points/abd", "points/0123456789abcdef0123456789abcdef0"} {
+		if err := blob.Put(ctx, store, name, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, ref := range []string{"ab", "abc", "0123456789abcdef0123456789abcdef"} {
+		if _, err := v.Point(ctx, ref); !errors.Is(err, vault.ErrNoPoint) {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+}
+
 func testKey(t testing.TB) (identity, recipient string) {
 	t.Helper()
 	identity, recipient, err := keys.NewIdentity()

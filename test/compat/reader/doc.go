@@ -5,6 +5,8 @@
 //
 //	go run ./test/compat/reader VAULTDIR KEYFILE POINT DISK > out
 //
+// With notes as DISK it lists what was attached to the point.
+//
 // KEYFILE holds an age identity or a passphrase. POINT is the ID of a point, or the beginning of it that no other point has.
 // Exit status is 0 when every byte of the disk was written and is right, 1 otherwise.
 package main

@@ -3,7 +3,9 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
+	"unicode/utf8"
 )
 
 func main() {
@@ -31,8 +33,29 @@ func run(dir, keyFile, ref, disk string) error {
 		return err
 	}
 	out := bufio.NewWriterSize(os.Stdout, 1<<20)
+	if disk == "notes" {
+		if err := v.listNotes(out, p); err != nil {
+			return err
+		}
+		return out.Flush()
+	}
 	if err := v.copyDisk(out, p, disk); err != nil {
 		return err
 	}
 	return out.Flush()
+}
+
+// listNotes writes a line for each note of a point, and after it the body if that is text.
+func (v *vaultDir) listNotes(w io.Writer, p *manifest) error {
+	notes, err := v.notes(p.ID)
+	if err != nil {
+		return err
+	}
+	for _, n := range notes {
+		fmt.Fprintf(w, "%s %s %s %d bytes\n", n.ID, n.Time.Format("2006-01-02 15:04:05"), n.Kind, len(n.Body))
+		if utf8.Valid(n.Body) {
+			fmt.Fprintf(w, "%s\n", n.Body)
+		}
+	}
+	return nil
 }

@@ -55,6 +55,7 @@ func TestGoldenVault(t *testing.T) {
 	var want []struct {
 		Point  struct{ ID string }
 		SHA256 map[string]string
+		Notes  []note
 	}
 	raw, err := os.ReadFile(filepath.Join(golden, "expected.json"))
 	if err != nil {
@@ -79,9 +80,16 @@ func TestGoldenVault(t *testing.T) {
 					t.Errorf("%s, point %s, %s: it holds other bytes", keyFile, p.Point.ID, name)
 				}
 			}
+			if got, err := v.notes(p.Point.ID); err != nil || !slices.EqualFunc(got, p.Notes, sameNote) {
+				t.Errorf("%s, point %s has notes %v, want %v: %v", keyFile, p.Point.ID, got, p.Notes, err)
+			}
 		}
 		requireSegments(t, v, 1)
 	}
+}
+
+func sameNote(a, b note) bool {
+	return a.ID == b.ID && a.Kind == b.Kind && a.Time.Equal(b.Time) && bytes.Equal(a.Body, b.Body)
 }
 
 func readDisk(t *testing.T, v *vaultDir, id, name string) []byte {
@@ -166,6 +174,7 @@ type written struct {
 	dir   string
 	key   string
 	disks map[string][]byte // by point and disk name
+	notes map[string][]byte // by point and note
 }
 
 // writeVault writes points of two random disks of size bytes and up into a fresh vault, with an index segment.
@@ -173,7 +182,7 @@ func writeVault(t *testing.T, seed uint64, size int) written {
 	t.Helper()
 	ctx := context.Background()
 	rng := rand.New(rand.NewPCG(seed, 3))
-	w := written{dir: t.TempDir(), disks: map[string][]byte{}}
+	w := written{dir: t.TempDir(), disks: map[string][]byte{}, notes: map[string][]byte{}}
 	store, err := dir.Open(w.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -240,6 +249,14 @@ func (w *written) commit(t *testing.T, v *vault.Vault, disks map[string][]byte) 
 	if err := s.Commit(ctx, p); err != nil {
 		t.Fatal(err)
 	}
+	for i := range 2 {
+		body := bytes.Repeat([]byte(p.ID), 100*i)
+		n, err := v.AddNote(ctx, p.ID, vault.NoteDrill, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.notes[fmt.Sprintf("%s %s", p.ID, n.ID)] = body
+	}
 }
 
 // Every byte that today's code stores reads back through the text.
@@ -255,6 +272,9 @@ func TestFreshVaults(t *testing.T) {
 			if !bytes.Equal(readDisk(t, v, id, name), want) {
 				t.Errorf("seed %d, %s: it holds other bytes", seed, which)
 			}
+		}
+		if !w.notesRight(t, v) {
+			t.Errorf("seed %d: not all notes can be read", seed)
 		}
 		requireSegments(t, v, 1)
 	}
@@ -315,6 +335,22 @@ func (w *written) readsRight(t *testing.T, damaged string) bool {
 		got, err := v.disk(id, name)
 		if err == nil && !bytes.Equal(got, want) {
 			t.Errorf("with a bit of %s flipped, %s reads as other bytes", damaged, which)
+		}
+		all = all && err == nil
+	}
+	return w.notesRight(t, v) && all
+}
+
+// notesRight reports whether all notes can be read; bytes that differ fail the test.
+func (w *written) notesRight(t *testing.T, v *vaultDir) bool {
+	t.Helper()
+	all := true
+	for which, want := range w.notes {
+		point, id, _ := strings.Cut(which, " ")
+		notes, err := v.notes(point)
+		i := slices.IndexFunc(notes, func(n note) bool { return n.ID == id })
+		if err == nil && (i < 0 || notes[i].Kind != vault.NoteDrill || !bytes.Equal(notes[i].Body, want)) {
+			t.Errorf("note %s reads as another, or not at all", which)
 		}
 		all = all && err == nil
 	}
