@@ -83,6 +83,8 @@ type Rebuild struct {
 	// Backing holds, by disk name, the NBD URI (nbd+unix:///EXPORT?socket=PATH) of the export that the image in Disks, a qcow2 overlay, stands
 	// on. Such disks stop the machine on an I/O error instead of telling the guest, so that it continues when the export is back.
 	Backing map[string]string
+	// UUID is that of a machine with an identity of its own; "" means a random one.
+	UUID string
 	// Isolated leaves the machine no way out: its network cards are there, but connected to nothing; shared folders, host devices and
 	// ports that listen for or connect to others are left out. The guest agent's channel stays.
 	Isolated bool
@@ -116,8 +118,8 @@ type Host interface {
 
 // Remover is a host that can get rid of a machine.
 type Remover interface {
-	// Remove stops the machine at once, without asking the guest, and forgets its definition. Images and other files stay. A machine
-	// that is not there is [ErrNoMachine].
+	// Remove stops the machine at once, without asking the guest, and forgets its definition. Images and other files stay, a plain QEMU's
+	// start script among them. A machine that is not there is [ErrNoMachine].
 	Remove(ctx context.Context, m Machine) error
 }
 
@@ -127,36 +129,63 @@ type Screen interface {
 	Screenshot(ctx context.Context, m Machine) ([]byte, error)
 }
 
-// Hydrator is a host that can move a running machine's disk from an overlay over an export to a local image that depends on nothing.
+// OverlaySuffix ends the name of the overlay that a machine runs on until the image of that name without it holds all of the disk.
+const OverlaySuffix = ".overlay"
+
+// StillRate is the rate of a copy that stands still, in bytes a second.
+const StillRate = 1
+
+// Hydrator is a host that can move a machine's disks from overlays over an export to local images that depend on nothing.
+//
+// A disk's overlay holds all that the guest has written until FinishHydration, and the machine's definition names it until then. While
+// FinishHydration changes one for the other the machine stands still and both hold the same, durably, so that whichever the definition names after a
+// crash is right.
 type Hydrator interface {
-	// Hydrate starts the copy of a disk to target, a new image, and returns; where such a copy runs already it does nothing. rate is in
-	// bytes a second, 0 means no limit.
-	Hydrate(ctx context.Context, m Machine, disk string, target HydrationTarget, rate int64) error
+	// Hydrate starts the copy of a disk of a running machine to its target, a new image, and returns. Where such a copy runs it lets it go on
+	// after an error; where the machine is on the target already it does nothing. rate is in bytes a second, 0 means no limit.
+	Hydrate(ctx context.Context, m Machine, t HydrationTarget, rate int64) error
 	// Hydration says how the copy stands.
-	Hydration(ctx context.Context, m Machine, disk string) (Hydration, error)
+	Hydration(ctx context.Context, m Machine, t HydrationTarget) (Hydration, error)
 	// HydrationRate changes the limit of a copy that runs, in bytes a second; 0 means no limit.
-	HydrationRate(ctx context.Context, m Machine, disk string, rate int64) error
-	// FinishHydration makes target the machine's disk, now and in its definition, durably. The copy must be Ready.
-	FinishHydration(ctx context.Context, m Machine, disk string, target HydrationTarget) error
+	HydrationRate(ctx context.Context, m Machine, t HydrationTarget, rate int64) error
+	// FinishHydration makes the targets the machine's disks, now and in its definition, durably. Their copies must be Ready. The machine stands
+	// still meanwhile. Called again after a crash, or after an error, it does what is left. A copy that fails in the end leaves its disk on the overlay, and is an
+	// error. Of a machine that is off only the definition is changed.
+	FinishHydration(ctx context.Context, m Machine, s Settlement) error
+	// Settled returns the disks whose targets are in the machine's definition.
+	Settled(ctx context.Context, m Machine, s Settlement) (map[string]bool, error)
 	// AbandonHydration ends the copy; the machine stays on its overlay.
-	AbandonHydration(ctx context.Context, m Machine, disk string) error
+	AbandonHydration(ctx context.Context, m Machine, t HydrationTarget) error
 	// Continue lets a machine go on that stopped on an I/O error. Others are left alone.
 	Continue(ctx context.Context, m Machine) error
+	// Start boots a machine of Define that is off. storageDir is that of its Rebuild.
+	Start(ctx context.Context, m Machine, storageDir string) error
 }
 
 // HydrationTarget is where a disk is copied to.
 type HydrationTarget struct {
-	File   string
-	Format string // raw or qcow2
-	Size   int64  // bytes
+	Disk   string `json:"disk"` // name, as in the point
+	File   string `json:"file"`
+	Format string `json:"format"` // raw or qcow2
+	Size   int64  `json:"size"`   // bytes
+}
+
+// Overlay returns the image that the machine runs on meanwhile.
+func (t HydrationTarget) Overlay() string { return t.File + OverlaySuffix }
+
+// Settlement says which disks of a machine become local.
+type Settlement struct {
+	Targets    []HydrationTarget
+	StorageDir string // as in the machine's Rebuild
+	StayPaused bool   // the machine stood still before it began, and is to go on standing still
 }
 
 // Hydration says how the copy of a disk stands.
 type Hydration struct {
 	Running bool  // a copy job is there
-	Ready   bool  // everything was copied once; what the guest writes goes to both sides
-	Local   bool  // the machine's disk is the target already
+	Ready   bool  // everything was copied once; what the guest writes follows
+	Local   bool  // the machine runs on the target
 	Done    int64 // bytes
-	Total   int64 // bytes
-	Err     error // that the job met; nil if none
+	Total   int64 // bytes; it grows while the guest writes
+	Err     error // that the job met and waits on; nil if none
 }

@@ -8,12 +8,20 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-const defaultClusterSize = 64 << 10
+const (
+	defaultClusterSize = 64 << 10
+	maxBackingBytes    = 1023
+	maxFormatBytes     = 15
+)
 
 // CreateOptions tunes a new image. The zero value of each field is its default.
 type CreateOptions struct {
 	ClusterSize int      // bytes, a power of two from 512 to 2 MiB; 0 means 64 KiB
 	Bitmaps     []Bitmap // persistent dirty bitmaps, all disabled
+
+	// BackingFile is what all that is not allocated reads as, a path or json: as QEMU has it, of up to 1023 bytes; "" means zeros. BackingFormat is
+	// its format.
+	BackingFile, BackingFormat string
 }
 
 // Bitmap is a persistent dirty bitmap of a new image.
@@ -29,6 +37,8 @@ type layout struct {
 	clusterSize int64
 	clusters    extent.Set // of the disk, allocated: aligned to clusters, the last one may end at size
 	bitmaps     []bitmapLayout
+
+	backing, backingFormat string
 
 	refTable, refTableClusters int64 // offset, count
 	refBlocks, refBlockCount   int64
@@ -63,7 +73,10 @@ func plan(size int64, data extent.Set, o CreateOptions) (*layout, error) {
 	if n := len(data); n > 0 && (data[0].Off < 0 || data[n-1].End() > size) {
 		return nil, fmt.Errorf("data %v ends outside the disk of %d bytes", data[n-1], size)
 	}
-	l := &layout{size: (size + 511) &^ 511, clusterSize: cs}
+	if n := int64(len(o.BackingFile)); n > maxBackingBytes || n > cs/2 || len(o.BackingFormat) > maxFormatBytes {
+		return nil, fmt.Errorf("a name of %d bytes is too long for a backing file", n)
+	}
+	l := &layout{size: (size + 511) &^ 511, clusterSize: cs, backing: o.BackingFile, backingFormat: o.BackingFormat}
 	l.clusters = data.Align(cs, l.size)
 	if err := l.planBitmaps(o.Bitmaps); err != nil {
 		return nil, err

@@ -16,9 +16,10 @@ import (
 
 // builder turns the definition of the machine that was into that of the machine to be. What it does not know it keeps.
 type builder struct {
-	rebuild  hypervisor.Rebuild
-	dom      *etree.Element
-	warnings []string
+	rebuild    hypervisor.Rebuild
+	dom        *etree.Element
+	libVersion uint64 // of libvirt, as rpc.Client.LibVersion has it
+	warnings   []string
 }
 
 func newBuilder(r hypervisor.Rebuild, old *etree.Element) *builder {
@@ -41,7 +42,9 @@ func (b *builder) build() error {
 	}
 	b.identity()
 	b.firmware()
-	b.disks()
+	if err := b.disks(); err != nil {
+		return err
+	}
 	b.media()
 	b.interfaces()
 	b.hostDevices()
@@ -82,7 +85,9 @@ func (b *builder) identity() {
 	}
 	uuid := child(b.dom, "uuid")
 	old := uuid.Text()
-	uuid.SetText(newUUID())
+	if uuid.SetText(b.rebuild.UUID); b.rebuild.UUID == "" {
+		uuid.SetText(newUUID())
+	}
 	for _, el := range b.dom.FindElements("sysinfo/system/entry[@name='uuid']") {
 		if el.Text() == old {
 			el.SetText(uuid.Text()) // libvirt refuses a difference
@@ -140,7 +145,7 @@ func (b *builder) nvram(os_ *etree.Element) {
 func (b *builder) file(role, name string) string { return b.rebuild.Files[role+"/"+name] }
 
 // disks puts the written images in the place of the old ones.
-func (b *builder) disks() {
+func (b *builder) disks() error {
 	devices := b.dom.SelectElement("devices")
 	for _, el := range diskElements(b.dom) {
 		name := attr(el, "target", "dev")
@@ -163,7 +168,11 @@ func (b *builder) disks() {
 		driver.CreateAttr("name", "qemu")
 		driver.CreateAttr("type", b.format(name))
 		el.CreateElement("source").CreateAttr("file", path)
+		if err := b.stackDisk(el, name); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 func (b *builder) format(disk string) string {

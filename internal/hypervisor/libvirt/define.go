@@ -45,6 +45,9 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 		return hypervisor.Rebuilt{}, err
 	}
 	b := newBuilder(r, old)
+	if b.libVersion, err = c.LibVersion(ctx); err != nil {
+		return hypervisor.Rebuilt{}, err
+	}
 	if err := b.build(); err != nil {
 		return hypervisor.Rebuilt{}, err
 	}

@@ -49,7 +49,7 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 		}
 		return hypervisor.Rebuilt{}, fmt.Errorf("a machine answers at %s: %w", h.socket, hypervisor.ErrExists)
 	}
-	script := filepath.Join(dir, r.Name+".sh")
+	script := scriptPath(dir, r.Name)
 	if _, err := os.Lstat(script); err == nil {
 		return hypervisor.Rebuilt{}, fmt.Errorf("start script %s: %w", script, hypervisor.ErrExists)
 	}
@@ -94,10 +94,10 @@ func writeScript(path string, w *rewriter) error {
 		return fmt.Errorf("write start script: %w", err)
 	}
 	_, err = f.WriteString(w.script())
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return errors.Join(fmt.Errorf("write start script: %w", err), os.Remove(path))
 	}
-	return nil
+	return syncDir(filepath.Dir(path))
 }
 
 // script returns the start script. Options stand one to a line.
@@ -117,8 +117,14 @@ func (w *rewriter) script() string {
 		fmt.Fprintf(&b, "swtpm socket%s --daemon --terminate --tpmstate %s --ctrl %s\n", version,
 			quote("dir="+w.tpm.dir), quote("type=unixio,path="+w.tpm.socket))
 	}
-	b.WriteString("exec " + quote(w.cl.program))
-	for _, o := range w.cl.options {
+	return b.String() + execLines(w.cl)
+}
+
+// execLines is the command of a start script.
+func execLines(cl commandLine) string {
+	var b strings.Builder
+	b.WriteString("exec " + quote(cl.program))
+	for _, o := range cl.options {
 		b.WriteString(" \\\n ")
 		if o.name != "" {
 			b.WriteString(" -" + quote(o.name))

@@ -50,7 +50,10 @@ func (h *Host) describe(ctx context.Context) (point.Definition, []point.File, []
 		return def, nil, nil, err
 	}
 	cl := parseCommandLine(p.args)
-	def.Args, def.Dir = p.args, p.startDir(cl.paths())
+	if err := cl.settleArgs(ctx, c, p); err != nil {
+		return def, nil, nil, err
+	}
+	def.Args, def.Dir = cl.args(), p.startDir(cl.paths())
 	def.MachineType = strings.TrimSuffix(machine, "-machine")
 	def.Hypervisor = "QEMU " + c.Version().String()
 	if def.CPU, err = expandCPU(ctx, c, cl.first("cpu")); err != nil {

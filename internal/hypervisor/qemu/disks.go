@@ -21,7 +21,11 @@ type blockDevice struct {
 		NodeName string `json:"node-name"`
 		Driver   string `json:"drv"`
 		ReadOnly bool   `json:"ro"`
-		Image    imageInfo
+		Cache    struct {
+			Direct  bool
+			NoFlush bool `json:"no-flush"`
+		}
+		Image imageInfo
 	}
 }
 

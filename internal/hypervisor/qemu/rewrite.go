@@ -55,6 +55,7 @@ func (w *rewriter) rewrite() {
 	w.moveSockets()
 	w.setNetworks()
 	w.dropTransient()
+	w.holdOnErrors()
 }
 
 // old returns the absolute form of a path of the old command line.
@@ -133,7 +134,9 @@ func (w *rewriter) setIdentity() {
 		}
 		return
 	}
-	w.uuid = newUUID()
+	if w.uuid = w.r.UUID; w.uuid == "" {
+		w.uuid = newUUID()
+	}
 	w.cl.set("uuid", w.uuid)
 	w.cl.edit("smbios", func(_ *option, p *props) {
 		if p.get("uuid") != "" {

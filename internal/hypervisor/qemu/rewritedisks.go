@@ -69,6 +69,9 @@ func (w *rewriter) node(name string) (int, *props) {
 func (w *rewriter) placeNode(d point.Disk, path, format string) int {
 	root, p := w.node(d.Source.Node)
 	if root < 0 {
+		root, p = w.node(strings.TrimPrefix(d.Source.Node, localPrefix))
+	}
+	if root < 0 {
 		return -1
 	}
 	at, prefix := root, ""
