@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
@@ -51,15 +52,10 @@ func (m *marks) mark(ctx context.Context, id chunk.ID) (seen bool, err error) {
 		m.missing(id)
 		return false, nil
 	}
-	best := &locs[0]
-	for i := range locs {
-		if m.has(&locs[i]) {
-			return true, nil
-		}
-		if l := &locs[i]; m.worth(l) > m.worth(best) {
-			best = l
-		}
+	if slices.ContainsFunc(locs, func(l index.Loc) bool { return m.has(&l) }) {
+		return true, nil
 	}
+	best := bestPlace(locs, m.avoid)
 	if best.Pos < 0 {
 		m.young[place{best.Ref, best.Offset}] = true
 	} else {
@@ -69,16 +65,25 @@ func (m *marks) mark(ctx context.Context, id chunk.ID) (seen bool, err error) {
 	return false, nil
 }
 
-// worth ranks the places of one chunk: whole packs before cut ones, packs that stay before those that go.
-func (m *marks) worth(l *index.Loc) int {
-	w := 2
-	if l.Cut {
-		w -= 2
+// bestPlace returns the place that counts among those of one chunk: whole packs go before cut ones, packs that stay before those in avoid.
+func bestPlace(locs []index.Loc, avoid map[pack.Ref]bool) *index.Loc {
+	worth := func(l *index.Loc) int {
+		w := 2
+		if l.Cut {
+			w -= 2
+		}
+		if avoid[l.Ref] {
+			w--
+		}
+		return w
 	}
-	if m.avoid[l.Ref] {
-		w--
+	best := &locs[0]
+	for i := range locs {
+		if l := &locs[i]; worth(l) > worth(best) {
+			best = l
+		}
 	}
-	return w
+	return best
 }
 
 // roots returns the trees of a point with their sizes in chunks.
@@ -99,12 +104,15 @@ func (v *Vault) roots(p *point.RecoveryPoint) ([]treeOf, error) {
 		}
 	}
 	for _, f := range p.Files {
-		if err := add(f.Role+"/"+f.Name, f.Root, f.Size); err != nil {
+		if err := add(fileName(f), f.Root, f.Size); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
+
+// fileName is what a file of a point is called where disks have their names.
+func fileName(f point.File) string { return f.Role + "/" + f.Name }
 
 // treeOf is a stored disk or file of a point.
 type treeOf struct {
