@@ -1,0 +1,262 @@
+package vault
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/index"
+	"github.com/holdfast-vm/holdfast/internal/vault/tree"
+)
+
+// Restoring works through the disk in windows, so that memory does not grow with it: the chunks of a window are
+// sorted by where they are stored, and what lies together is read at once.
+const (
+	windowChunks = 256 << 10
+	fetchSize    = 2 << 20   // bytes read from a pack at once, at most
+	fetchGap     = 128 << 10 // bytes read in vain rather than reading twice
+)
+
+// placed is a chunk of a window with its place in the store.
+type placed struct {
+	at  int64 // number of the chunk in the disk
+	loc index.Loc
+}
+
+// fetch is a run of a pack to read at once.
+type fetch struct {
+	items []placed // ascending by offset; neighbours may be the same chunk
+}
+
+func (f *fetch) start() int64 { return int64(f.items[0].loc.Offset) }
+
+func (f *fetch) end() int64 {
+	l := &f.items[len(f.items)-1].loc
+	return int64(l.Offset) + int64(l.Stored)
+}
+
+// Restore writes everything that is not a hole to w, whose other bytes must be zeros already. What is written has been
+// authenticated. The first chunk that can not be read ends it with ErrCorrupt. WriteAt is called from several goroutines for
+// ranges that do not overlap.
+func (d *Disk) Restore(ctx context.Context, w io.WriterAt, progress func(bytes int64)) error {
+	sink := func(p []byte, off int64) error {
+		p = p[:min(int64(len(p)), d.size-off)]
+		if _, err := w.WriteAt(p, off); err != nil {
+			return fmt.Errorf("write %d bytes at offset %d: %w", len(p), off, err)
+		}
+		if progress != nil {
+			progress(int64(len(p)))
+		}
+		return nil
+	}
+	release, err := d.lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return d.eachWindow(ctx, func(items []placed) error {
+		return d.parallel(ctx, plan(items), sink)
+	})
+}
+
+// eachWindow calls visit with the chunks of one window after the other, placed.
+func (d *Disk) eachWindow(ctx context.Context, visit func([]placed) error) error {
+	items := make([]placed, 0, 1024)
+	flush := func() error {
+		if len(items) == 0 {
+			return nil
+		}
+		err := visit(items)
+		items = items[:0]
+		return err
+	}
+	err := tree.Walk(ctx, d.nodes(), d.root, d.chunks, func(r tree.Run) error {
+		for i, id := range r.Node.Slots {
+			if id.IsHole() {
+				continue
+			}
+			at := r.First + int64(i)
+			loc, found, err := d.find(ctx, id)
+			if err != nil {
+				return err
+			}
+			if !found {
+				return fmt.Errorf("%w: the chunk at offset %d is in no pack", ErrCorrupt, at*int64(d.v.conf.ChunkSize))
+			}
+			items = append(items, placed{at, loc})
+		}
+		if len(items) >= windowChunks {
+			return flush()
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return flush()
+}
+
+// plan sorts items by their place in the store and joins neighbours.
+func plan(items []placed) []fetch {
+	slices.SortFunc(items, func(a, b placed) int {
+		if c := slices.Compare(a.loc.Ref.ID[:], b.loc.Ref.ID[:]); c != 0 {
+			return c
+		}
+		if a.loc.Offset != b.loc.Offset {
+			return int(int64(a.loc.Offset) - int64(b.loc.Offset))
+		}
+		return int(a.at - b.at)
+	})
+	var out []fetch
+	for i := 0; i < len(items); {
+		f := fetch{items: items[i : i+1]}
+		j := i + 1
+		for j < len(items) && items[j].loc.Ref == items[i].loc.Ref &&
+			int64(items[j].loc.Offset) <= f.end()+fetchGap && int64(items[j].loc.Offset)+int64(items[j].loc.Stored)-f.start() <= fetchSize {
+			j++
+			f.items = items[i:j]
+		}
+		out = append(out, f)
+		i = j
+	}
+	return out
+}
+
+// parallel runs the fetches on all workers.
+func (d *Disk) parallel(ctx context.Context, fetches []fetch, sink func(p []byte, off int64) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	var mu sync.Mutex
+	next := 0
+	take := func() (f fetch, ok bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if next == len(fetches) {
+			return f, false
+		}
+		next++
+		return fetches[next-1], true
+	}
+	for range d.v.opts.Workers {
+		g.Go(func() error {
+			r := &fetcher{d: d, codec: chunk.NewCodec(chunk.Fast), sink: sink}
+			for f, ok := take(); ok; f, ok = take() {
+				if err := gctx.Err(); err != nil {
+					return err
+				}
+				if err := r.run(gctx, f); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// gatherSize is how much of a disk is written at once, at most.
+const gatherSize = 1 << 20
+
+// fetcher reads, opens and writes. It belongs to one goroutine.
+type fetcher struct {
+	d      *Disk
+	codec  *chunk.Codec
+	sink   func(p []byte, off int64) error
+	sealed []byte
+	out    []byte // plain chunks that belong together
+	outOff int64  // in the disk
+}
+
+func (r *fetcher) run(ctx context.Context, f fetch) error {
+	n := int(f.end() - f.start())
+	if cap(r.sealed) < n {
+		r.sealed = make([]byte, max(n, fetchSize))
+	}
+	sealed := r.sealed[:n]
+	whole := r.d.v.reader.ReadSealed(ctx, f.items[0].loc.Ref, sealed, f.start())
+	if whole != nil && !damage(whole) {
+		return whole
+	}
+	for i := range f.items {
+		it := &f.items[i]
+		if i > 0 && it.loc.ID == f.items[i-1].loc.ID { // the same chunk at another place of the disk
+			if err := r.again(it.at); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := r.one(ctx, it, sealed, f.start(), whole); err != nil {
+			return err
+		}
+	}
+	return r.flush()
+}
+
+// one opens a chunk into the gathering buffer. If its bytes are damaged, other places of the same chunk are tried.
+func (r *fetcher) one(ctx context.Context, it *placed, sealed []byte, start int64, whole error) error {
+	plain, err := r.room(it.at, int(it.loc.Plain))
+	if err != nil {
+		return err
+	}
+	why := whole
+	if why == nil {
+		from := int64(it.loc.Offset) - start
+		var encoded []byte
+		if encoded, why = r.d.v.reader.Unseal(it.loc.Ref, &it.loc.Entry, sealed[from:from+int64(it.loc.Stored)]); why == nil {
+			why = r.codec.Decode(plain, encoded, it.loc.Encoding)
+		}
+	}
+	if why == nil {
+		return nil
+	}
+	if !damage(why) {
+		return why
+	}
+	if _, err := r.d.readAny(ctx, it.loc.ID, plain); err != nil {
+		return fmt.Errorf("read the chunk at offset %d of the disk: %w", it.at*int64(r.d.v.conf.ChunkSize), err)
+	}
+	return nil
+}
+
+// room returns space for the chunk at, after writing what does not stand directly before it.
+func (r *fetcher) room(at int64, n int) ([]byte, error) {
+	off := at * int64(r.d.v.conf.ChunkSize)
+	if len(r.out) > 0 && (r.outOff+int64(len(r.out)) != off || len(r.out)+n > cap(r.out)) {
+		if err := r.flush(); err != nil {
+			return nil, err
+		}
+	}
+	if cap(r.out) < n {
+		r.out = make([]byte, 0, max(gatherSize, n))
+	}
+	if len(r.out) == 0 {
+		r.outOff = off
+	}
+	r.out = r.out[:len(r.out)+n]
+	return r.out[len(r.out)-n:], nil
+}
+
+// again writes the chunk that was opened last at another place too.
+func (r *fetcher) again(at int64) error {
+	n := r.d.v.conf.ChunkSize
+	last := slices.Clone(r.out[max(len(r.out)-n, 0):])
+	p, err := r.room(at, len(last))
+	if err != nil {
+		return err
+	}
+	copy(p, last)
+	return nil
+}
+
+func (r *fetcher) flush() error {
+	if len(r.out) == 0 {
+		return nil
+	}
+	err := r.sink(r.out, r.outOff)
+	r.out = r.out[:0]
+	return err
+}
