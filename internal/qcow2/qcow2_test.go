@@ -292,3 +292,36 @@ func TestConcurrentReads(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// An overlay is read by QEMU as what is below it, and named as such in its header.
+func TestBackingFile(t *testing.T) {
+	dir := t.TempDir()
+	base, path := filepath.Join(dir, "base"), filepath.Join(dir, "overlay.qcow2")
+	data := bytes.Repeat([]byte("below"), 1<<20/5+1)[:1<<20]
+	if err := os.WriteFile(base, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ file, format string }{{base, "raw"}, {fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"file","filename":%q}}`, base), ""}} {
+		if err := qcow2.Create(path, int64(len(data)), qcow2.CreateOptions{BackingFile: tt.file, BackingFormat: tt.format}); err != nil {
+			t.Fatal(err)
+		}
+		m, err := qcow2.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info := m.Info(); info.BackingFile != tt.file || info.BackingFormat != tt.format {
+			t.Errorf("backing file %q of format %q, want %q, %q", info.BackingFile, info.BackingFormat, tt.file, tt.format)
+		}
+		m.Close()
+		if out, err := exec.Command("qemu-img", "compare", "-f", "qcow2", "-F", "raw", path, base).CombinedOutput(); err != nil {
+			t.Errorf("the overlay over %s differs: %v\n%s", tt.file, err, out)
+		}
+		if out, err := exec.Command("qemu-img", "check", "-q", path).CombinedOutput(); err != nil {
+			t.Errorf("qemu-img check: %v\n%s", err, out)
+		}
+		os.Remove(path)
+	}
+	if err := qcow2.Create(path, 1<<20, qcow2.CreateOptions{BackingFile: strings.Repeat("x", 1024)}); err == nil {
+		t.Error("a name of 1024 bytes was taken for a backing file")
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
@@ -64,6 +66,11 @@ func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// StartWriteBack has the kernel begin to write what was written so far. It promises nothing.
+func (w *Writer) StartWriteBack() {
+	_ = unix.SyncFileRange(int(w.f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE) // the sync in Close tells of errors
 }
 
 // Close writes the header once all else is durable, and makes it durable too. The directory's entry is the caller's to sync.
@@ -127,7 +134,19 @@ func (w *Writer) header() []byte {
 		h = be.AppendUint64(h, uint64(len(l.directory)))
 		h = be.AppendUint64(h, uint64(l.directoryAt))
 	}
-	return be.AppendUint64(h, extEnd)
+	if l.backing == "" {
+		return be.AppendUint64(h, extEnd)
+	}
+	if n := len(l.backingFormat); n > 0 {
+		h = be.AppendUint32(h, extBackingFormat)
+		h = be.AppendUint32(h, uint32(n))
+		h = append(h, l.backingFormat...)
+		h = append(h, make([]byte, -n&7)...)
+	}
+	h = be.AppendUint64(h, extEnd)
+	be.PutUint64(h[8:], uint64(len(h)))
+	be.PutUint32(h[16:], uint32(len(l.backing)))
+	return append(h, l.backing...)
 }
 
 func (w *Writer) writeTables() error {
