@@ -120,6 +120,7 @@ func TestMachine(t *testing.T) {
 		{"Pull", testPull},
 		{"PullFromIOThread", testPullFromIOThread},
 		{"LibvirtdRestarts", testLibvirtdRestarts},
+		{"ForgottenScratch", testForgottenScratch},
 		{"QEMUDies", testQEMUDies},
 		{"Refusals", testRefusals},
 	} {

@@ -121,7 +121,10 @@ func (s *session) endJob() error {
 	if err := s.reconnect(ctx); err != nil {
 		return err
 	}
-	_, err := abortJob(ctx, s.client, s.dom, s.state.record.Scratch)
+	if _, err := abortJob(ctx, s.client, s.dom, s.state.record.Scratch); err != nil {
+		return err
+	}
+	_, err := closeScratch(ctx, s.client, s.dom, s.state.record.Scratch)
 	return err
 }
 

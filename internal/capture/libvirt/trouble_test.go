@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -341,6 +342,28 @@ func testGranules(l *lab) {
 			}
 		}
 	}
+}
+
+// A scratch image that QEMU has open and a killed libvirtd has not noted is closed when the killed capture is cleaned up.
+func testForgottenScratch(l *lab) {
+	l.commit(l.capture(l.plan(), capture.Hooks{}))
+	first := l.current()
+	l.killedAt("frozen")
+	files, err := filepath.Glob(filepath.Join(l.scratch, "*-vda.qcow2"))
+	l.ok(err)
+	if len(files) != 1 {
+		l.Fatalf("scratch images %v", files)
+	}
+	l.qmp("blockdev-add", map[string]any{"driver": "qcow2", "node-name": "forgotten", "read-only": true,
+		"file": map[string]any{"driver": "file", "node-name": "forgotten-file", "filename": files[0], "locking": "off"}})
+	done, err := l.capturer.Reconcile(l.ctx, "one", "", nil)
+	if err != nil || !slices.Contains(done, "closed scratch images that libvirt had forgotten") {
+		l.Errorf("reconcile: %q, %v", done, err)
+	}
+	if nodes := l.qmp("query-named-block-nodes", map[string]bool{"flat": true}); bytes.Contains(nodes, []byte("forgotten")) {
+		l.Error("QEMU has the scratch image open still")
+	}
+	l.clean(first)
 }
 
 // Disks left out of the plan stay out.

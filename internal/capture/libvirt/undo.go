@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/beevik/etree"
@@ -61,6 +60,11 @@ func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateF
 		err = errors.Join(err, errAbort)
 		if aborted {
 			done = append(done, "aborted a backup job")
+		}
+		closed, errClose := closeScratch(ctx, c, dom, r.Scratch)
+		err = errors.Join(err, errClose)
+		if closed {
+			done = append(done, "closed scratch images that libvirt had forgotten")
 		}
 	}
 	if r.Checkpoint != "" {
@@ -197,17 +201,9 @@ func dropBitmap(ctx context.Context, c *rpc.Client, dom rpc.Domain, name string)
 		return fmt.Errorf("look for bitmap %s: %w", name, err)
 	}
 	for _, node := range nodes {
-		command, err := json.Marshal(map[string]any{"execute": "block-dirty-bitmap-remove",
-			"arguments": map[string]string{"node": node, "name": name}})
-		if err != nil {
-			return fmt.Errorf("remove bitmap %s: %w", name, err)
-		}
-		text, err := c.MonitorCommand(ctx, dom, string(command), false)
-		if err != nil {
+		args := map[string]string{"node": node, "name": name}
+		if err := monitor(ctx, c, dom, "block-dirty-bitmap-remove", args); err != nil {
 			return fmt.Errorf("remove bitmap %s of node %s: %w", name, node, err)
-		}
-		if strings.Contains(text, `"error"`) {
-			return fmt.Errorf("remove bitmap %s of node %s: %.200s", name, node, text)
 		}
 	}
 	return nil
