@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"internal/protect", "internal/restore", "internal/drill", "internal/files", "internal/disks", "internal/snapshots"}, // workflows do not import each other
 	{"internal/export"},
 	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},
-	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable", "internal/filesystem"},
+	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable", "internal/filesystem", "internal/directio"},
 	{"internal/point", "internal/extent"},
 }
 
@@ -32,6 +32,7 @@ var sideways = map[string]string{
 	"internal/capture -> internal/hypervisor": "a capturer is made for one kind of host",
 	"internal/guest -> internal/hypervisor":   "the agent's interface belongs to the host that opens it",
 	"internal/hypervisor -> internal/guest":   "hosts open agents and speak their errors; package hypervisor itself does not import guest",
+	"internal/qcow2 -> internal/directio":     "images are filled past the page cache",
 	"internal/blob -> internal/durable":       "the directory store stands on the durable file system",
 }
 

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/holdfast-vm/holdfast/internal/directio"
+	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
 
@@ -22,17 +24,20 @@ func (c qcow2Contents) drop() error   { return c.Writer.Abort() }
 
 // rawContents is a sparse file of the disk's size.
 type rawContents struct {
-	f    *os.File
+	f    *directio.File
 	size int64
 }
 
-func newRawContents(path string, size int64) (contents, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+func newRawContents(path string, size int64, data extent.Set) (contents, error) {
+	f, err := directio.Create(path)
 	if err != nil {
 		return nil, err
 	}
 	c := &rawContents{f, size}
-	if err := f.Truncate(size); err != nil {
+	if err = f.Truncate(size); err == nil {
+		err = f.Reserve(data)
+	}
+	if err != nil {
 		c.drop()
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-vm/holdfast/internal/directio"
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
@@ -47,12 +48,12 @@ func createDevice(path string, size int64, data extent.Set) (Target, error) {
 	if err == nil {
 		err = lockWhole(f)
 	}
-	t := &deviceTarget{device: blockDevice{f}, path: path, size: size}
+	t := &deviceTarget{device: blockDevice{directio.On(f)}, path: path, size: size}
 	if err == nil {
 		err = zeroRest(t.device, size, data)
 	}
 	if err != nil {
-		f.Close()
+		t.device.Close()
 		return nil, err
 	}
 	return t, nil
@@ -125,7 +126,7 @@ func (t *deviceTarget) Abort() error {
 }
 
 // blockDevice is a device of the kernel.
-type blockDevice struct{ *os.File }
+type blockDevice struct{ *directio.File }
 
 func (b blockDevice) zero(off, n int64) error {
 	span := [2]uint64{uint64(off), uint64(n)}

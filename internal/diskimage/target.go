@@ -119,7 +119,7 @@ func createFile(path string, old *os.File, size int64, format string, data exten
 			t.contents = qcow2Contents{w}
 		}
 	} else if err == nil {
-		t.contents, err = newRawContents(t.temp, size)
+		t.contents, err = newRawContents(t.temp, size, data)
 	}
 	if err != nil {
 		t.release()

@@ -12,13 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-vm/holdfast/internal/directio"
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
 // Writer fills a new image. WriteAt may be called by many goroutines at once; Close and Abort once nobody writes any more.
 type Writer struct {
 	path   string
-	f      *os.File
+	f      *directio.File
 	l      *layout
 	once   sync.Once
 	result error // of Close or Abort
@@ -41,7 +42,7 @@ func NewWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writ
 	if err != nil {
 		return nil, fmt.Errorf("create qcow2 image %s: %w", path, err)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := directio.Create(path)
 	if err != nil {
 		return nil, fmt.Errorf("create qcow2 image: %w", err)
 	}
@@ -151,6 +152,9 @@ func (w *Writer) header() []byte {
 
 func (w *Writer) writeTables() error {
 	if err := w.f.Truncate(w.l.fileSize); err != nil {
+		return err
+	}
+	if err := w.f.Reserve(extent.Set{{Off: w.l.data, Len: w.l.fileSize - w.l.data}}); err != nil {
 		return err
 	}
 	for _, write := range []func() error{w.writeRefcounts, w.writeMapping, w.writeBitmaps} {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/holdfast-vm/holdfast/internal/directio"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 	"github.com/holdfast-vm/holdfast/internal/vault/index"
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
@@ -20,6 +21,9 @@ const (
 	windowChunks = 256 << 10
 	fetchSize    = 2 << 20   // bytes read from a pack at once, at most
 	fetchGap     = 128 << 10 // bytes read in vain rather than reading twice
+
+	// writersPerWorker is how many goroutines there are for each that computes: the others wait for the target's disk.
+	writersPerWorker = 2
 )
 
 // placed is a chunk of a window with its place in the store.
@@ -141,7 +145,7 @@ func (d *Disk) parallel(ctx context.Context, fetches []fetch, sink func(p []byte
 		next++
 		return fetches[next-1], true
 	}
-	for range d.v.opts.Workers {
+	for range writersPerWorker * d.v.opts.Workers {
 		g.Go(func() error {
 			r := &fetcher{d: d, codec: chunk.NewCodec(chunk.Fast), sink: sink}
 			for f, ok := take(); ok; f, ok = take() {
@@ -231,7 +235,7 @@ func (r *fetcher) room(at int64, n int) ([]byte, error) {
 		}
 	}
 	if cap(r.out) < n {
-		r.out = make([]byte, 0, max(gatherSize, n))
+		r.out = directio.Buffer(max(gatherSize, n))[:0]
 	}
 	if len(r.out) == 0 {
 		r.outOff = off
