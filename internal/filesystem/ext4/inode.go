@@ -81,16 +81,32 @@ func (f *FS) named(id filesystem.ID) (*inode, error) {
 	return in, nil
 }
 
-// inode reads any inode.
+// inode reads any inode, as fast commits left it.
 func (f *FS) inode(n uint64) (*inode, error) {
 	raw, err := f.inodeBytes(n)
 	if err != nil {
 		return nil, fmt.Errorf("read inode %d: %w", n, err)
 	}
-	changed, fast := f.fast.inode(n)
-	if fast {
-		raw = changed.apply(raw)
+	changed := f.fast.inode(n)
+	if changed == nil {
+		return f.parseInode(n, raw, true)
 	}
+	if changed.raw == nil {
+		if _, err := f.parseInode(n, raw, true); err != nil {
+			return nil, err
+		}
+	}
+	changed.apply(raw)
+	in, err := f.parseInode(n, raw, false)
+	if err != nil {
+		return nil, err
+	}
+	in.edits = changed.edits
+	return in, nil
+}
+
+// parseInode takes the fields of an inode that is stored in raw; summed tells whether its checksum must match.
+func (f *FS) parseInode(n uint64, raw []byte, summed bool) (*inode, error) {
 	in := &inode{number: n, raw: raw, mode: le16(raw, 0), flags: le32(raw, 0x20)}
 	in.seed = crc32cNumber(crc32cNumber(f.sb.csumSeed, uint32(n)), le32(raw, 0x64))
 	if len(raw) > 128 {
@@ -99,11 +115,8 @@ func (f *FS) inode(n uint64) (*inode, error) {
 	if in.extra > len(raw)-128 || in.extra%4 != 0 {
 		return nil, in.damaged("%d bytes of extra fields in an inode of %d", in.extra, len(raw))
 	}
-	if !fast && !f.sumMatches(in) {
+	if summed && !f.sumMatches(in) {
 		return nil, in.damaged("checksum does not match")
-	}
-	if fast {
-		in.edits = changed.edits
 	}
 	return in, in.setSize(f.sb)
 }

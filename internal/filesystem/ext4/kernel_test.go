@@ -14,7 +14,7 @@ import (
 )
 
 // TestMain moves the tests into a mount namespace of their own where they may mount: whatever ends the process, its mounts end
-// with it, and the loop devices below them.
+// with it, and the loop devices below them, and the memory that they keep their images in.
 func TestMain(m *testing.M) {
 	const moved = "HOLDFAST_EXT4_TEST_NAMESPACE"
 	if mayMount() && os.Getenv(moved) == "" {
@@ -34,7 +34,14 @@ func ownMounts() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return err
 	}
-	return unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	const scratch = "/mnt" // exists everywhere; only this process sees what is put over it
+	if err := unix.Mount("tmpfs", scratch, "tmpfs", 0, "size=3g"); err != nil {
+		return err
+	}
+	return os.Setenv("TMPDIR", scratch)
 }
 
 // mayMount tells whether the kernel's driver is to be compared with: root has loop devices. Where it is so, a mount that does not

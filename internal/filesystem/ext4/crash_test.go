@@ -1,0 +1,316 @@
+package ext4
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// journals are the kinds of journals that crash.
+var journals = []struct {
+	name    string
+	mount   string
+	options []string
+	rounds  int
+}{
+	{"checksums", "", []string{"-t", "ext4", "-J", "size=4"}, 6},
+	{"small and of 1 KiB blocks", "", []string{"-t", "ext4", "-b", "1024", "-J", "size=1"}, 6},
+	{"orphan file and data in inodes", "", []string{"-t", "ext4", "-O", "inline_data,orphan_file,ea_inode", "-J", "size=4"}, 4},
+	{"no checksums", "", []string{"-t", "ext4", "-O", "^metadata_csum,^64bit", "-J", "size=4"}, 4},
+	{"first kind of checksums", "journal_checksum", []string{"-t", "ext4", "-O", "^metadata_csum", "-J", "size=4"}, 4},
+	{"asynchronous commits", "journal_async_commit,data=writeback", []string{"-t", "ext4", "-O", "^metadata_csum,^64bit", "-J", "size=4"}, 4},
+	{"asynchronous commits with checksums", "journal_async_commit,data=writeback", []string{"-t", "ext4", "-J", "size=4"}, 4},
+	{"data too", "data=journal", []string{"-t", "ext4", "-J", "size=8"}, 5},
+	{"fast commits", "", []string{"-t", "ext4", "-O", "fast_commit", "-J", "size=8"}, 8},
+	{"fast commits and data in inodes", "", []string{"-t", "ext4", "-O", "fast_commit,inline_data", "-J", "size=8"}, 4},
+	{"ext3", "", []string{"-t", "ext3", "-b", "1024", "-J", "size=4"}, 4},
+}
+
+// Wherever the machine stopped, our reader shows of the disk what a mount that replays the journal shows of it.
+func TestCrashes(t *testing.T) {
+	if !mayMount() {
+		t.Log("only root with loop devices can compare with the kernel")
+		return
+	}
+	for i, j := range journals {
+		t.Run(j.name, func(t *testing.T) {
+			t.Parallel()
+			image := makeImage(t, 32<<20, j.options...)
+			w := &writer{t: t, seed: uint64(i), change: change}
+			note := "the journal was replayed"
+			if strings.HasPrefix(j.name, "fast commits") {
+				w.change, note = smallChange, "fast commits were replayed"
+			}
+			replayed := 0
+			for round := range j.rounds {
+				w.crash(image, j.mount, round)
+				if strings.Contains(compareAfterCrash(t, image), note) {
+					replayed++
+				}
+				if t.Failed() {
+					t.Fatalf("in round %d", round)
+				}
+			}
+			if replayed == 0 {
+				t.Errorf("%s in no round", note)
+			}
+		})
+	}
+}
+
+// compareAfterCrash compares the views of an image that was not unmounted, and returns what our reader noted.
+func compareAfterCrash(t *testing.T, image string) string {
+	t.Helper()
+	f := opened(t, image)
+	got := viewOf(t, f)
+	copied := filepath.Join(t.TempDir(), "copy")
+	copyFile(t, image, copied)
+	dir, unmount := mounted(t, copied, "noatime")
+	want := mountView(t, dir)
+	unmount()
+	notes := strings.Join(f.Info().Notes, ", ")
+	if strings.Contains(notes, "fast commits") {
+		forgetDirWork(got)
+		forgetDirWork(want)
+	}
+	sameViews(t, got, want, true)
+	if err := os.Remove(copied); err != nil {
+		t.Fatal(err)
+	}
+	return notes
+}
+
+// forgetDirWork passes over the times and sizes of directories: replaying fast commits, the kernel writes names anew, at the
+// time of the mount.
+func forgetDirWork(v view) {
+	for _, s := range v {
+		if a := &s.attr; a.Mode.IsDir() {
+			a.Size = 0
+			a.Modified, a.Accessed, a.Changed, a.Born = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+		}
+	}
+}
+
+func copyFile(t testing.TB, from, to string) {
+	t.Helper()
+	command(t, "cp", "--sparse=auto", from, to)
+}
+
+// writer changes a file system in many ways.
+type writer struct {
+	t      *testing.T
+	seed   uint64
+	change func(dir string, rng *rand.Rand) error
+}
+
+// crash changes a file system from two sides, and stops it while both still write: nothing more reaches the disk.
+func (w *writer) crash(image, options string, round int) {
+	w.t.Helper()
+	dir, unmount := mounted(w.t, image, options)
+	top, err := os.Open(dir)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	stop := rand.New(rand.NewPCG(w.seed, uint64(round))).Int64N(400)
+	var done atomic.Int64
+	var crashed atomic.Bool
+	var both sync.WaitGroup
+	for side := range 2 {
+		both.Go(func() {
+			rng := rand.New(rand.NewPCG(w.seed, uint64(100*round+side)))
+			for !crashed.Load() {
+				if err := w.change(dir, rng); err != nil && !expected(err) {
+					w.t.Errorf("change: %v", err)
+					crashed.Store(true)
+				}
+				if side == 0 && done.Add(1) > stop {
+					shutDown(w.t, top)
+					crashed.Store(true)
+				}
+			}
+		})
+	}
+	both.Wait()
+	if err := top.Close(); err != nil {
+		w.t.Error(err)
+	}
+	unmount()
+}
+
+// shutDown makes the kernel behave as if the machine had stopped, without writing the journal out.
+func shutDown(t testing.TB, top *os.File) {
+	const ioctlShutdown, withoutFlush = 0x8004587D, 2
+	if err := unix.IoctlSetPointerInt(int(top.Fd()), ioctlShutdown, withoutFlush); err != nil {
+		t.Errorf("shut down: %v", err)
+	}
+}
+
+func expected(err error) bool {
+	for _, e := range []error{unix.EIO, unix.ENOENT, unix.EEXIST, unix.ENOSPC, unix.EOPNOTSUPP, unix.ENOTEMPTY, unix.EISDIR, unix.ENOTDIR, unix.EINVAL, unix.EROFS, unix.EMLINK, unix.EPERM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// change does one thing to a file system.
+func change(dir string, rng *rand.Rand) error {
+	name := func() string {
+		return filepath.Join(dir, fmt.Sprintf("d%d", rng.IntN(3)), fmt.Sprintf("f%d", rng.IntN(40)))
+	}
+	data := bytes.Repeat([]byte{byte(rng.Uint32()), 0xC0, 0x3B, 0x39, 0x98}, rng.IntN(4000))
+	if rng.IntN(8) == 0 { // what the journal must escape
+		data = append([]byte{0xC0, 0x3B, 0x39, 0x98}, data...)
+	}
+	switch rng.IntN(16) {
+	case 0, 1, 2:
+		return os.WriteFile(name(), data, 0o644)
+	case 3, 4:
+		return writeSome(name(), data, rng.Int64N(300000)&^0xFFF, rng.IntN(2) == 0)
+	case 5:
+		return os.Rename(name(), name())
+	case 6, 7:
+		return os.Remove(name())
+	case 8:
+		return os.Truncate(name(), rng.Int64N(200000))
+	case 9:
+		return os.Link(name(), name())
+	case 10:
+		return os.Symlink(strings.Repeat("l", 1+rng.IntN(200)), name())
+	case 11:
+		return os.MkdirAll(filepath.Join(name(), "sub"), 0o755)
+	case 12:
+		return os.RemoveAll(name())
+	case 13:
+		return unix.Setxattr(name(), "user.x", data[:min(len(data), 2000)], 0)
+	case 14:
+		return manyNames(filepath.Join(dir, "d0"), rng)
+	}
+	return os.MkdirAll(filepath.Join(dir, fmt.Sprintf("d%d", rng.IntN(3))), 0o755)
+}
+
+// smallChange does one thing that fast commits can record, and often makes it durable.
+func smallChange(dir string, rng *rand.Rand) error {
+	sub := filepath.Join(dir, fmt.Sprintf("s%d", rng.IntN(3)))
+	name := func() string { return filepath.Join(sub, fmt.Sprintf("f%d", rng.IntN(30))) }
+	data := bytes.Repeat([]byte{byte(rng.Uint32())}, rng.IntN(20000))
+	switch rng.IntN(9) {
+	case 0:
+		return os.Remove(name())
+	case 1:
+		return os.Truncate(name(), rng.Int64N(200000))
+	case 2:
+		return os.Link(name(), name())
+	case 3:
+		return os.MkdirAll(filepath.Join(sub, "new", fmt.Sprintf("%d", rng.IntN(1000))), 0o755)
+	case 4:
+		return os.Rename(name(), name())
+	case 5:
+		return os.MkdirAll(sub, 0o755)
+	}
+	return writeSome(name(), data, rng.Int64N(300000), rng.IntN(4) > 0)
+}
+
+func writeSome(name string, data []byte, at int64, durable bool) error {
+	file, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteAt(data, at)
+	if durable && err == nil {
+		err = file.Sync()
+	}
+	return errors.Join(err, file.Close())
+}
+
+// manyNames fills a directory of several blocks, and takes it away again: its blocks become revoked.
+func manyNames(dir string, rng *rand.Rand) error {
+	sub := filepath.Join(dir, "names")
+	if err := os.RemoveAll(sub); err != nil || rng.IntN(3) == 0 {
+		return err
+	}
+	if err := os.Mkdir(sub, 0o755); err != nil {
+		return err
+	}
+	for i := range 100 {
+		if err := os.Symlink("x", filepath.Join(sub, fmt.Sprintf("%s%d", strings.Repeat("n", 100), i))); err != nil {
+			return err
+		}
+	}
+	return writeSome(filepath.Join(dir, "durable"), []byte("x"), 0, true)
+}
+
+// A disk that is copied while it is in use, as it is at one instant, is read as a mount of the copy shows it.
+func TestCopiedWhileMounted(t *testing.T) {
+	if !mayMount() {
+		t.Log("only root with loop devices can compare with the kernel")
+		return
+	}
+	image := makeImage(t, 32<<20, "-t", "ext4", "-J", "size=4")
+	dir, unmount := mounted(t, image, "commit=600")
+	rng := rand.New(rand.NewPCG(1, 2))
+	replayed := 0
+	for round := range 8 {
+		for range 60 {
+			if err := change(dir, rng); err != nil && !expected(err) {
+				t.Fatal(err)
+			}
+		}
+		if err := writeSome(filepath.Join(dir, "last"), []byte{byte(round)}, 0, true); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(compareAfterCrash(t, instant(t, image)), "the journal was replayed") {
+			replayed++
+		}
+	}
+	unmount()
+	if replayed == 0 {
+		t.Error("no round left a journal to replay")
+	}
+}
+
+// instant returns a copy of an image that the kernel may be writing to: two copies that are equal are its state at one instant.
+func instant(t *testing.T, image string) string {
+	t.Helper()
+	copies := []string{filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")}
+	for range 100 {
+		for _, to := range copies {
+			copyFile(t, image, to)
+		}
+		if sameFiles(t, copies[0], copies[1]) {
+			return copies[0]
+		}
+	}
+	t.Fatal("the image is never at rest")
+	return ""
+}
+
+func sameFiles(t *testing.T, a, b string) bool {
+	t.Helper()
+	x, err := os.ReadFile(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	y, err := io.ReadAll(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Equal(x, y)
+}
