@@ -20,6 +20,7 @@ type app struct {
 	scratch        string
 	scratchLimit   string
 	compression    string // of new chunks
+	pool           string // of managed disks
 }
 
 const rootHelp = `Holdfast takes consistent recovery points of running virtual machines, stores
@@ -54,6 +55,8 @@ const environmentHelp = `Flags that name things may be given by the environment;
   HOLDFAST_PASSPHRASE       the passphrase itself
   HOLDFAST_CONNECT          --connect; several are separated by white space
   HOLDFAST_SCRATCH          --scratch
+  HOLDFAST_POOL             --pool
+  HOLDFAST_PRICES           --prices
   HOLDFAST_STATE            directory of locks and notes (default /run/holdfast, else
                             $XDG_RUNTIME_DIR/holdfast)
 
@@ -140,7 +143,7 @@ func (a *app) root() *cobra.Command {
 		return withHint(usagef("%s: %v", verbOf(cmd), err), "`%s --help` lists the flags", cmd.CommandPath())
 	})
 	root.AddCommand(
-		a.vaultCommands(), a.vmCommands(), a.imageCommands(), a.pointCommands(), a.hostCommands(), a.versionCommand(), a.guardCommand(), a.watchCommand(),
+		a.vaultCommands(), a.vmCommands(), a.imageCommands(), a.pointCommands(), a.diskCommands(), a.snapshotCommands(), a.usageCommand(), a.hostCommands(), a.versionCommand(), a.guardCommand(), a.watchCommand(),
 		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
 		&cobra.Command{Use: "environment", Short: "Environment variables and where keys are looked for", Long: environmentHelp},
 	)

@@ -12,10 +12,12 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
+	"github.com/holdfast-vm/holdfast/internal/disks"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/protect"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 	"github.com/holdfast-vm/holdfast/internal/restore"
+	"github.com/holdfast-vm/holdfast/internal/snapshots"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
@@ -90,6 +92,28 @@ var causes = []cause{
 	{restore.ErrNoDefinition, "no_definition", StatusError, "restore its disks one by one: `holdfast point restore POINT --disk NAME --to FILE`"},
 	{restore.ErrOtherKind, "other_kind", StatusError, "a libvirt machine goes to a libvirt host, a plain QEMU's to --connect qmp:SOCKET; or restore disks one by one with --disk"},
 	{restore.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
+	{disks.ErrNoDisk, "no_such_disk", StatusError, "`holdfast disk list` shows the disks of the pool"},
+	{disks.ErrUnfinished, "unfinished", StatusError, "`holdfast disk reconcile NAME` finishes or undoes it"},
+	{disks.ErrExists, "exists", StatusError, "choose another name, or delete that disk first"},
+	{disks.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
+	{disks.ErrAttached, "attached", StatusError, "detach it first: `holdfast disk detach NAME`"},
+	{disks.ErrNotAttached, "not_attached", StatusError, "`holdfast disk list` shows what is attached; a machine's own disks are its hypervisor's business"},
+	{disks.ErrBased, "in_use", StatusError, "delete what is based on it first"},
+	{disks.ErrHydrating, "hydrating", StatusError, "fill it first: `holdfast disk hydrate NAME`"},
+	{disks.ErrHost, "host_unreachable", StatusError, "see that the host runs and lets you in"},
+	{hypervisor.ErrNoSlot, "no_slot", StatusError, "start the machine with a spare slot: -device pcie-root-port,id=spare1 or -device virtio-scsi-pci,id=scsi0 (libvirt: <controller type='pci' model='pcie-root-port'/>)"},
+	{hypervisor.ErrNotReleased, "not_released", StatusError, "unmount it in the guest; `holdfast disk reconcile NAME` finishes then"},
+	{snapshots.ErrNoSnapshot, "no_such_snapshot", StatusError, "`holdfast snapshot list` shows what there is"},
+	{snapshots.ErrAmbiguous, "ambiguous", StatusError, "name it by its ID"},
+	{snapshots.ErrExists, "exists", StatusError, "choose another name, or delete that snapshot first"},
+	{snapshots.ErrNoDisk, "no_disk", StatusError, "`holdfast snapshot show SNAPSHOT` lists its disks; name one with --disk"},
+	{snapshots.ErrOtherBase, "other_base", StatusError, "apply it to a copy of the snapshot that it was counted from: `holdfast point restore ID --to FILE`"},
+	{snapshots.ErrNotStream, "bad_stream", StatusError, "a stream is written by `holdfast snapshot diff A B --to FILE`"},
+	{snapshots.ErrDamagedStream, "bad_stream", StatusError, "nothing was written; bring the stream here again"},
+	{restore.ErrAbandoned, "abandoned", StatusError, "nothing of it is left"},
+	{restore.ErrTooLate, "too_late", StatusError, "the machine is an ordinary one now: remove it with the tools of its hypervisor"},
+	{restore.ErrInstantBusy, "busy", StatusError, "that process goes on; `holdfast instant show NAME --storage DIR` says how far it is"},
+	{restore.ErrNoInstant, "no_such_instant", StatusError, "`holdfast instant list --storage DIR` shows what is under way; a restore that is done is in no list"},
 	{diskimage.ErrInUse, "in_use", StatusError, "shut the machine down; a running machine is backed up with `holdfast vm backup`"},
 	{diskimage.ErrFormat, "bad_image", StatusError, "say what format it has with --format"},
 	{diskimage.ErrDamaged, "bad_image", StatusError, "nothing was stored; `qemu-img check` says more about an image"},

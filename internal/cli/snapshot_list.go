@@ -1,0 +1,118 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/snapshots"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+func (a *app) snapshotList() *cobra.Command {
+	var filter snapshots.Filter
+	var tags []string
+	cmd := command{
+		use: "list [--disk D] [--vm NAME] [--tag K=V]", short: "List snapshots, oldest first", args: cobra.NoArgs, statuses: vaultStatuses,
+		examples: `
+holdfast --vault /srv/vault snapshot list
+holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --json`,
+		run: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if filter.Tags, err = parseTags(tags); err != nil {
+				return err
+			}
+			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
+				points, err := v.Points(cmd.Context())
+				if err != nil {
+					return fmt.Errorf("list the snapshots of vault %s: %w", v.ShortID(), err)
+				}
+				list := snapshots.List(points, filter)
+				if a.json {
+					return a.printJSON(orEmpty(list))
+				}
+				return a.printSnapshots(list)
+			})
+		},
+	}.build()
+	f := cmd.Flags()
+	f.StringVar(&filter.Disk, "disk", "", "only snapshots of this `disk`: a managed disk's name, VM:DISK, or DISK of any machine")
+	f.StringVar(&filter.VM, "vm", "", "only snapshots of disks of the machine with this `name` or UUID")
+	f.StringArrayVar(&tags, "tag", nil, "only snapshots with this `key=value`; repeatable")
+	return cmd
+}
+
+func (a *app) printSnapshots(list []*point.RecoveryPoint) error {
+	var rows [][]string
+	for _, p := range list {
+		size, used, added := sums(p)
+		rows = append(rows, []string{p.Name, p.ID.Short(), snapshotDisks(p), humanTime(p.Time), humanAge(a.env.Now(), p.Time), string(p.Consistency),
+			humanSize(size), humanSize(used), humanSize(added), tagText(p.Tags)})
+	}
+	return a.printTable([]string{"name", "id", "of", "time (UTC)", ">age", "consistency", ">size", ">used", ">added", "tags"}, rows)
+}
+
+// withSnapshot runs do with the snapshot that ref names.
+func (a *app) withSnapshot(ctx context.Context, ref string, do func(v *vault.Vault, p *point.RecoveryPoint) error) error {
+	return a.withVault(ctx, func(v *vault.Vault) error {
+		p, err := snapshots.Find(ctx, v, ref)
+		if err != nil {
+			return fmt.Errorf("find snapshot %q in vault %s: %w", ref, v.ShortID(), err)
+		}
+		return do(v, p)
+	})
+}
+
+func (a *app) snapshotShow() *cobra.Command {
+	return command{
+		use: "show SNAPSHOT", short: "Show all that is known of a snapshot", long: snapshotArgHelp, args: cobra.ExactArgs(1),
+		statuses: vaultStatuses,
+		examples: `
+holdfast --vault /srv/vault snapshot show before-upgrade
+holdfast --vault /srv/vault snapshot show 3fa9 --json`,
+		run: func(cmd *cobra.Command, args []string) error {
+			return a.withSnapshot(cmd.Context(), args[0], func(_ *vault.Vault, p *point.RecoveryPoint) error {
+				if a.json {
+					return a.printJSON(p)
+				}
+				return a.printPoint(p)
+			})
+		},
+	}.build()
+}
+
+func (a *app) snapshotDelete() *cobra.Command {
+	return command{
+		use: "delete SNAPSHOT...", short: "Delete snapshots", args: cobra.MinimumNArgs(1), statuses: vaultStatuses,
+		long: snapshotArgHelp + `
+No disk and no other snapshot needs it. Its space is freed by the next "holdfast vault gc";
+its hours stay in the usage report of the month.`,
+		examples: "holdfast --vault /srv/vault snapshot delete before-upgrade",
+		run: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			return a.withVault(ctx, func(v *vault.Vault) error {
+				deleted := []string{}
+				for _, ref := range args {
+					p, err := snapshots.Find(ctx, v, ref)
+					if err == nil {
+						err = snapshots.Delete(ctx, v, p, a.env.Now())
+					}
+					if err != nil {
+						return fmt.Errorf("delete snapshot %s: %w", ref, err)
+					}
+					deleted = append(deleted, string(p.ID))
+					if !a.json {
+						a.println(fmt.Sprintf("deleted snapshot %s (%s) of %s", p.Name, p.ID.Short(), snapshotDisks(p)))
+					}
+				}
+				if a.json {
+					return a.printJSON(map[string][]string{"deleted": deleted})
+				}
+				a.remark("the space is freed by `holdfast vault gc`")
+				return nil
+			})
+		},
+	}.build()
+}
