@@ -15,7 +15,7 @@ import (
 
 func (a *app) diskCommands() *cobra.Command {
 	cmd := noun("disk", "Keep managed disks: make, attach, resize and delete them",
-		a.diskCreate(), a.diskList(), a.diskShow(), a.diskAttach(), a.diskDetach(), a.diskResize(), a.diskReconcile(), a.diskDelete())
+		a.diskCreate(), a.diskList(), a.diskShow(), a.diskAttach(), a.diskDetach(), a.diskResize(), a.diskHydrate(), a.diskReconcile(), a.diskDelete())
 	a.poolFlag(cmd)
 	return cmd
 }

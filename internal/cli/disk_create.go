@@ -161,7 +161,10 @@ func (a *app) createFromVault(ctx context.Context, p *pooled, v *vault.Vault, re
 		return fmt.Errorf("create disk %s: %w", req.Name, err)
 	}
 	req.Content = content
-	return a.finishCreate(ctx, p, req)
+	if flags.wait {
+		return a.finishCreate(ctx, p, req)
+	}
+	return a.createInstant(ctx, p, v, req)
 }
 
 // finishCreate makes a disk that is there when it is complete, and prints it.

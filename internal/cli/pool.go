@@ -56,9 +56,6 @@ func (p *pooled) close() {
 func (p *pooled) open(ctx context.Context, spec string) error {
 	dir, options := spec, disks.Options{Open: p.diskHost, Now: p.app.env.Now}
 	var err error
-	if options.SocketDir, err = p.app.stateDir(); err != nil {
-		return err
-	}
 	if name, ok := strings.CutPrefix(spec, "libvirt:"); ok {
 		keeper, err := p.keeper()
 		if err != nil {

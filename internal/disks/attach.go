@@ -67,6 +67,12 @@ func (p *Pool) attach(ctx context.Context, d *Disk, req AttachRequest) error {
 		if !p.held(d.Name, hydrateLock) {
 			return fmt.Errorf("%w, and nobody serves the snapshot it stands on", ErrHydrating)
 		}
+		if req.ReadOnly {
+			return fmt.Errorf("%w: until then it can not be attached read-only", ErrHydrating)
+		}
+		if err := d.Hydration.makeReachable(ctx, req.Host); err != nil {
+			return err
+		}
 		a.Backing = d.Hydration.URI()
 	}
 	now := p.opts.Now().UTC()
@@ -143,6 +149,9 @@ func (p *Pool) detach(ctx context.Context, d *Disk) error {
 	case err != nil:
 		return p.stayAttached(d, err)
 	default:
+		if err := p.settle(ctx, h, m, d); err != nil {
+			return p.stayAttached(d, err)
+		}
 		if err := h.Detach(ctx, m, p.Path(d)); err != nil {
 			if errors.Is(err, hypervisor.ErrNotReleased) || ctx.Err() != nil {
 				return err

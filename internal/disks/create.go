@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/durable"
@@ -232,3 +233,8 @@ func (c imageContent) Restore(ctx context.Context, w io.WriterAt, progress func(
 	}
 	return nil
 }
+
+// counter adds up what parts report, from several goroutines.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) add(more int64) int64 { return c.n.Add(more) }

@@ -67,9 +67,7 @@ type Options struct {
 	Open func(uri string) (Host, error)
 	// Changed is told when files were added to the pool or removed; nil discards.
 	Changed func(ctx context.Context) error
-	// SocketDir is where exports listen that disks stand on while they are filled; "" means /run/holdfast.
-	SocketDir string
-	Now       func() time.Time // nil means time.Now
+	Now     func() time.Time // nil means time.Now
 }
 
 // Pool is a directory with managed disks. It is safe for concurrent use, also by several processes.
@@ -98,9 +96,6 @@ func OpenPool(dir string, o Options) (*Pool, error) {
 	}
 	if o.Changed == nil {
 		o.Changed = func(context.Context) error { return nil }
-	}
-	if o.SocketDir == "" {
-		o.SocketDir = "/run/holdfast"
 	}
 	return &Pool{dir: dir, fs: durable.OS{}, opts: o, step: func(string) error { return nil }}, nil
 }

@@ -169,6 +169,9 @@ func (p *Pool) attachedAs(ctx context.Context, d *Disk, to *Attachment) (string,
 	if err != nil {
 		return "", err
 	}
+	if err := p.settle(ctx, h, m, d); err != nil {
+		return "", err
+	}
 	as, _, err := h.Attached(ctx, m, p.Path(d))
 	return as, err
 }

@@ -71,15 +71,14 @@ type Attachment struct {
 	Since    time.Time `json:"since"`
 }
 
-// Hydration says how far the content of a disk has been brought from a vault to the pool. Until it is done, File is an overlay over an export.
+// Hydration says how far the content of a disk has been brought from a vault to the pool. Until it is done, File is an overlay over an export, and Final and the
+// disk's Format are those of the image to be.
 type Hydration struct {
 	Export string `json:"export"` // name on the socket
 	Socket string `json:"socket"`
-	Final  string `json:"final"`  // name of the image to be, of Format
-	Format string `json:"format"` // of Final
-	Done   int64  `json:"done"`   // bytes
-	Total  int64  `json:"total"`  // bytes
-	Copied bool   `json:"copied,omitempty"`
+	Final  string `json:"final"` // name of the image to be
+	Done   int64  `json:"done"`  // bytes
+	Total  int64  `json:"total"` // bytes
 }
 
 // Percent returns how much is done, 0 to 100.

@@ -176,7 +176,7 @@ func (t HydrationTarget) Overlay() string { return t.File + OverlaySuffix }
 // Settlement says which disks of a machine become local.
 type Settlement struct {
 	Targets    []HydrationTarget
-	StorageDir string // as in the machine's Rebuild
+	StorageDir string // as in the machine's Rebuild; "" for disks that were attached to a machine of somebody else's
 	StayPaused bool   // the machine stood still before it began, and is to go on standing still
 }
 

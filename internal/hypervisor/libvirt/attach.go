@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -337,20 +336,37 @@ func (h *Host) pool(ctx context.Context, name string) (*rpc.Client, rpc.StorageP
 	return c, p, nil
 }
 
-// addBacking says that a disk's overlay stands on an NBD export. libvirt would find out from the image what kind of server that is, but not that it may open it.
+// addBacking says that a disk's overlay stands on an NBD export. libvirt would find that out from the image, but not that the server may be opened.
 func addBacking(disk *etree.Element, uri string) error {
-	u, err := url.Parse(uri)
-	if err != nil || u.Scheme != "nbd+unix" || u.Query().Get("socket") == "" {
-		return fmt.Errorf("backing %q is not of the form nbd+unix:///EXPORT?socket=PATH", uri)
+	export, socket, err := parseExport(uri)
+	if err != nil {
+		return err
 	}
 	store := disk.CreateElement("backingStore")
 	store.CreateAttr("type", "network")
 	store.CreateElement("format").CreateAttr("type", "raw")
 	source := store.CreateElement("source")
 	source.CreateAttr("protocol", "nbd")
-	source.CreateAttr("name", strings.TrimPrefix(u.Path, "/"))
-	host := source.CreateElement("host")
-	host.CreateAttr("transport", "unix")
-	host.CreateAttr("socket", u.Query().Get("socket"))
+	source.CreateAttr("name", export)
+	at := source.CreateElement("host")
+	at.CreateAttr("transport", "unix")
+	at.CreateAttr("socket", socket)
+	store.CreateElement("backingStore")
+	return nil
+}
+
+// Resume implements [hypervisor.Attacher].
+func (h *Host) Resume(ctx context.Context, m hypervisor.Machine) error {
+	c, dom, err := h.Domain(ctx, m.Name)
+	var state rpc.State
+	if err == nil {
+		state, err = c.DomainState(ctx, dom)
+	}
+	if err == nil && state.State == rpc.StatePaused {
+		err = c.DomainResume(ctx, dom)
+	}
+	if err != nil {
+		return fmt.Errorf("resume machine %s: %w", m.Name, err)
+	}
 	return nil
 }

@@ -26,7 +26,7 @@ func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hype
 	defer cancel()
 	c, err := h.reach(ctx, m)
 	if errors.Is(err, hypervisor.ErrNoMachine) {
-		return settleScript(scriptPath(s.StorageDir, m.Name), s.Targets)
+		return settleDefinition(m, s, s.Targets)
 	}
 	if err != nil {
 		return err
@@ -35,7 +35,7 @@ func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hype
 		return err
 	}
 	local, failed := completeAll(ctx, c, s.Targets)
-	if err := settleScript(scriptPath(s.StorageDir, m.Name), local); err != nil {
+	if err := settleDefinition(m, s, local); err != nil {
 		return errors.Join(failed, err) // it stays stopped: what the guest wrote now would be lost if QEMU died
 	}
 	if !s.StayPaused {
@@ -45,6 +45,14 @@ func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hype
 		failed = errors.Join(failed, closeOverlay(ctx, c, t))
 	}
 	return failed
+}
+
+// settleDefinition changes the machine's start script. A machine without one, whose disk was plugged in while it ran, has nothing to change.
+func settleDefinition(m hypervisor.Machine, s hypervisor.Settlement, targets []hypervisor.HydrationTarget) error {
+	if s.StorageDir == "" {
+		return nil
+	}
+	return settleScript(scriptPath(s.StorageDir, m.Name), targets)
 }
 
 // completeAll has all copies take the place of the overlays and returns those that did.
