@@ -13,6 +13,10 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/disks"
+	"github.com/holdfast-vm/holdfast/internal/files"
+	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/lvm"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/protect"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
@@ -81,6 +85,14 @@ var causes = []cause{
 	{vault.ErrNoPoint, "no_such_point", StatusError, "`holdfast point list` shows what there is; a point is named by the beginning of its ID or as NAME@latest"},
 	{vault.ErrAmbiguous, "ambiguous", StatusError, "give more digits of the point's ID"},
 	{vault.ErrCorrupt, "damage", StatusDamage, "run `holdfast vault check --read-data` to see what else is hit"},
+	{filesystem.ErrCorrupt, "damage", StatusDamage, "what the guest wrote is damaged there; the same file of another point may be whole"},
+	{files.ErrNoVolume, "no_such_volume", StatusError, "`holdfast point ls POINT` lists the volumes"},
+	{files.ErrName, "bad_path", StatusError, "name a file as /path or VOLUME:/path; `holdfast point ls POINT` lists the volumes"},
+	{lvm.ErrMissing, "missing_disk", StatusError, "the point lacks a disk that this needs; was it left out of the backup?"},
+	{filesystem.ErrUnsupported, "unsupported", StatusError, "`holdfast point mount` shows the disks as files, for other tools to read"},
+	{volume.ErrNoFiles, "no_files", StatusError, "`holdfast point ls POINT` lists the volumes"},
+	{volume.ErrNoGuest, "no_guest", StatusError, "name a file as VOLUME:/path; `holdfast point ls POINT` lists the volumes"},
+	{files.ErrExists, "exists", StatusError, "choose another directory with --to, or give --force to replace what is there"},
 	{vault.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{vault.ErrLastKey, "last_key", StatusError, "add another key first: `holdfast vault key add`"},
 	{protect.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},

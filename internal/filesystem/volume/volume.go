@@ -1,0 +1,235 @@
+// Package volume finds everything on the disks of a machine that can hold files: partitions, logical volumes, whole disks.
+//
+// [Scan] looks at all disks together, since LVM spans them, and reads only what says what is where. A file system is opened when
+// it is first asked for, once. What can not be read is listed too, with the reason. [Volumes.Guest] puts file systems together as
+// the guest's own /etc/fstab does, so that a path means what it means inside.
+//
+// Everything here is safe for concurrent use once Scan has returned. Offsets and sizes are bytes.
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/lvm"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/partition"
+)
+
+// Disk is a disk of the machine.
+type Disk struct {
+	Name   string // vda
+	Size   int64
+	Reader io.ReaderAt // safe for concurrent use
+}
+
+// Volumes is what Scan found.
+type Volumes struct {
+	List  []*Volume // disk by disk, then logical volumes by group
+	Notes []string  // in words: damaged tables of which a backup was used, missing physical volumes
+
+	disks []Disk
+	pvs   []*lvm.PV
+	pvOf  []*Volume // for each of pvs
+
+	guestOnce sync.Once
+	guest     *Guest
+	guestErr  error
+}
+
+// Volume is a place for a file system.
+type Volume struct {
+	Name                string   // vda1, vg0/root, vdb
+	Disks               []string // that it is on
+	Offset              int64    // on its disk; of a logical volume 0
+	Size                int64
+	Logical             bool   // whether it is a logical volume
+	Type                string // as blkid calls it; "" where nothing is known
+	Label, UUID         string // of the file system
+	PartLabel, PartUUID string
+
+	r    io.ReaderAt
+	err  error // why it can not be opened, known from the scan
+	open func(io.ReaderAt, int64) (filesystem.FS, error)
+	once sync.Once
+	fs   filesystem.FS
+}
+
+// ErrNoFiles reports a volume that holds no file system: nothing that is known, swap, or a part of something else.
+var ErrNoFiles = errors.New("it holds no files")
+
+// Open opens the file system, once. The error says why it can not be read: filesystem.ErrUnsupported, filesystem.ErrCorrupt,
+// lvm.ErrMissing, ErrNoFiles, or what reading the disk returned.
+func (v *Volume) Open() (filesystem.FS, error) {
+	if v.open == nil {
+		return nil, v.err
+	}
+	v.once.Do(func() {
+		v.fs, v.err = v.open(v.r, v.Size)
+		if errors.Is(v.err, filesystem.ErrNotThis) { // it said it was, and is none
+			v.err = fmt.Errorf("%w: it begins as %s does, and is none", filesystem.ErrCorrupt, v.Type)
+		}
+		if v.err != nil {
+			v.fs = nil
+			v.err = fmt.Errorf("open %s on %s: %w", v.Type, v.Name, v.err)
+		}
+	})
+	return v.fs, v.err
+}
+
+// Scan looks at disks. What can not be read of one is the error of that volume; the others are found.
+func Scan(disks []Disk) *Volumes {
+	v := &Volumes{disks: disks}
+	for _, d := range disks {
+		v.scanDisk(&Volume{Name: d.Name, Disks: []string{d.Name}, Size: d.Size, r: d.Reader}, 0)
+	}
+	v.scanGroups()
+	return v
+}
+
+// Find returns the volume with a name, nil if there is none.
+func (v *Volumes) Find(name string) *Volume {
+	for _, vol := range v.List {
+		if vol.Name == name {
+			return vol
+		}
+	}
+	return nil
+}
+
+const maxNesting = 2 // partition tables within partitions or logical volumes
+
+// scanDisk takes in what is on whole: its partitions, or itself.
+func (v *Volumes) scanDisk(whole *Volume, depth int) {
+	table, err := partition.Read(whole.r, whole.Size)
+	if err == nil && table.Kind == partition.MBR {
+		table = v.sectorSize(whole, table)
+	}
+	switch {
+	case errors.Is(err, filesystem.ErrNotThis):
+		v.add(whole)
+		return
+	case err != nil:
+		whole.err = fmt.Errorf("partitions of %s: %w", whole.Name, err)
+		v.List = append(v.List, whole)
+		return
+	}
+	for _, note := range table.Notes {
+		v.Notes = append(v.Notes, whole.Name+": "+note)
+	}
+	for _, p := range table.Partitions {
+		vol := &Volume{Name: partition.Name(whole.Name, p.Number), Disks: whole.Disks, Offset: whole.Offset + p.Offset, Size: p.Size,
+			PartLabel: p.Label, PartUUID: p.UUID, r: io.NewSectionReader(whole.r, p.Offset, p.Size)}
+		v.add(vol)
+	}
+}
+
+// sectorSize decides what the numbers of an MBR count: sectors of 4096 bytes if nothing is known at any place where it would be with 512,
+// and something is with 4096.
+func (v *Volumes) sectorSize(whole *Volume, table *partition.Table) *partition.Table {
+	if known(whole, table) {
+		return table
+	}
+	if wide, err := partition.ReadMBR(whole.r, whole.Size, 4096); err == nil && known(whole, wide) {
+		return wide
+	}
+	return table
+}
+
+func known(whole *Volume, table *partition.Table) bool {
+	for _, p := range table.Partitions {
+		r := io.NewSectionReader(whole.r, p.Offset, p.Size)
+		if f, err := identify(r, p.Size); err != nil || f.kind != "" {
+			return true
+		}
+		if _, err := lvm.ReadPV(r, p.Size); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// add takes in a volume and finds out what is on it.
+func (v *Volumes) add(vol *Volume) {
+	v.List = append(v.List, vol)
+	found, err := identify(vol.r, vol.Size)
+	if err != nil {
+		vol.err = fmt.Errorf("look at %s: %w", vol.Name, err)
+		return
+	}
+	vol.Type, vol.Label, vol.UUID = found.kind, found.label, found.uuid
+	switch {
+	case found.open != nil:
+		vol.open = found.open
+	case found.kind != "":
+		vol.err = fmt.Errorf("%s: %w", vol.Name, found.reason)
+	default:
+		v.addPV(vol)
+	}
+}
+
+// addPV takes in a volume that may be a physical volume of LVM.
+func (v *Volumes) addPV(vol *Volume) {
+	pv, err := lvm.ReadPV(vol.r, vol.Size)
+	switch {
+	case errors.Is(err, filesystem.ErrNotThis):
+		vol.err = fmt.Errorf("%s: %w: nothing that is known is on it", vol.Name, ErrNoFiles)
+		return
+	case err != nil:
+		vol.err = fmt.Errorf("look at %s: %w", vol.Name, err)
+		return
+	}
+	vol.Type, vol.UUID = "LVM2_member", pv.UUID
+	if vol.Logical {
+		vol.err = fmt.Errorf("%s: %w: an LVM physical volume within a logical volume", vol.Name, filesystem.ErrUnsupported)
+		return
+	}
+	v.pvs, v.pvOf = append(v.pvs, pv), append(v.pvOf, vol)
+}
+
+// scanGroups takes in the logical volumes.
+func (v *Volumes) scanGroups() {
+	groups := lvm.Assemble(v.pvs)
+	names := map[string]int{}
+	for _, g := range groups {
+		names[g.Name]++
+	}
+	for _, g := range groups {
+		name := g.Name
+		if names[name] > 1 && len(g.UUID) > 6 {
+			name += "@" + g.UUID[:6] // the disks of two machines, or a clone
+		}
+		v.Notes = append(v.Notes, g.Notes...)
+		for _, lv := range g.Volumes {
+			v.addLogical(name, lv)
+		}
+	}
+	for i, pv := range v.pvs {
+		in := "a volume group"
+		if pv.Group != "" {
+			in = "volume group " + pv.Group
+		}
+		v.pvOf[i].err = fmt.Errorf("%s: %w itself: it is a part of %s", v.pvOf[i].Name, ErrNoFiles, in)
+	}
+}
+
+func (v *Volumes) addLogical(group string, lv *lvm.Volume) {
+	vol := &Volume{Name: group + "/" + lv.Name, Size: lv.Size, Logical: true, r: lv}
+	seen := map[string]bool{}
+	for _, i := range lv.PVs {
+		for _, d := range v.pvOf[i].Disks {
+			if !seen[d] {
+				seen[d] = true
+				vol.Disks = append(vol.Disks, d)
+			}
+		}
+	}
+	if lv.Err != nil {
+		vol.err = fmt.Errorf("%s: %w", vol.Name, lv.Err)
+		v.List = append(v.List, vol)
+		return
+	}
+	v.scanDisk(vol, 1)
+}
