@@ -8,6 +8,11 @@
 // The server is not trusted: lengths are bounded before memory is taken, and an answer that does not fit its question ends the
 // connection with [ErrProtocol].
 //
+// A [Server] serves the exports of an [Exports], each a [Backend], to any number of connections. Answers come in the order in which the backend
+// has them. Every client is told the same: structured replies with holes, block status, extended headers, and where the backend takes
+// writes, those. Clients are not trusted either: the handshake, half a request and an answer not taken have their time, requests their number and their
+// memory, and neither what a client says nor an error or panic of a backend touches another connection.
+//
 // Offsets and lengths are bytes. The protocol is doc/proto.md of the NetworkBlockDevice project; all integers are big-endian.
 package nbd
 

@@ -146,24 +146,22 @@ func NewServer(o ServerOptions) *Server {
 	return &Server{opts: o, memory: semaphore.NewWeighted(o.MemoryLimit)}
 }
 
-// Serve accepts connections until ctx ends, and returns nil, or until l fails. It closes l. When ctx ends, requests under way have
+// Serve accepts connections until ctx ends, and returns nil, or until l fails. It closes l. Then requests under way have
 // DrainTimeout to end, new ones are refused with ESHUTDOWN, and connections that have none are closed. Everything that Serve started has
 // stopped when it returns. Several listeners may be served at once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx)) // requests outlive ctx by the drain
 	defer cancel()
+	serving, drain := context.WithCancel(ctx)
+	defer drain()
 	var conns sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	err := s.accept(ctx, l, func(conn net.Conn) {
-		conns.Go(func() { s.serveConn(ctx, base, conn) })
+		conns.Go(func() { s.serveConn(serving, base, conn) })
 	})
 	l.Close()
-	if ctx.Err() != nil {
-		err = nil
-	} else {
-		cancel()
-	}
+	drain()
 	conns.Wait()
 	return err
 }

@@ -233,7 +233,6 @@ func (c *session) readFull(p []byte) error {
 // rule says what is allowed of a command.
 type rule struct {
 	flags  uint16        // that it may have, beside FUA
-	need   Flags         // that the export must offer
 	writes bool          // and is refused with EPERM where nothing may be written
 	beyond syscall.Errno // for a range outside the export
 }

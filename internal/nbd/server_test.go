@@ -334,3 +334,16 @@ func TestClientGone(t *testing.T) {
 	r.conn.Close()
 	<-disk.gone
 }
+
+// A listener that fails ends Serve, and the connections with it.
+func TestListenerFails(t *testing.T) {
+	l := newPipes()
+	done := make(chan error)
+	go func() { done <- nbd.NewServer(only(newMemory(mib))).Serve(t.Context(), l) }()
+	r := enterRaw(t, l.dial(), 0)
+	l.Close()
+	r.requireEnd()
+	if err := <-done; err == nil {
+		t.Error("Serve has ended without a reason")
+	}
+}
