@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
@@ -20,10 +21,21 @@ import (
 func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
 		l := lister{store: s, ctx: ctx, prefix: prefix, yield: yield}
-		if err := l.dir("."); err != nil && err != errStopped {
+		start := s.innermost(prefix)
+		if err := l.folder(start, l.read(start)); err != nil && err != errStopped {
 			yield(blob.Info{}, fmt.Errorf("list objects of %s: %w", s.root, err))
 		}
 	}
+}
+
+// innermost returns the innermost folder known to be on disk that has all objects whose name begins with prefix.
+func (s *Store) innermost(prefix string) string {
+	for dir := path.Dir(prefix + "x"); dir != "/"; dir = path.Dir(dir) {
+		if s.isKnown(dir) {
+			return dir
+		}
+	}
+	return "."
 }
 
 // errStopped reports that the caller of List wants no more.
@@ -36,33 +48,88 @@ type lister struct {
 	yield  func(blob.Info, error) bool
 }
 
-// dir yields the objects in a directory below root and below that.
-func (l *lister) dir(dir string) error {
+// folder is a directory as it was read.
+type folder struct {
+	entries []durable.Entry // in the order of the names of objects
+	err     error
+}
+
+// read reads a directory and syncs it: who put an object there may have been killed before doing so. Nobody can on a read-only file system.
+func (l *lister) read(dir string) folder {
 	if err := l.ctx.Err(); err != nil {
-		return err
+		return folder{err: err}
 	}
 	entries, err := l.store.fs.ReadDir(l.store.path(dir))
 	if errors.Is(err, fs.ErrNotExist) && dir != "." {
-		return nil
+		return folder{}
 	}
 	if err != nil {
-		return err
+		return folder{err: err}
 	}
-	// Who put an object here may have been killed before syncing the folder. Nobody can on a read-only file system.
 	if err := l.store.fs.SyncDir(l.store.path(dir)); err != nil && !errors.Is(err, syscall.EROFS) {
-		return err
+		return folder{err: err}
 	}
+	l.store.nowKnown(dir, entries)
 	slices.SortFunc(entries, func(a, b durable.Entry) int { return cmp.Compare(sortKey(a), sortKey(b)) })
-	for _, e := range entries {
+	entries = slices.DeleteFunc(entries, func(e durable.Entry) bool { return blob.ValidName(path.Join(dir, e.Name)) != nil })
+	return folder{entries: entries}
+}
+
+// readAhead is how many folders are read at once: syncs that are under way together cost a disk little more than one.
+const readAhead = 32
+
+// folder yields the objects in a directory that was read, and those below it.
+func (l *lister) folder(dir string, f folder) error {
+	if f.err != nil {
+		return f.err
+	}
+	ahead := make(map[string]folder)
+	for i, e := range f.entries {
 		name := path.Join(dir, e.Name)
-		if blob.ValidName(name) != nil {
+		if !e.Dir {
+			if err := l.object(name); err != nil {
+				return err
+			}
 			continue
 		}
-		if err := l.entry(name, e.Dir); err != nil {
+		if !l.wants(name) {
+			continue
+		}
+		if _, ok := ahead[name]; !ok {
+			ahead = l.readFolders(dir, f.entries[i:])
+		}
+		if err := l.folder(name, ahead[name]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// wants reports whether a folder may have objects that are asked for.
+func (l *lister) wants(name string) bool {
+	sub := name + "/"
+	return strings.HasPrefix(sub, l.prefix) || strings.HasPrefix(l.prefix, sub)
+}
+
+// readFolders reads the first few folders among entries.
+func (l *lister) readFolders(dir string, entries []durable.Entry) map[string]folder {
+	var names []string
+	for _, e := range entries {
+		if name := path.Join(dir, e.Name); e.Dir && l.wants(name) && len(names) < readAhead {
+			names = append(names, name)
+		}
+	}
+	folders := make([]folder, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() { folders[i] = l.read(name) })
+	}
+	wg.Wait()
+	out := make(map[string]folder)
+	for i, name := range names {
+		out[name] = folders[i]
+	}
+	return out
 }
 
 // sortKey puts a directory where the names of the objects in it belong.
@@ -73,13 +140,8 @@ func sortKey(e durable.Entry) string {
 	return e.Name
 }
 
-func (l *lister) entry(name string, isDir bool) error {
-	if isDir {
-		if sub := name + "/"; strings.HasPrefix(sub, l.prefix) || strings.HasPrefix(l.prefix, sub) {
-			return l.dir(name)
-		}
-		return nil
-	}
+// object yields an object if it is asked for.
+func (l *lister) object(name string) error {
 	if !strings.HasPrefix(name, l.prefix) {
 		return nil
 	}

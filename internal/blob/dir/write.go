@@ -59,6 +59,12 @@ func (s *Store) ensureDir(dir string) error {
 	if err := s.fs.SyncDir(s.path(parent)); err != nil {
 		return err
 	}
+	s.nowKnown(parent, entries)
+	return nil
+}
+
+// nowKnown notes that the directories among the entries of parent, which was synced after it was read, are on disk.
+func (s *Store) nowKnown(parent string, entries []durable.Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range entries {
@@ -66,7 +72,6 @@ func (s *Store) ensureDir(dir string) error {
 			s.known[path.Join(parent, e.Name)] = true
 		}
 	}
-	return nil
 }
 
 func (s *Store) isKnown(dir string) bool {
