@@ -39,11 +39,11 @@ func (f *filler) may(err error) {
 }
 
 func (f *filler) bytes(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(f.rng.Uint32())
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		b = binary.LittleEndian.AppendUint64(b, f.rng.Uint64())
 	}
-	return b
+	return b[:n]
 }
 
 func (f *filler) file(name string, size int) string {

@@ -34,7 +34,7 @@ type seen struct {
 }
 
 // wholeSize is up to where files are read as a whole; of larger ones what is stored and what is around it.
-const wholeSize = 32 << 20
+const wholeSize = 4 << 20
 
 func (s *seen) describe(times bool) string {
 	var b strings.Builder
