@@ -2,12 +2,12 @@ package volume
 
 import (
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/ext4"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/fat"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/ntfs"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/xfs"
 )
 
@@ -15,9 +15,7 @@ func openExt(r io.ReaderAt, size int64) (filesystem.FS, error) { return ext4.Ope
 
 func openXFS(r io.ReaderAt, size int64) (filesystem.FS, error) { return xfs.Open(r, size) }
 
-func openNTFS(r io.ReaderAt, size int64) (filesystem.FS, error) {
-	return nil, fmt.Errorf("%w: NTFS", filesystem.ErrUnsupported)
-}
+func openNTFS(r io.ReaderAt, size int64) (filesystem.FS, error) { return ntfs.Open(r, size) }
 
 func openFAT(r io.ReaderAt, size int64) (filesystem.FS, error) { return fat.Open(r, size) }
 
