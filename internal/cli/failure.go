@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/disks"
+	"github.com/holdfast-vm/holdfast/internal/export"
 	"github.com/holdfast-vm/holdfast/internal/files"
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/lvm"
@@ -101,6 +102,11 @@ var causes = []cause{
 	{capture.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{capture.ErrOff, "off", StatusError, "the machine was turned off meanwhile; run this again to read its images"},
 	{capture.ErrScratch, "scratch", StatusError, "give a directory with more room with --scratch DIR, or raise --scratch-limit"},
+	{export.ErrSocketInUse, "in_use", StatusError, "choose another --socket, or end the process that serves there"},
+	{export.ErrLayerInUse, "in_use", StatusError, "one process at a time writes to a layer: end the other one, or choose another --writable directory"},
+	{export.ErrOtherDisk, "other_disk", StatusError, "a layer belongs to the disk that it was made over: serve that point again, or choose another --writable directory"},
+	{export.ErrLayerDamaged, "layer_damaged", StatusError, "the point is whole; what was written to the layer may be lost: choose another --writable directory"},
+	{export.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
 	{restore.ErrNoDefinition, "no_definition", StatusError, "restore its disks one by one: `holdfast point restore POINT --disk NAME --to FILE`"},
 	{restore.ErrOtherKind, "other_kind", StatusError, "a libvirt machine goes to a libvirt host, a plain QEMU's to --connect qmp:SOCKET; or restore disks one by one with --disk"},
 	{restore.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},

@@ -74,12 +74,26 @@ func (r *readAhead) find(off int64) *stream {
 	return oldest
 }
 
-// fetchAhead brings the chunks from offset from to offset to into the cache, in the background. If that is busy already it does nothing.
+// refused takes back that [from, to) is read ahead.
+func (r *readAhead) refused(from, to int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.streams {
+		if s := &r.streams[i]; s.hits > 0 && s.ahead == to {
+			s.ahead = from
+		}
+	}
+}
+
+// fetchAhead brings the chunks of [from, to) into the cache, in the background. If that is busy already it leaves it to a later read.
 func (d *Disk) fetchAhead(from, to int64) {
-	if from >= to {
+	end := min(to, d.size)
+	if from >= end {
 		return
 	}
-	d.bg.try(func() { d.prefetch(from/d.chunk, (to+d.chunk-1)/d.chunk) })
+	if !d.bg.try(func() { d.prefetch(from/d.chunk, (end+d.chunk-1)/d.chunk) }) {
+		d.ahead.refused(from, to)
+	}
 }
 
 // prefetch brings chunks [first, end) into the cache. Faults are no news: whoever reads the chunk is told.

@@ -18,12 +18,12 @@ func newBackground() *background {
 	return &background{slots: make(chan struct{}, 2*max(runtime.GOMAXPROCS(0), 2))}
 }
 
-// try runs f, unless as much as is good for those who wait for something is running already.
-func (b *background) try(f func()) {
+// try runs f and reports true, unless as much as is good for those who wait for something is running already.
+func (b *background) try(f func()) bool {
 	select {
 	case b.slots <- struct{}{}:
 	default:
-		return
+		return false
 	}
 	started := b.always(func() {
 		defer func() { <-b.slots }()
@@ -32,6 +32,7 @@ func (b *background) try(f func()) {
 	if !started {
 		<-b.slots
 	}
+	return started
 }
 
 // always runs f and reports true, unless wait was called before.

@@ -73,7 +73,7 @@ func (d *Disk) seen(off, n int64) {
 		d.rec.note(off, n)
 	}
 	if from, to := d.ahead.seen(off, n); from < to {
-		d.fetchAhead(from, min(to, d.size))
+		d.fetchAhead(from, to)
 	}
 }
 

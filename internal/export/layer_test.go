@@ -347,7 +347,7 @@ func (h history) check(got []byte) error {
 
 // Wherever the power fails, everything that was flushed is there, and every sector holds something that was written to it since, whole.
 func TestALayerSurvivesCrashAtEveryCall(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(5) {
 		for n := 0; crashLayer(t, seed, n); n++ {
 		}
 	}
@@ -357,7 +357,7 @@ func TestALayerSurvivesCrashAtEveryCall(t *testing.T) {
 func crashLayer(t *testing.T, seed uint64, n int) bool {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 3))
-	below := memDisk(randomBytes(rng, 20*layerBlock+700))
+	below := memDisk(randomBytes(rng, 9*layerBlock+700))
 	d := &crashDisk{crashAt: n, failAt: -1}
 	data, meta := newCrashFile(d, below.Size()), newCrashFile(d, mapSize(below.Size()))
 	l, err := newLayer(below, data, meta)

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -138,7 +139,7 @@ func URI(addr net.Addr, name string, encrypted bool) string {
 	}
 	if addr.Network() == "unix" {
 		u.Scheme += "+unix"
-		return u.String() + "?socket=" + url.QueryEscape(addr.String())
+		return u.String() + "?socket=" + strings.ReplaceAll(url.QueryEscape(addr.String()), "%2F", "/")
 	}
 	u.Host = addr.String()
 	return u.String()

@@ -136,7 +136,7 @@ func (s *Server) add(ctx context.Context, r Request) (Export, error) {
 		r.Name = r.Point.ID.Short() + "/" + r.Disk
 	}
 	// After the lease: a point that is there now was not collected before it.
-	if _, err := s.v.Point(ctx, string(r.Point.ID)); err != nil {
+	if err := s.reader.RequirePoint(ctx, r.Point.ID); err != nil {
 		return Export{}, err
 	}
 	disk, err := s.open(root, size)

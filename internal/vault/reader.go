@@ -6,13 +6,14 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 	"github.com/holdfast-vm/holdfast/internal/vault/index"
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
 )
 
-// Reader reads disks for as long as it is open. It holds one lease, renewed until Close: what a point needed that was there after OpenReader had
-// returned stays readable, even when the point is deleted and garbage is collected meanwhile. It is safe for concurrent use.
+// Reader reads disks for as long as it is open. It holds one lease, renewed until Close: what a point needs that was there after OpenReader had
+// returned, as RequirePoint tells, stays readable, even when the point is deleted and garbage is collected meanwhile. It is safe for concurrent use.
 type Reader struct {
 	v       *Vault
 	release func()
@@ -21,7 +22,8 @@ type Reader struct {
 
 // OpenReader begins to read. A store that can not be written is read without a lease: nobody may collect its garbage meanwhile.
 func (v *Vault) OpenReader(ctx context.Context) (*Reader, error) {
-	release, err := v.readLease(ctx)
+	// The index is not refreshed: that takes longer the larger the vault is, and what is not where it says is looked for again.
+	release, err := v.takeReadLease(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open a reader of the vault: %w", err)
 	}
@@ -32,6 +34,11 @@ func (v *Vault) OpenReader(ctx context.Context) (*Reader, error) {
 func (r *Reader) Close() error {
 	r.release()
 	return nil
+}
+
+// RequirePoint returns ErrNoPoint unless the point is there. If it is, what it needs stays until Close.
+func (r *Reader) RequirePoint(ctx context.Context, id point.ID) error {
+	return r.v.requirePoint(ctx, id)
 }
 
 // Disk returns the disk of size bytes whose tree has the given root.
