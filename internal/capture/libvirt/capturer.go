@@ -81,7 +81,7 @@ type rung interface {
 	backupXML(s *session) string
 	// read waits for the job and hands the disks to sink. No job runs when it returns, whatever it returns.
 	read(ctx context.Context, s *session, sink capture.Sink) error
-	// close releases what prepare took of libvirtd. It is called once, after all else.
+	// close releases what prepare took of libvirtd, which may be called again then.
 	close()
 }
 

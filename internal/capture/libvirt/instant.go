@@ -41,9 +41,16 @@ func (s *session) instant(ctx context.Context, hooks capture.Hooks) error {
 	return err
 }
 
+// instantTries is how often the instant is tried if the machine had to be resumed in the middle of it: on a very busy host a try can take too long.
+const instantTries = 3
+
 // take begins the job. If a record of changes turns out to be broken only then, it reads whole disks instead, once.
 func (s *session) take(ctx context.Context) error {
 	err := s.beginJob(ctx)
+	for try := 1; errors.Is(err, errWoken) && try < instantTries; try++ {
+		s.plan.Log("the instant took too long, and the machine was resumed: it is taken again")
+		err = s.retake(ctx)
+	}
 	if err == nil || s.since() == "" || !aboutBitmaps(err) {
 		return err
 	}
@@ -58,6 +65,18 @@ func (s *session) take(ctx context.Context) error {
 	}
 	if err := s.removeScratch(); err != nil {
 		return err
+	}
+	if err := s.rung.prepare(ctx, s); err != nil {
+		return err
+	}
+	return s.beginJob(ctx)
+}
+
+// retake undoes an instant that may be none, and takes another.
+func (s *session) retake(ctx context.Context) error {
+	s.rung.close()
+	if _, err := recoverState(ctx, s.client, s.dom, s.state); err != nil {
+		return fmt.Errorf("undo an instant that took too long: %w", err)
 	}
 	if err := s.rung.prepare(ctx, s); err != nil {
 		return err

@@ -111,6 +111,7 @@ func TestMachine(t *testing.T) {
 		{"CaptureAfterKill", testCaptureAfterKill},
 		{"ReconcileResumes", testReconcileResumes},
 		{"Watch", testWatch},
+		{"InstantAgain", testInstantAgain},
 		{"CapturesExclude", testCapturesExclude},
 		{"CancelledCapture", testCancelledCapture},
 		{"Granules", testGranules},

@@ -62,6 +62,7 @@ func (p *push) read(ctx context.Context, s *session, sink capture.Sink) error {
 func (p *push) close() {
 	if p.stop != nil {
 		p.stop()
+		p.stop = nil
 	}
 }
 

@@ -3,7 +3,9 @@ package libvirt_test
 import (
 	"bufio"
 	"io"
+	"path/filepath"
 
+	"github.com/holdfast-vm/holdfast/internal/capture"
 	capturer "github.com/holdfast-vm/holdfast/internal/capture/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
@@ -66,4 +68,35 @@ func testWatch(l *lab) {
 	l.ok(err)
 	l.says(out, "unharmed\n")
 	l.ok(<-done)
+}
+
+// An instant in which the machine had to be resumed is taken again, and no change is lost.
+func testInstantAgain(l *lab) {
+	l.commit(l.capture(l.plan(), capture.Hooks{}))
+	first := l.current()
+	l.write("vda", 1<<20, 4096, 7)
+	l.write("vdb", 2<<20, 4096, 8)
+	once := filepath.Join(l.TempDir(), "once")
+	usual := l.capturer
+	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; read b; if [ -e `+once+` ]; then echo unharmed; else : >`+once+`; echo woken; fi`)
+	r := l.capture(l.plan(), capture.Hooks{})
+	l.tracked(r, "vda", "vdb")
+	l.same(l.model)
+	l.commit(r)
+	l.clean(l.current())
+	if l.current() == first {
+		l.Error("no new epoch was begun")
+	}
+
+	l.write("vda", 3<<20, 4096, 9)
+	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; read b; echo woken`)
+	if _, err := l.capturer.Capture(l.ctx, "one", l.plan(), capture.Hooks{}, l.sink); err == nil {
+		l.Error("captured although the machine was resumed each time")
+	}
+	l.requireRuns()
+	l.capturer = usual
+	r = l.capture(l.plan(), capture.Hooks{})
+	l.tracked(r, "vda", "vdb")
+	l.same(l.model)
+	l.commit(r)
 }
