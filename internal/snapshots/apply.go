@@ -57,7 +57,8 @@ func spooled(stream io.Reader, path string) (io.ReadSeekCloser, error) {
 	if _, err := io.Copy(f, stream); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the stream: %w", err), f.Close())
 	}
-	return f, nil
+	_, err = f.Seek(0, io.SeekStart)
+	return f, err
 }
 
 // openTarget opens a raw image for writing that nobody else uses.
@@ -145,7 +146,8 @@ func (a *applier) verify() error {
 	if err := a.checkSize(head); err != nil {
 		return err
 	}
-	if head.Digests && changed && !a.partly {
+	partly := a.partly || !a.device && a.size != head.FromSize // left so by an Apply that was interrupted
+	if head.Digests && changed && !partly {
 		return a.checkDigest(head.FromDigest, head.FromSize, "before anything was written")
 	}
 	return nil

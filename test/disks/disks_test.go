@@ -371,7 +371,7 @@ func (l *lab) instant() {
 	if err := pool.Delete(ctx, "fast"); err != nil {
 		l.Error(err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(l.pool, "*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(l.pool, "*.*")); len(left) > 1 { // the directory of the records
 		l.Errorf("left in the pool: %v", left)
 	}
 }
