@@ -2,6 +2,7 @@ package xfs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -18,7 +19,8 @@ type filler struct {
 	t    testing.TB
 	dir  string
 	rng  *rand.Rand
-	many int // entries of the largest directory
+	dirs []int // entries of directories
+	last int   // extents of the file with most
 }
 
 func (f *filler) path(name string) string { return filepath.Join(f.dir, name) }
@@ -30,12 +32,18 @@ func (f *filler) must(what string, err error) {
 	}
 }
 
-func (f *filler) bytes(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(f.rng.Uint32())
+// bytes returns data that is different everywhere and packs well.
+func (f *filler) bytes(n int) []byte { return pattern(f.rng, n) }
+
+func pattern(rng *rand.Rand, n int) []byte {
+	b := make([]byte, 0, n+8)
+	for word := rng.Uint64(); len(b) < n; {
+		b = binary.LittleEndian.AppendUint64(b, word)
+		if len(b)%basicBlock == 0 {
+			word++
+		}
 	}
-	return b
+	return b[:n]
 }
 
 // file makes a file and writes parts of it.
@@ -94,7 +102,7 @@ func (f *filler) names() {
 		f.file("ünïcödé/"+name, int64(i), map[int64]int{0: i})
 	}
 	f.must("mkdir", os.Mkdir(f.path("empty dir"), 0o1777))
-	for _, n := range []int{8, 60, 700, f.many} {
+	for _, n := range f.dirs {
 		dir := fmt.Sprintf("dir%d", n)
 		f.must("mkdir", os.Mkdir(f.path(dir), 0o755))
 		for i := range n {
@@ -143,10 +151,10 @@ func (f *filler) xattrs() {
 	for _, n := range []int{1, 255, 1000, 2000, 4000, 30000, 65536} {
 		set("xattrs long", fmt.Sprintf("user.%d", n), n)
 	}
-	for i := range 300 {
+	for i := range f.last / 8 {
 		set("xattrs many", fmt.Sprintf("user.name %d %s", i, strings.Repeat("y", i%100)), i%700)
 	}
-	for i := 0; i < 300; i += 3 {
+	for i := 0; i < f.last/8; i += 3 {
 		f.must("removexattr", unix.Removexattr(f.path("xattrs many"), fmt.Sprintf("user.name %d %s", i, strings.Repeat("y", i%100))))
 	}
 	acl := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x05\x00\x39\x30\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff" +
@@ -157,7 +165,7 @@ func (f *filler) xattrs() {
 
 // fragments makes files whose extents need a btree, one of them with more than one level.
 func (f *filler) fragments() {
-	for name, n := range map[string]int{"fragments few": 60, "fragments many": 2600} {
+	for name, n := range map[string]int{"fragments few": 60, "fragments many": f.last} {
 		parts := map[int64]int{}
 		for i := range n {
 			parts[int64(i)*16384] = 1000

@@ -2,6 +2,7 @@ package xfs
 
 import (
 	"math/rand/v2"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -23,9 +24,10 @@ func TestReadsWhatTheKernelWrote(t *testing.T) {
 		{"two groups, large sectors", "-d agcount=2 -s size=4096 -i size=2048", 1500},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			image := makeImage(t, 512<<20, append(strings.Fields(tt.args), "-L", "my label")...)
+			image := filepath.Join(tempDir(t), "image")
+			makeImage(t, image, 512<<20, append(strings.Fields(tt.args), "-L", "my label")...)
 			dir, unmount := mount(t, image, "noatime")
-			f := filler{t: t, dir: dir, rng: rand.New(rand.NewPCG(1, 2)), many: tt.many}
+			f := filler{t: t, dir: dir, rng: rand.New(rand.NewPCG(1, 2)), dirs: []int{8, 60, 700, tt.many}, last: 2600}
 			f.all(!strings.Contains(tt.args, "reflink=0"))
 			unmount()
 			x := openImage(t, image)
