@@ -143,7 +143,7 @@ func (a *app) root() *cobra.Command {
 		return withHint(usagef("%s: %v", verbOf(cmd), err), "`%s --help` lists the flags", cmd.CommandPath())
 	})
 	root.AddCommand(
-		a.vaultCommands(), a.vmCommands(), a.imageCommands(), a.pointCommands(), a.diskCommands(), a.snapshotCommands(), a.usageCommand(), a.hostCommands(), a.versionCommand(), a.guardCommand(), a.watchCommand(),
+		a.vaultCommands(), a.vmCommands(), a.imageCommands(), a.pointCommands(), a.instantCommands(), a.diskCommands(), a.snapshotCommands(), a.usageCommand(), a.hostCommands(), a.versionCommand(), a.guardCommand(), a.watchCommand(), a.instantGuardCommand(),
 		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
 		&cobra.Command{Use: "environment", Short: "Environment variables and where keys are looked for", Long: environmentHelp},
 	)

@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/disks"
 	"github.com/holdfast-vm/holdfast/internal/export"
 	"github.com/holdfast-vm/holdfast/internal/files"
+	"github.com/holdfast-vm/holdfast/internal/files/mount"
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/lvm"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
@@ -93,6 +94,7 @@ var causes = []cause{
 	{filesystem.ErrUnsupported, "unsupported", StatusError, "`holdfast point mount` shows the disks as files, for other tools to read"},
 	{volume.ErrNoFiles, "no_files", StatusError, "`holdfast point ls POINT` lists the volumes"},
 	{volume.ErrNoGuest, "no_guest", StatusError, "name a file as VOLUME:/path; `holdfast point ls POINT` lists the volumes"},
+	{mount.ErrNoFUSE, "no_fuse", StatusError, "`holdfast point get` fetches files without it"},
 	{files.ErrExists, "exists", StatusError, "choose another directory with --to, or give --force to replace what is there"},
 	{vault.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{vault.ErrLastKey, "last_key", StatusError, "add another key first: `holdfast vault key add`"},

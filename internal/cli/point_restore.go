@@ -20,6 +20,9 @@ type restoreFlags struct {
 	as, storage    string
 	networks       []string
 	inPlace, start bool
+
+	instant, detach bool
+	rate            string
 }
 
 func (a *app) pointRestore() *cobra.Command {
@@ -36,12 +39,19 @@ With --as, all disks and files of the machine are written to the --storage direc
 host given with --connect defines the machine. If NAME is the lost machine's own name, and the
 host has no machine of that name or UUID, it comes back in place: same UUID and MAC addresses.
 Else it is a new machine with its own. --in-place insists on the former. If anything fails,
-what was written is removed.`,
+what was written is removed.
+
+With --instant the machine is defined, and with --start runs, at once, whatever the size of its
+disks: they are read from the vault as the guest needs them, and copied to the storage directory
+behind, at most at --rate. Until that is done the machine depends on this process, which serves
+its disks; --detach leaves it in the background. If it is killed the machine waits, and
+"holdfast instant resume" goes on. See "holdfast instant --help".`,
 		examples: `
 holdfast --vault /srv/vault point restore web@latest --disk vda --to /srv/images/web.qcow2
 holdfast --vault /srv/vault point restore 3fa9 --disk vdb --to /dev/vg0/db-data --force
 holdfast --vault /srv/vault --connect qemu:///system point restore web@latest --as web --storage /srv/images --start
-holdfast --vault /srv/vault --connect qmp:/run/w2.qmp point restore 3fa9 --as web2 --storage /srv/web2 --network br0=br1`,
+holdfast --vault /srv/vault --connect qmp:/run/w2.qmp point restore 3fa9 --as web2 --storage /srv/web2 --network br0=br1
+holdfast --vault /srv/vault point restore web@latest --as web --storage /srv/images --instant --start --rate 100MiB/s`,
 		statuses: "3 damage found, 5 wrong key or not a vault, 130 interrupted",
 		run:      func(cmd *cobra.Command, args []string) error { return a.restorePoint(cmd.Context(), args[0], flags) },
 	}.build()
@@ -55,6 +65,9 @@ holdfast --vault /srv/vault --connect qmp:/run/w2.qmp point restore 3fa9 --as we
 	f.StringArrayVar(&flags.networks, "network", nil, "`old=new` network or bridge; repeatable")
 	f.BoolVar(&flags.inPlace, "in-place", false, "insist on the UUID and MAC addresses of the lost machine")
 	f.BoolVar(&flags.start, "start", false, "start the machine")
+	f.BoolVar(&flags.instant, "instant", false, "define and start the machine at once, and copy its disks behind")
+	f.StringVar(&flags.rate, "rate", "", "copy at most `size` a second behind an instant restore, such as 100MiB/s")
+	f.BoolVar(&flags.detach, "detach", false, "return when the machine runs and go on copying in the background")
 	cmd.ValidArgsFunction = a.completePoints
 	return cmd
 }
@@ -64,7 +77,13 @@ func (a *app) restorePoint(ctx context.Context, ref string, flags restoreFlags) 
 	if err := flags.check(); err != nil {
 		return err
 	}
+	if flags.detach {
+		return a.detachInstant(ctx, flags.storage, flags.as)
+	}
 	return a.withPoint(ctx, ref, func(v *vault.Vault, p *point.RecoveryPoint) error {
+		if flags.instant {
+			return a.restoreInstant(ctx, v, p, flags)
+		}
 		if flags.as != "" {
 			return a.restoreMachine(ctx, v, p, flags)
 		}
@@ -82,6 +101,10 @@ func (f restoreFlags) check() error {
 		return usagef("point restore: --disk and --force go with --to, not with --as")
 	case f.to != "" && (f.storage != "" || f.start || f.inPlace || len(f.networks) > 0):
 		return usagef("point restore: --storage, --network, --in-place and --start go with --as, not with --to")
+	case f.instant && f.as == "":
+		return usagef("point restore: --instant goes with --as: it is for a whole machine")
+	case !f.instant && (f.rate != "" || f.detach):
+		return usagef("point restore: --rate and --detach go with --instant")
 	case f.format != "" && f.format != "raw" && f.format != "qcow2":
 		return usagef("point restore: --format is raw or qcow2, not %q", f.format)
 	}
@@ -109,20 +132,32 @@ func (a *app) restoreDisk(ctx context.Context, v *vault.Vault, p *point.Recovery
 }
 
 func (a *app) restoreMachine(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, flags restoreFlags) error {
-	networks := map[string]string{}
-	for _, s := range flags.networks {
-		from, to, ok := strings.Cut(s, "=")
-		if !ok || from == "" || to == "" {
-			return usagef("--network: %q is not OLD=NEW", s)
-		}
-		networks[from] = to
+	req, err := flags.machineRequest(p)
+	if err != nil {
+		return err
 	}
-	done, err := a.rebuild(ctx, v, restore.MachineRequest{
-		Point: p, Name: flags.as, Storage: flags.storage, Format: flags.format, Networks: networks, InPlace: flags.inPlace, Start: flags.start,
-	})
+	done, err := a.rebuild(ctx, v, req)
 	if err != nil {
 		return fmt.Errorf("restore vm %s as %s from point %s: %w", p.VM, flags.as, p.ID.Short(), err)
 	}
+	return a.printRestored(p, done)
+}
+
+func (f restoreFlags) machineRequest(p *point.RecoveryPoint) (restore.MachineRequest, error) {
+	networks := map[string]string{}
+	for _, s := range f.networks {
+		from, to, ok := strings.Cut(s, "=")
+		if !ok || from == "" || to == "" {
+			return restore.MachineRequest{}, usagef("--network: %q is not OLD=NEW", s)
+		}
+		networks[from] = to
+	}
+	return restore.MachineRequest{
+		Point: p, Name: f.as, Storage: f.storage, Format: f.format, Networks: networks, InPlace: f.inPlace, Start: f.start,
+	}, nil
+}
+
+func (a *app) printRestored(p *point.RecoveryPoint, done restore.RestoredMachine) error {
 	if a.json {
 		return a.printJSON(done)
 	}

@@ -51,6 +51,7 @@ func params(p testscript.Params, vars map[string]string) testscript.Params {
 		"hmp":    hmpCmd,
 		"agent":  agentCmd,
 		"newvm":  newVMCmd,
+		"note":   noteCmd,
 	}
 	return p
 }

@@ -122,7 +122,7 @@ func Open(ctx context.Context, v *vault.Vault, o Options) (*Server, error) {
 func (s *Server) Add(ctx context.Context, r Request) (Export, error) {
 	e, err := s.add(ctx, r)
 	if err != nil {
-		return Export{}, fmt.Errorf("serve %s of point %s: %w", r.Disk, r.Point.ID.Short(), err)
+		return Export{}, fmt.Errorf("serve %s: %w", r.Disk, err)
 	}
 	return e, nil
 }

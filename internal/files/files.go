@@ -171,7 +171,7 @@ func (p *Point) Describe() []VolumeInfo {
 			PartLabel: v.PartLabel, PartUUID: v.PartUUID, Mounted: mounted[v], State: Readable}
 		f, err := v.Open()
 		if err != nil {
-			i.State, i.Reason = stateOf(err), err.Error()
+			i.State, i.Reason = stateOf(err), reasonOf(v.Name, err)
 		} else {
 			info := f.Info()
 			i.Type, i.Label, i.UUID, i.Used, i.Notes = info.Type, info.Label, info.UUID, info.Used, info.Notes
@@ -179,6 +179,15 @@ func (p *Point) Describe() []VolumeInfo {
 		out = append(out, i)
 	}
 	return out
+}
+
+// reasonOf returns an error without what the state and the name of the volume say already.
+func reasonOf(name string, err error) string {
+	text := strings.TrimPrefix(err.Error(), name+": ")
+	for _, said := range []error{volume.ErrNoFiles, filesystem.ErrUnsupported, filesystem.ErrCorrupt, lvm.ErrMissing} {
+		text = strings.TrimPrefix(text, said.Error()+": ")
+	}
+	return text
 }
 
 func stateOf(err error) State {

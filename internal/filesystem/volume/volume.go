@@ -211,7 +211,7 @@ func (v *Volumes) scanGroups() {
 		if pv.Group != "" {
 			in = "volume group " + pv.Group
 		}
-		v.pvOf[i].err = fmt.Errorf("%s: %w itself: it is a part of %s", v.pvOf[i].Name, ErrNoFiles, in)
+		v.pvOf[i].err = fmt.Errorf("%s: %w: it is a part of %s", v.pvOf[i].Name, ErrNoFiles, in)
 	}
 }
 
@@ -232,4 +232,11 @@ func (v *Volumes) addLogical(group string, lv *lvm.Volume) {
 		return
 	}
 	v.scanDisk(vol, 1)
+}
+
+// Of returns a volume whose file system is open already.
+func Of(name string, f filesystem.FS) *Volume {
+	info := f.Info()
+	return &Volume{Name: name, Disks: []string{name}, Size: info.Size, Type: info.Type, Label: info.Label, UUID: info.UUID,
+		open: func(io.ReaderAt, int64) (filesystem.FS, error) { return f, nil }}
 }

@@ -1,0 +1,342 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/diskimage"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/qcow2"
+)
+
+const (
+	// reconnectDelay is how long a machine's reads wait for an export that is away before the machine stops: less than guests wait
+	// for a disk of theirs, and no longer than a monitor may be silent.
+	reconnectDelay = 10 * time.Second
+	undoTime       = time.Minute
+)
+
+// run takes one step after the other until the machine depends on nothing of ours.
+func (i *instant) run(ctx context.Context) (RestoredMachine, error) {
+	export, err := i.serve(ctx)
+	if err != nil {
+		i.unlock(false)
+		return RestoredMachine{}, i.undoFresh(err)
+	}
+	err = i.steps(ctx, export)
+	if closeErr := export.close(); err == nil || errors.Is(err, ErrAbandoned) {
+		err = errors.Join(err, closeErr, i.forget())
+	}
+	i.unlock(err == nil || errors.Is(err, ErrAbandoned))
+	if err != nil {
+		return RestoredMachine{}, err
+	}
+	return i.result(), nil
+}
+
+// undoFresh takes an instant restore back that has not even been able to serve its export.
+func (i *instant) undoFresh(cause error) error {
+	if !i.begun {
+		return cause
+	}
+	return errors.Join(cause, i.removeAll(context.Background()), i.forget())
+}
+
+func (i *instant) steps(ctx context.Context, export *instantExport) error {
+	for {
+		var err error
+		switch i.st.Step {
+		case InstantPreparing:
+			err = i.prepare(ctx)
+		case InstantHydrating:
+			err = i.hydrate(ctx, export)
+		case InstantSwitching:
+			err = i.switchOver(ctx)
+		case InstantCleaning:
+			return i.clean()
+		case InstantAbandoning:
+			return errors.Join(ErrAbandoned, i.removeAll(ctx))
+		default:
+			err = fmt.Errorf("instant restore %s is in the unknown step %q", i.name, i.st.Step)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// prepare makes overlays, files and the definition. What an earlier process of ours may have made is made anew: the machine has never run.
+// An error takes everything back.
+func (i *instant) prepare(ctx context.Context) error {
+	err := i.makeAnew(ctx)
+	if err == nil {
+		return i.enter(InstantHydrating)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	if undoErr := i.removeAll(ctx); undoErr != nil {
+		return errors.Join(err, undoErr)
+	}
+	return errors.Join(err, i.forget())
+}
+
+func (i *instant) makeAnew(ctx context.Context) error {
+	if !i.begun {
+		if err := i.removeAll(ctx); err != nil {
+			return err
+		}
+	}
+	w := &workplace{dir: i.dir, name: i.name}
+	if err := w.open(); err != nil {
+		return err
+	}
+	rebuild := hypervisor.Rebuild{
+		Point: &i.st.Point, Name: i.name, SameIdentity: i.st.SameIdentity, UUID: i.st.UUID, StorageDir: i.dir, Networks: i.st.Networks,
+		Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{}, Files: map[string]string{},
+	}
+	for _, d := range i.st.Disks {
+		if err := makeOverlay(d.HydrationTarget, i.st.Socket); err != nil {
+			return err
+		}
+		rebuild.Disks[d.Disk], rebuild.Formats[d.Disk], rebuild.Backing[d.Disk] = d.Overlay(), "qcow2", exportURI(i.st.Socket, d.Disk)
+	}
+	for _, f := range i.st.Point.Files {
+		path, err := w.writeFile(ctx, i.v, f)
+		if err != nil {
+			return fmt.Errorf("restore %s file %s: %w", f.Role, f.Name, err)
+		}
+		rebuild.Files[f.Role+"/"+f.Name] = path
+	}
+	if err := syncDir(i.dir); err != nil {
+		return err
+	}
+	built, err := i.host.Define(ctx, rebuild)
+	if err != nil {
+		return fmt.Errorf("define machine %s: %w", i.name, err)
+	}
+	i.st.Warnings, i.st.StartWith = built.Warnings, built.Start
+	if i.st.UUID == "" {
+		i.st.UUID = built.UUID
+	}
+	return nil
+}
+
+// makeOverlay makes the image that a machine runs on until its disk is local.
+func makeOverlay(t hypervisor.HydrationTarget, socket string) error {
+	backing := fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"nbd","export":%q,"server":{"type":"unix","path":%q},"reconnect-delay":%d,"open-timeout":%[3]d}}`,
+		t.Disk, socket, int(reconnectDelay.Seconds()))
+	err := qcow2.Create(t.Overlay(), t.Size, qcow2.CreateOptions{BackingFile: backing, BackingFormat: "raw"})
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w", t.Overlay(), diskimage.ErrExists)
+	}
+	return err
+}
+
+// makeTarget makes the empty image that a disk is copied to, in the place of one that a copy has been broken off into.
+func makeTarget(t hypervisor.HydrationTarget) error {
+	if err := os.Remove(t.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if t.Format == "qcow2" {
+		if err := qcow2.Create(t.File, t.Size, qcow2.CreateOptions{}); err != nil {
+			return err
+		}
+		return syncDir(filepath.Dir(t.File))
+	}
+	f, err := os.OpenFile(t.File, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(t.Size), f.Sync(), f.Close(), syncDir(filepath.Dir(t.File)))
+}
+
+// switchOver moves the machine, which stands still meanwhile, to its local disks.
+func (i *instant) switchOver(ctx context.Context) error {
+	release, err := i.opts.Guard(i.dir, i.name, i.st.Host)
+	if err != nil {
+		return fmt.Errorf("start the process that lets %s go on if this one is killed: %w", i.name, err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	err = i.host.FinishHydration(ctx, i.machine(), i.settlement())
+	release()
+	return i.settled(ctx, err)
+}
+
+// settlement is for the disks that are not local yet, or of which it is not known.
+func (i *instant) settlement() hypervisor.Settlement {
+	s := hypervisor.Settlement{StorageDir: i.dir, StayPaused: i.st.StayPaused}
+	for _, d := range i.st.Disks {
+		s.Targets = append(s.Targets, d.HydrationTarget)
+	}
+	return s
+}
+
+// settled notes which disks are local by the machine's definition, and goes on from there. cause is why not all may be.
+func (i *instant) settled(ctx context.Context, cause error) error {
+	local, err := i.host.Settled(ctx, i.machine(), i.settlement())
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	all := true
+	for n := range i.st.Disks {
+		i.st.Disks[n].Local = local[i.st.Disks[n].Disk]
+		all = all && i.st.Disks[n].Local
+	}
+	if all && cause == nil {
+		return i.enter(InstantCleaning)
+	}
+	i.trouble(cause)
+	return i.enter(InstantHydrating)
+}
+
+// trouble notes and tells what hydration waits on.
+func (i *instant) trouble(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != i.st.Problem && text != "" {
+		i.opts.Log("%s: %s; it goes on when that is mended", i.name, text)
+	}
+	i.st.Problem = text
+}
+
+// clean removes what the machine does not need any more.
+func (i *instant) clean() error {
+	for _, d := range i.st.Disks {
+		if err := removeIfThere(d.Overlay()); err != nil {
+			return fmt.Errorf("remove overlay of disk %s: %w", d.Disk, err)
+		}
+	}
+	return syncDir(i.dir)
+}
+
+// forget removes the notes; the state goes last.
+func (i *instant) forget() error {
+	err := errors.Join(removeIfThere(i.st.Socket), removeIfThere(i.path(wishSuffix)), removeIfThere(i.path(stateSuffix)))
+	if syncErr := syncDir(i.dir); !errors.Is(syncErr, fs.ErrNotExist) {
+		err = errors.Join(err, syncErr)
+	}
+	if i.st.Step == InstantCleaning || err != nil {
+		return err
+	}
+	if i.unlock != nil {
+		os.Remove(i.path(lockSuffix)) // it would keep the directory, which may be ours
+	}
+	for _, path := range slices.Backward(i.st.Made) {
+		os.Remove(path) // directories that hold anything else stay
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// removeAll removes the machine and all that was made for it; notes stay.
+func (i *instant) removeAll(ctx context.Context) error {
+	if err := i.host.Remove(ctx, i.machine()); err != nil && !errors.Is(err, hypervisor.ErrNoMachine) {
+		return err
+	}
+	var failed error
+	for _, path := range slices.Backward(i.st.Made) {
+		if info, err := os.Lstat(path); err == nil && !info.IsDir() {
+			failed = errors.Join(failed, removeIfThere(path))
+		}
+	}
+	for _, d := range i.st.Disks {
+		failed = errors.Join(failed, removeHalfWritten(d.File))
+	}
+	return failed
+}
+
+// removeHalfWritten removes what copies of a disk that were killed have left under names of their own.
+func removeHalfWritten(path string) error {
+	left, err := diskimage.Unfinished(path)
+	for _, p := range left {
+		err = errors.Join(err, removeIfThere(p))
+	}
+	return err
+}
+
+// AbandonInstant gives an instant restore up: the machine is stopped and removed, with its disks and all that was made for it. Nothing that was there
+// before is touched. A process that hydrates it does that itself; await tells that one does, and AbandonInstant then returns at once.
+// It returns [ErrTooLate] once the machine depends on nothing of ours.
+func AbandonInstant(ctx context.Context, host InstantHost, storage, name string, o InstantOptions) (await bool, err error) {
+	o = o.withDefaults()
+	p, err := placeOf(o.FS, storage, name)
+	if err != nil {
+		return false, err
+	}
+	i := &instant{instantPlace: p, opts: o, host: host}
+	if i.st, err = p.load(); err != nil {
+		return false, err
+	}
+	if i.st.Step == InstantSwitching || i.st.Step == InstantCleaning {
+		return false, fmt.Errorf("%w: %s", ErrTooLate, name)
+	}
+	i.unlock, err = p.lock()
+	if errors.Is(err, ErrInstantBusy) {
+		w, err := p.wish()
+		if err != nil {
+			return false, err
+		}
+		w.Abandon = true
+		return true, p.setWish(w)
+	}
+	if err != nil {
+		return false, err
+	}
+	err = i.abandon(ctx)
+	i.unlock(err == nil)
+	return false, err
+}
+
+func (i *instant) abandon(ctx context.Context) error {
+	var err error
+	if i.st, err = i.load(); err != nil {
+		return err
+	}
+	if i.st.Step == InstantSwitching || i.st.Step == InstantCleaning {
+		return fmt.Errorf("%w: %s", ErrTooLate, i.name)
+	}
+	if err := i.enter(InstantAbandoning); err != nil {
+		return err
+	}
+	if err := i.removeAll(ctx); err != nil {
+		return err
+	}
+	return i.forget()
+}
+
+// RescueInstant lets a machine go on that stands still because the process that moved it to its local disks was killed, having done what is left of
+// that. Elsewhere in an instant restore it does nothing.
+func RescueInstant(ctx context.Context, host InstantHost, storage, name string) error {
+	p, err := placeOf(InstantOptions{}.withDefaults().FS, storage, name)
+	if err != nil {
+		return err
+	}
+	i := &instant{instantPlace: p, host: host, opts: InstantOptions{}.withDefaults()}
+	if i.st, err = p.load(); err != nil || i.st.Step != InstantSwitching {
+		return err
+	}
+	unlock, err := p.lock()
+	if err != nil {
+		return err // someone has resumed it
+	}
+	defer unlock(false)
+	if i.st, err = p.load(); err != nil || i.st.Step != InstantSwitching {
+		return err
+	}
+	return host.FinishHydration(ctx, i.machine(), i.settlement())
+}
