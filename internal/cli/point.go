@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+func (a *app) pointCommands() *cobra.Command {
+	return noun("point", "List, verify, compare, restore and delete recovery points",
+		a.pointList(), a.pointShow(), a.pointVerify(), a.pointDiff(), a.pointDelete(), a.pointRestore(), a.pointExport(),
+		a.pointLs(), a.pointGet(), a.pointFind(), a.pointMount())
+}
+
+const vaultStatuses = "5 wrong key or not a vault"
+
+const pointArgHelp = "POINT is the beginning of a point's ID, or NAME@latest."
+
+func (a *app) pointList() *cobra.Command {
+	var vm string
+	cmd := command{
+		use: "list [--vm NAME]", short: "List recovery points, oldest first", args: cobra.NoArgs, statuses: vaultStatuses,
+		examples: `
+holdfast --vault /srv/vault point list
+holdfast --vault /srv/vault point list --vm web --json`,
+		run: func(cmd *cobra.Command, _ []string) error {
+			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
+				points, err := v.Points(cmd.Context())
+				if err != nil {
+					return fmt.Errorf("list the points of vault %s: %w", v.ShortID(), err)
+				}
+				if vm != "" {
+					points = slices.DeleteFunc(points, func(p *point.RecoveryPoint) bool { return p.VM != vm && p.MachineUUID != vm })
+				}
+				if a.json {
+					return a.printJSON(orEmpty(points))
+				}
+				return a.printPoints(points)
+			})
+		},
+	}.build()
+	cmd.Flags().StringVar(&vm, "vm", "", "only points of the machine with this `name` or UUID")
+	return cmd
+}
+
+func (a *app) printPoints(points []*point.RecoveryPoint) error {
+	var rows [][]string
+	for _, p := range points {
+		size, used, added := sums(p)
+		rows = append(rows, []string{p.ID.Short(), p.VM, humanTime(p.Time), humanAge(a.env.Now(), p.Time), string(p.Consistency),
+			string(p.Rung), humanSize(size), humanSize(used), humanSize(added)})
+	}
+	return a.printTable([]string{"id", "vm", "time (UTC)", ">age", "consistency", "rung", ">size", ">used", ">added"}, rows)
+}
+
+func sums(p *point.RecoveryPoint) (size, used, added int64) {
+	for _, d := range p.Disks {
+		size, used, added = size+d.Size, used+d.Used, added+d.Added
+	}
+	return size, used, added
+}
+
+// withPoint runs do with the point that ref names.
+func (a *app) withPoint(ctx context.Context, ref string, do func(v *vault.Vault, p *point.RecoveryPoint) error) error {
+	return a.withVault(ctx, func(v *vault.Vault) error {
+		p, err := v.Point(ctx, ref)
+		if err != nil {
+			return fmt.Errorf("find point %q in vault %s: %w", ref, v.ShortID(), err)
+		}
+		return do(v, p)
+	})
+}
+
+// shownPoint is what point show --json prints.
+type shownPoint struct {
+	*point.RecoveryPoint
+	Notes []shownNote `json:"notes"`
+}
+
+func (a *app) pointShow() *cobra.Command {
+	cmd := command{
+		use: "show POINT", short: "Show all that is known of a recovery point", long: pointArgHelp, args: cobra.ExactArgs(1),
+		statuses: vaultStatuses,
+		examples: `
+holdfast --vault /srv/vault point show web@latest
+holdfast --vault /srv/vault point show 3fa9 --json`,
+		run: func(cmd *cobra.Command, args []string) error {
+			return a.withPoint(cmd.Context(), args[0], func(v *vault.Vault, p *point.RecoveryPoint) error {
+				notes, err := notesOf(cmd.Context(), v, p.ID)
+				if err != nil {
+					return fmt.Errorf("read the notes of point %s: %w", p.ID.Short(), err)
+				}
+				if a.json {
+					return a.printJSON(shownPoint{p, notes})
+				}
+				return errors.Join(a.printPoint(p), a.printNotes(notes))
+			})
+		},
+	}.build()
+	cmd.ValidArgsFunction = a.completePoints
+	return cmd
+}
+
+func (a *app) printPoint(p *point.RecoveryPoint) error {
+	var tags []string
+	for _, k := range slices.Sorted(maps.Keys(p.Tags)) {
+		tags = append(tags, k+"="+p.Tags[k])
+	}
+	rung := string(p.Rung)
+	if p.RungReason != "" {
+		rung += " (" + p.RungReason + ")"
+	}
+	frozen := ""
+	if p.FrozenSeconds > 0 {
+		frozen = fmt.Sprintf("%.3f s", p.FrozenSeconds)
+	}
+	fields := [][2]string{
+		{"point", string(p.ID)}, {"vm", p.VM}, {"uuid", p.MachineUUID},
+		{"time", humanTime(p.Time) + " UTC, " + humanAge(a.env.Now(), p.Time) + " ago"},
+		{"consistency", fmt.Sprintf("%s (%s)", p.Consistency, p.ConsistencyReason)},
+		{"rung", rung}, {"parent", string(p.Parent)}, {"tags", strings.Join(tags, " ")},
+		{"took", fmt.Sprintf("%.1f s", p.Took)}, {"guest held", frozen},
+		{"definition", definitionText(p.Definition)}, {"left out", strings.Join(p.ExcludedDisks, " ")}, {"holdfast", p.Holdfast},
+	}
+	for _, f := range p.Files {
+		fields = append(fields, [2]string{f.Role, fmt.Sprintf("%s (%s)", f.Path, humanSize(f.Size))})
+	}
+	for _, w := range p.Warnings {
+		fields = append(fields, [2]string{"warning", w})
+	}
+	if err := errors.Join(a.printFields(fields...), a.println("")); err != nil {
+		return err
+	}
+	return a.printDisks(p.Disks)
+}
+
+func definitionText(d point.Definition) string {
+	parts := []string{d.Kind}
+	if d.MachineType != "" {
+		parts = append(parts, d.MachineType)
+	}
+	if d.Hypervisor != "" {
+		parts = append(parts, d.Hypervisor)
+	}
+	if d.Guest != nil && d.Guest.OS != "" {
+		parts = append(parts, "guest "+d.Guest.OS)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (a *app) printDisks(disks []point.Disk) error {
+	var rows [][]string
+	for _, d := range disks {
+		how := "changes only"
+		if !d.Tracked {
+			how = "whole: " + d.Reason
+		}
+		rows = append(rows, []string{d.Name, humanSize(d.Size), humanSize(d.Used), humanSize(d.Read), humanSize(d.Added), how, d.Source.File})
+	}
+	return a.printTable([]string{"disk", ">size", ">used", ">read", ">added", "how", "source"}, rows)
+}
+
+func (a *app) pointDelete() *cobra.Command {
+	cmd := command{
+		use: "delete POINT", short: "Delete a recovery point", args: cobra.ExactArgs(1), statuses: vaultStatuses,
+		long:     pointArgHelp + "\nNo other point needs it. Its space is freed by the next \"holdfast vault gc\".",
+		examples: "holdfast --vault /srv/vault point delete 3fa9c2d1",
+		run: func(cmd *cobra.Command, args []string) error {
+			return a.withPoint(cmd.Context(), args[0], func(v *vault.Vault, p *point.RecoveryPoint) error {
+				if err := v.DeletePoint(cmd.Context(), p.ID); err != nil {
+					return fmt.Errorf("delete point %s of %s: %w", p.ID.Short(), p.VM, err)
+				}
+				if a.json {
+					return a.printJSON(map[string]string{"deleted": string(p.ID)})
+				}
+				a.remark("its space is freed by `holdfast vault gc`")
+				return a.println(fmt.Sprintf("deleted point %s of %s", p.ID.Short(), p.VM))
+			})
+		},
+	}.build()
+	cmd.ValidArgsFunction = a.completePoints
+	return cmd
+}
+
+// printRanges lists byte ranges, but not without end.
+func (a *app) printRanges(prefix string, set extent.Set) {
+	const most = 20
+	for i, e := range set {
+		if i == most {
+			a.println(fmt.Sprintf("%s… and %d more; --json lists all", prefix, len(set)-most))
+			return
+		}
+		a.println(fmt.Sprintf("%s%d-%d (%s)", prefix, e.Off, e.End()-1, humanSize(e.Len)))
+	}
+}
+
+// completePoints proposes points to a shell.
+func (a *app) completePoints(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var out []string
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	latest := map[string]bool{}
+	a.withVault(cmd.Context(), func(v *vault.Vault) error {
+		points, err := v.Points(cmd.Context())
+		for _, p := range points {
+			out = append(out, p.ID.Short()+"\t"+p.VM+" "+humanTime(p.Time))
+			latest[p.VM+"@latest"] = true
+		}
+		return err
+	})
+	return append(out, slices.Sorted(maps.Keys(latest))...), cobra.ShellCompDirectiveNoFileComp
+}
