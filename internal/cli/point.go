@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/snapshots"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
@@ -56,10 +57,17 @@ func (a *app) printPoints(points []*point.RecoveryPoint) error {
 	var rows [][]string
 	for _, p := range points {
 		size, used, added := sums(p)
-		rows = append(rows, []string{p.ID.Short(), p.VM, humanTime(p.Time), humanAge(a.env.Now(), p.Time), string(p.Consistency),
+		kind, vm := "backup", p.VM
+		if p.Kind != "" {
+			kind = string(p.Kind)
+		}
+		if vm == "" {
+			vm = "-"
+		}
+		rows = append(rows, []string{p.ID.Short(), vm, kind, humanTime(p.Time), humanAge(a.env.Now(), p.Time), string(p.Consistency),
 			string(p.Rung), humanSize(size), humanSize(used), humanSize(added)})
 	}
-	return a.printTable([]string{"id", "vm", "time (UTC)", ">age", "consistency", "rung", ">size", ">used", ">added"}, rows)
+	return a.printTable([]string{"id", "vm", "kind", "time (UTC)", ">age", "consistency", "rung", ">size", ">used", ">added"}, rows)
 }
 
 func sums(p *point.RecoveryPoint) (size, used, added int64) {
@@ -124,7 +132,7 @@ func (a *app) printPoint(p *point.RecoveryPoint) error {
 		frozen = fmt.Sprintf("%.3f s", p.FrozenSeconds)
 	}
 	fields := [][2]string{
-		{"point", string(p.ID)}, {"vm", p.VM}, {"uuid", p.MachineUUID},
+		{"point", string(p.ID)}, {"kind", string(p.Kind)}, {"name", p.Name}, {"vm", p.VM}, {"uuid", p.MachineUUID},
 		{"time", humanTime(p.Time) + " UTC, " + humanAge(a.env.Now(), p.Time) + " ago"},
 		{"consistency", fmt.Sprintf("%s (%s)", p.Consistency, p.ConsistencyReason)},
 		{"rung", rung}, {"parent", string(p.Parent)}, {"tags", strings.Join(tags, " ")},
@@ -176,7 +184,7 @@ func (a *app) pointDelete() *cobra.Command {
 		examples: "holdfast --vault /srv/vault point delete 3fa9c2d1",
 		run: func(cmd *cobra.Command, args []string) error {
 			return a.withPoint(cmd.Context(), args[0], func(v *vault.Vault, p *point.RecoveryPoint) error {
-				if err := v.DeletePoint(cmd.Context(), p.ID); err != nil {
+				if err := a.deletePoint(cmd.Context(), v, p); err != nil {
 					return fmt.Errorf("delete point %s of %s: %w", p.ID.Short(), p.VM, err)
 				}
 				if a.json {
@@ -189,6 +197,14 @@ func (a *app) pointDelete() *cobra.Command {
 	}.build()
 	cmd.ValidArgsFunction = a.completePoints
 	return cmd
+}
+
+// deletePoint deletes a point; a snapshot is remembered for the usage report.
+func (a *app) deletePoint(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint) error {
+	if p.IsSnapshot() {
+		return snapshots.Delete(ctx, v, p, a.env.Now())
+	}
+	return v.DeletePoint(ctx, p.ID)
 }
 
 // printRanges lists byte ranges, but not without end.
@@ -214,7 +230,9 @@ func (a *app) completePoints(cmd *cobra.Command, args []string, _ string) ([]str
 		points, err := v.Points(cmd.Context())
 		for _, p := range points {
 			out = append(out, p.ID.Short()+"\t"+p.VM+" "+humanTime(p.Time))
-			latest[p.VM+"@latest"] = true
+			if !p.IsSnapshot() {
+				latest[p.VM+"@latest"] = true
+			}
 		}
 		return err
 	})
