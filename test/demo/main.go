@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,7 +78,7 @@ func (d *demo) run() error {
 	if d.dir, err = os.MkdirTemp("", "hfdemo"); err != nil {
 		return err
 	}
-	for _, step := range []func() error{d.boot, d.backUp, d.lose, d.restore, d.prove} {
+	for _, step := range []func() error{d.boot, d.backUp, d.lose, d.fetch, d.restore, d.prove, d.instant} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -155,6 +156,30 @@ func (d *demo) lose() error {
 	return errors.Join(d.vm.Close(), os.RemoveAll(host))
 }
 
+// fetch takes one directory out of the point.
+func (d *demo) fetch() error {
+	d.say("Often one file is enough. It is read out of the point as it is stored: nothing is restored, mounted or booted for it.")
+	if err := d.do("point", "ls", "shop@latest", "/var/lib/app"); err != nil {
+		return err
+	}
+	files := filepath.Join(d.dir, "files")
+	if err := d.do("point", "get", "shop@latest", "/var/lib/app", "--to", files); err != nil {
+		return err
+	}
+	query := []string{filepath.Join(files, "app", "app.db"), "select count(*) from entry"}
+	fmt.Printf("$ sqlite3 $D/files/app/app.db '%s'\n", query[1])
+	out, err := exec.CommandContext(d.ctx, "sqlite3", query...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("look into the database that was fetched: %w: %s", err, out)
+	}
+	fmt.Printf("%s", out)
+	rows, err := strconv.ParseUint(strings.TrimSpace(string(out)), 10, 64)
+	if err != nil || rows < committed {
+		return fmt.Errorf("the database that was fetched has %q rows, %d were committed before the point", strings.TrimSpace(string(out)), committed)
+	}
+	return nil
+}
+
 func (d *demo) restore() error {
 	d.say("Restoring the whole machine from the vault, and starting it.")
 	sock := filepath.Join(d.dir, "q")
@@ -162,8 +187,8 @@ func (d *demo) restore() error {
 }
 
 // attach finds the console and the lab's agent of the restored machine in its start script.
-func (d *demo) attach() (*vm.VM, error) {
-	script, err := os.ReadFile(filepath.Join(d.dir, "new", "shop.sh"))
+func (d *demo) attach(storage string) (*vm.VM, error) {
+	script, err := os.ReadFile(filepath.Join(storage, "shop.sh"))
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +202,7 @@ func (d *demo) attach() (*vm.VM, error) {
 }
 
 func (d *demo) prove() error {
-	v, err := d.attach()
+	v, err := d.attach(filepath.Join(d.dir, "new"))
 	if err != nil {
 		return err
 	}
@@ -221,6 +246,61 @@ func (d *demo) order() error {
 	return nil
 }
 
+// instant brings the machine back once more, without waiting for its disks.
+func (d *demo) instant() error {
+	d.say("It is lost once more. This time nobody waits for the disks: it boots from the vault at once, and they are copied behind it.")
+	d.killRestored()
+	began := time.Now()
+	sock := filepath.Join(d.dir, "q2")
+	storage := filepath.Join(d.dir, "now")
+	if err := d.do("point", "restore", "shop@latest", "--as", "shop", "--connect", "qmp:"+sock+",qga="+filepath.Join(d.dir, "a2"), "--storage", storage, "--instant", "--start", "--detach"); err != nil {
+		return err
+	}
+	fmt.Printf("The machine runs after %.1f s.\n", time.Since(began).Seconds())
+	v, err := d.attach(storage)
+	if err != nil {
+		return err
+	}
+	if err := v.WaitUp(); err != nil {
+		return err
+	}
+	rows, last, err := v.Rows()
+	if err != nil {
+		return err
+	}
+	d.say("It has booted, %.1f s after it was asked for. Its database has rows 1 to %d, none missing: %v.", time.Since(began).Seconds(), last, rows == last)
+	if last < committed || rows != last {
+		return errors.New("rows that were committed before the point are lost")
+	}
+	return d.hydrated(storage)
+}
+
+// hydrated waits until the machine depends on nothing of ours.
+func (d *demo) hydrated(storage string) error {
+	ctx, cancel := context.WithTimeout(d.ctx, 2*time.Minute)
+	defer cancel()
+	for {
+		out, err := exec.CommandContext(ctx, d.holdfast, "instant", "list", "--storage", storage, "--json").Output()
+		if err != nil {
+			return fmt.Errorf("ask how far the disks are: %w", err)
+		}
+		if strings.TrimSpace(string(out)) == "[]" {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the disks did not become local: %s", out)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	disks, err := filepath.Glob(filepath.Join(storage, "shop-vd*"))
+	if err != nil {
+		return err
+	}
+	d.say("Its %d disks are local now, and it depends on nothing of ours.", len(disks))
+	return nil
+}
+
 // clean ends what the demo started.
 func (d *demo) clean() {
 	if d.vm != nil && !d.vm.Ended() {
@@ -229,8 +309,14 @@ func (d *demo) clean() {
 	if d.dir == "" {
 		return
 	}
+	d.killRestored()
+	_ = os.RemoveAll(d.dir)
+}
+
+// killRestored ends the restored machines, which are nobody's children.
+func (d *demo) killRestored() {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, line := range lines { // the restored machine is nobody's child
+	for _, line := range lines {
 		args, _ := os.ReadFile(line)
 		if !strings.Contains(string(args), d.dir) || !strings.HasPrefix(filepath.Base(strings.Split(string(args), "\x00")[0]), "qemu-system") {
 			continue
@@ -240,5 +326,4 @@ func (d *demo) clean() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
-	_ = os.RemoveAll(d.dir)
 }
