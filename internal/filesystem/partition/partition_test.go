@@ -146,7 +146,9 @@ func change(t *testing.T, path string, off int64, p []byte) {
 // Wherever the primary GPT is damaged, the backup shows the same partitions; with both damaged it is an error, and never half a table.
 func TestBackupGPT(t *testing.T) {
 	for sector, make := range map[int64]func(*testing.T) string{
-		512:  func(t *testing.T) string { return makeDisk(t, 16*mebi, "label: gpt\nsize=1M, type=U\nsize=2M, name=root\n") },
+		512: func(t *testing.T) string {
+			return makeDisk(t, 16*mebi, "label: gpt\nsize=1M, type=U\nsize=2M, name=root\n")
+		},
 		4096: func(t *testing.T) string { return fdisk(t, 16*mebi) },
 	} {
 		for _, at := range []int64{0, 16, 24, 56, 72, 80, 88, sector, sector + 32, 3 * sector} {
