@@ -3,7 +3,7 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"path"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
@@ -25,20 +25,13 @@ func (s slot) String() string {
 }
 
 const (
-	i440FX    = 0x1237 // device of the host bridge of a machine whose PCI slots take devices while it runs
-	pciBridge = 0x0604 // class
-	pciSlots  = 32
+	i440FX   = 0x1237 // device of the host bridge of a machine whose PCI slots take devices while it runs
+	pciSlots = 32
 )
 
 type pciDevice struct {
-	QDev      string `json:"qdev_id"`
-	Slot      int
-	ClassInfo struct{ Class int } `json:"class_info"`
-	ID        struct{ Device, Vendor int }
-	Bridge    *struct {
-		Bus     struct{ Number int }
-		Devices []pciDevice
-	} `json:"pci_bridge"`
+	Slot int
+	ID   struct{ Device, Vendor int }
 }
 
 // findSlots returns the free slots that QEMU offers, the better ones first.
@@ -53,47 +46,78 @@ func findSlots(ctx context.Context, c *qmp.Client) ([]slot, error) {
 	}
 	var out []slot
 	for _, b := range buses {
-		if b.Bus == 0 {
-			out = append(out, pciFree(b.Devices)...)
+		if b.Bus == 0 && takesAny(b.Devices) {
+			out = append(out, slot{driver: "virtio-blk-pci", prefix: "vd"})
+			break
 		}
 	}
-	scsi, err := scsiBuses(ctx, c)
-	return append(out, scsi...), err
+	more, err := namedSlots(ctx, c)
+	return append(out, more...), err
 }
 
-// pciFree returns the slots among the devices of the first bus: any of a pc, an empty root port of a q35.
-func pciFree(devices []pciDevice) []slot {
-	var out []slot
+// takesAny reports whether the first bus takes a device at any free place while the machine runs, as that of a pc does.
+func takesAny(devices []pciDevice) bool {
 	used := map[int]bool{}
 	hot := false
 	for _, d := range devices {
 		used[d.Slot] = true
 		hot = hot || d.ID.Vendor == 0x8086 && d.ID.Device == i440FX
-		if d.ClassInfo.Class == pciBridge && d.QDev != "" && d.Bridge != nil && len(d.Bridge.Devices) == 0 {
-			out = append(out, slot{driver: "virtio-blk-pci", bus: d.QDev, prefix: "vd"})
-		}
 	}
-	if hot && len(used) < pciSlots {
-		out = append([]slot{{driver: "virtio-blk-pci", prefix: "vd"}}, out...)
-	}
-	return out
+	return hot && len(used) < pciSlots
 }
 
-// scsiBuses returns the buses of virtio SCSI controllers that have an ID.
-func scsiBuses(ctx context.Context, c *qmp.Client) ([]slot, error) {
-	const peripheral = "/machine/peripheral"
+// object is a device that was given on the command line or plugged in later.
+type object struct {
+	path, kind string
+	bus        string // it sits on
+}
+
+// namedSlots returns the empty root ports and the SCSI controllers that have an ID. What sits where is asked of the devices: before the firmware has run, the
+// buses below ports have no numbers.
+func namedSlots(ctx context.Context, c *qmp.Client) ([]slot, error) {
+	var all []object
+	for _, dir := range []string{"/machine/peripheral", "/machine/peripheral-anon"} {
+		some, err := listObjects(ctx, c, dir)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	var ports, scsi []slot
+	for _, o := range all {
+		id, named := strings.CutPrefix(o.path, "/machine/peripheral/")
+		taken := slices.ContainsFunc(all, func(other object) bool { return strings.HasPrefix(other.bus, o.path+"/") })
+		switch {
+		case !named:
+		case (o.kind == "pcie-root-port" || o.kind == "ioh3420") && !taken:
+			ports = append(ports, slot{driver: "virtio-blk-pci", bus: id, prefix: "vd"})
+		case strings.HasPrefix(o.kind, "virtio-scsi"):
+			scsi = append(scsi, slot{driver: "scsi-hd", bus: id + ".0", prefix: "sd"})
+		}
+	}
+	return append(ports, scsi...), nil
+}
+
+func listObjects(ctx context.Context, c *qmp.Client, dir string) ([]object, error) {
 	var children []struct{ Name, Type string }
-	if err := c.Execute(ctx, "qom-list", map[string]any{"path": peripheral}, &children); err != nil {
+	if err := c.Execute(ctx, "qom-list", map[string]any{"path": dir}, &children); err != nil {
 		if qmp.Refused(err) {
 			return nil, nil
 		}
 		return nil, err
 	}
-	var out []slot
+	var out []object
 	for _, child := range children {
-		if strings.HasPrefix(child.Type, "child<virtio-scsi") {
-			out = append(out, slot{driver: "scsi-hd", bus: path.Base(child.Name) + ".0", prefix: "sd"})
+		kind, ok := strings.CutPrefix(child.Type, "child<")
+		if !ok {
+			continue
 		}
+		o := object{path: dir + "/" + child.Name, kind: strings.TrimSuffix(kind, ">")}
+		var err error
+		if o.bus, err = qomString(ctx, c, o.path, "parent_bus"); err != nil {
+			return nil, err
+		}
+		out = append(out, o)
 	}
 	return out, nil
 }
