@@ -68,6 +68,7 @@ func viewBytes(r io.ReaderAt, size int64) (view, error) {
 
 // With checksums, whatever byte is changed: what is shown, but for the content of files, is right or is an error.
 func TestChecksumsTellDamage(t *testing.T) {
+	t.Parallel()
 	image := readImage(t, 4<<20, "-t", "ext4", "-O", "inline_data", "-b", "1024", "-N", "64", "-d", smallTree(t))
 	v, err := viewBytes(bytes.NewReader(image), int64(len(image)))
 	if err != nil {
@@ -123,6 +124,7 @@ func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 
 // A read that fails is an error with its reason, whichever it is, and no excuse to call the file system damaged.
 func TestEveryReadMayFail(t *testing.T) {
+	t.Parallel()
 	image := makeImage(t, 8<<20, "-t", "ext4", "-b", "1024", "-J", "size=1", "-d", smallTree(t))
 	block := blocksOfFile(t, opened(t, image), "middle")[0]
 	debug(t, image, "journal_open -c -v 3", fmt.Sprintf("journal_write -b %d %s", block, os.Args[0]), "journal_close")
@@ -181,6 +183,7 @@ func (c *counting) ReadAt(p []byte, off int64) (int, error) {
 
 // Few reads are made: a file as large as its extents allow, inodes and directories by chunks.
 func TestReadsAreLarge(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	f := &filler{t: t, dir: dir, rng: rand.New(rand.NewPCG(8, 8))}
 	f.file("large", 6<<20)

@@ -3,7 +3,8 @@
 // [Open] takes the device as it is, also one that was in use when it was copied: the journal and the fast commits after it are
 // replayed into memory, so that reading shows what a mount would show, and nothing is ever written. What carries a checksum is
 // checked when it is used, after the replay; a mismatch is [filesystem.ErrCorrupt]. An incompatible feature that is not known
-// here is [filesystem.ErrUnsupported], as it is for the kernel, and so is a single encrypted file.
+// here is [filesystem.ErrUnsupported], as it is for the kernel, and so is a single encrypted file. Files that were removed while
+// open, which a mount would delete, have no name that leads to them; those that it would cut have their new size already.
 //
 // Memory is bounded: 16 MiB of metadata, a few words for each block that the journal holds, and one mapping block for each open
 // file. An [FS] and its files are safe for concurrent use. Read errors of the device come back as they are, wrapped.

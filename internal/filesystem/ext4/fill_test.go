@@ -75,7 +75,7 @@ func fill(t testing.TB, dir string, entries int) {
 }
 
 func (f *filler) sizes() {
-	for _, n := range []int{0, 1, 59, 60, 61, 100, 130, 150, 160, 200, 511, 1023, 1024, 1025, 4095, 4096, 4097, 70000, 3 << 20} {
+	for _, n := range []int{0, 1, 59, 60, 61, 100, 130, 150, 160, 200, 511, 1023, 1024, 1025, 4095, 4096, 4097, 70000, 1 << 20} {
 		f.file(fmt.Sprintf("size-%d", n), n)
 	}
 	grown := f.file("grown", 20)
@@ -205,11 +205,11 @@ func (f *filler) fragments() {
 	f.must(err)
 	defer b.Close()
 	block := f.bytes(4096)
-	for i := range int64(1500) {
+	for i := range int64(800) {
 		binary.LittleEndian.PutUint64(block, uint64(i))
 		_, err := a.WriteAt(block[:4096-i%2*3000], i*3*4096)
 		f.must(err)
-		_, err = b.WriteAt(block, (1500-i)*2*4096)
+		_, err = b.WriteAt(block, (800-i)*2*4096)
 		f.must(err)
 	}
 }

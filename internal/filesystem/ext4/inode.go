@@ -19,7 +19,6 @@ const (
 
 	flagEncrypted  = 0x800
 	flagIndex      = 0x1000
-	flagHugeFile   = 0x40000
 	flagExtents    = 0x80000
 	flagEAInode    = 0x200000
 	flagInlineData = 0x10000000

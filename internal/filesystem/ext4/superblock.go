@@ -39,8 +39,6 @@ type superblock struct {
 	firstInode     uint64
 	ownInodes      []uint64 // that no name may lead to: quota files and the orphan file
 	journalInode   uint64
-	orphanFile     uint64
-	lastOrphan     uint64
 
 	state    uint16
 	creator  uint32
@@ -113,7 +111,7 @@ func (sb *superblock) parse(raw []byte) {
 	copy(sb.uuid[:], raw[0x68:0x78])
 	label, _, _ := bytes.Cut(raw[0x78:0x88], []byte{0})
 	sb.label = string(label)
-	sb.journalInode, sb.lastOrphan = uint64(le32(raw, 0xE0)), uint64(le32(raw, 0xE8))
+	sb.journalInode = uint64(le32(raw, 0xE0))
 	sb.firstMetaBG = uint64(le32(raw, 0x104))
 	sb.descSize = 32
 	if sb.incompat&incompat64bit != 0 {
@@ -126,7 +124,6 @@ func (sb *superblock) parse(raw []byte) {
 		sb.clusterBlocks = 1 << (clusterLog - log)
 	}
 	sb.backupGroups = [2]uint64{uint64(le32(raw, 0x24C)), uint64(le32(raw, 0x250))}
-	sb.orphanFile = uint64(le32(raw, 0x280))
 	for _, at := range []int{0x240, 0x244, 0x26C, 0x280} {
 		if n := le32(raw, at); n != 0 {
 			sb.ownInodes = append(sb.ownInodes, uint64(n))
