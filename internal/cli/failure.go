@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/disks"
+	"github.com/holdfast-vm/holdfast/internal/drill"
 	"github.com/holdfast-vm/holdfast/internal/export"
 	"github.com/holdfast-vm/holdfast/internal/files"
 	"github.com/holdfast-vm/holdfast/internal/files/mount"
@@ -35,6 +36,7 @@ const (
 	StatusDamage      = 3
 	StatusConsistency = 4
 	StatusKey         = 5
+	StatusNotVerified = 6
 	StatusInterrupted = 130
 )
 
@@ -79,6 +81,9 @@ var causes = []cause{
 	{errUsage, "usage", StatusUsage, ""},
 	{errDamage, "damage", StatusDamage, "points that are not named above are whole; restore what was hit from another vault or back it up again"},
 	{protect.ErrConsistency, "consistency", StatusConsistency, "leave out --require to accept a lower level, or see the reason above: is the guest agent installed and running in the guest?"},
+	{drill.ErrNotVerified, "not_verified", StatusNotVerified, "what was found out is on the point: `holdfast point show`; --json shows the output of the checks"},
+	{drill.ErrNoDefinition, "no_definition", StatusError, "it is a point of disk images: there is no machine to boot"},
+	{drill.ErrOtherKind, "other_kind", StatusError, "name a host of libvirt with --connect, such as qemu:///system"},
 	{errNoKey, "no_key", StatusKey, "give --key-file FILE, --passphrase-file FILE, or set HOLDFAST_PASSPHRASE"},
 	{vault.ErrWrongKey, "wrong_key", StatusKey, "give the key that the vault was made with, another of `holdfast vault key list`, or the recovery key"},
 	{vault.ErrNotVault, "not_a_vault", StatusKey, "check --vault; `holdfast vault init DIR` makes a new vault"},

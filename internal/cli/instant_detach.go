@@ -23,13 +23,14 @@ const (
 
 // detachInstant runs this very command without --detach in the background and returns when the machine's disks are served.
 func (a *app) detachInstant(ctx context.Context, storage, name string) error {
-	if err := os.MkdirAll(storage, 0o711); err != nil {
-		return err
+	dir, err := a.stateDir()
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
 	}
-	path, err := filepath.Abs(filepath.Join(storage, name+".instant.log"))
 	if err != nil {
 		return err
 	}
+	path := filepath.Join(dir, "instant-"+filepath.Base(name)+".log")
 	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err

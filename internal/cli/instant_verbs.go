@@ -291,9 +291,14 @@ made for it: what the guest has written is lost. Nothing that was there before i
 			return err
 		}
 		defer closeHost()
+		watch, err := restore.WatchInstant(storage, name)
+		if err != nil {
+			return err
+		}
+		defer watch.Close()
 		await, err := restore.AbandonInstant(ctx, h, storage, name, restore.InstantOptions{})
 		if err == nil && await {
-			err = a.awaitAbandoned(ctx, storage, name)
+			err = awaitAbandoned(ctx, watch, storage, name)
 		}
 		if err != nil {
 			return err
@@ -308,21 +313,14 @@ made for it: what the guest has written is lost. Nothing that was there before i
 const abandonPoll = 50 * time.Millisecond
 
 // awaitAbandoned returns when the process that hydrates has removed everything, or has ended without.
-func (a *app) awaitAbandoned(ctx context.Context, storage, name string) error {
+func awaitAbandoned(ctx context.Context, watch *restore.InstantWatch, storage, name string) error {
 	for {
-		_, err := restore.ReadInstant(storage, name)
-		if errors.Is(err, restore.ErrNoInstant) {
-			return nil
-		}
-		served := false
-		if err == nil {
-			served, err = restore.InstantServed(storage, name)
-		}
+		served, err := watch.Served()
 		if err != nil {
 			return err
 		}
 		if !served {
-			return errors.New("the process that served it has ended without doing that: run this again")
+			break
 		}
 		select {
 		case <-ctx.Done():
@@ -330,4 +328,12 @@ func (a *app) awaitAbandoned(ctx context.Context, storage, name string) error {
 		case <-time.After(abandonPoll):
 		}
 	}
+	_, err := restore.ReadInstant(storage, name)
+	switch {
+	case errors.Is(err, restore.ErrNoInstant):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.New("the process that served it has ended without doing that: run this again")
 }

@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
@@ -121,8 +123,34 @@ func (i *instant) makeAnew(ctx context.Context) error {
 		return fmt.Errorf("define machine %s: %w", i.name, err)
 	}
 	i.st.Warnings, i.st.StartWith = built.Warnings, built.Start
+	if err := i.noteOwnFiles(); err != nil {
+		return err
+	}
 	if i.st.UUID == "" {
 		i.st.UUID = built.UUID
+	}
+	return nil
+}
+
+var ownFile = regexp.MustCompile(`^\.[A-Za-z0-9_.-]+`)
+
+// noteOwnFiles adds the sockets, logs and other files that a plain QEMU will make under the machine's name, by its start script, to what is removed when
+// it is abandoned.
+func (i *instant) noteOwnFiles() error {
+	text, err := os.ReadFile(i.path(".sh"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the host has another form of definition
+	}
+	if err != nil {
+		return err
+	}
+	plain := strings.NewReplacer(`'\''`, `'`, ",,", ",").Replace(string(text))
+	for _, rest := range strings.Split(plain, i.path(""))[1:] {
+		suffix := ownFile.FindString(rest)
+		path := i.path(suffix)
+		if _, err := os.Lstat(path); suffix != "" && errors.Is(err, fs.ErrNotExist) && !slices.Contains(i.st.Made, path) {
+			i.st.Made = append(i.st.Made, path)
+		}
 	}
 	return nil
 }

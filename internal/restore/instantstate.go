@@ -243,23 +243,51 @@ func ReadInstant(dir, name string) (InstantState, error) {
 
 // InstantServed reports whether a process works on an instant restore.
 func InstantServed(dir, name string) (bool, error) {
-	p, err := placeOf(durable.OS{}, dir, name)
+	w, err := WatchInstant(dir, name)
 	if err != nil {
 		return false, err
 	}
+	defer w.Close()
+	return w.Served()
+}
+
+// InstantWatch looks whether a process works on an instant restore, to its very end.
+type InstantWatch struct {
+	name string
+	f    *os.File // of the lock; nil if there was none
+}
+
+// WatchInstant returns a watch over the process that works on an instant restore now.
+func WatchInstant(dir, name string) (*InstantWatch, error) {
+	p, err := placeOf(durable.OS{}, dir, name)
+	if err != nil {
+		return nil, err
+	}
 	f, err := os.Open(p.path(lockSuffix))
-	if errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("look who serves instant restore %s: %w", name, err)
+	}
+	return &InstantWatch{name, f}, nil
+}
+
+// Served reports whether the process is at work still.
+func (w *InstantWatch) Served() (bool, error) {
+	if w.f == nil {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("look who serves instant restore %s: %w", name, err)
-	}
-	defer f.Close()
 	whole := unix.Flock_t{Type: unix.F_RDLCK} // only asked for: taking it would be in the way of one that begins
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &whole); err != nil {
-		return false, fmt.Errorf("look who serves instant restore %s: %w", name, err)
+	if err := unix.FcntlFlock(w.f.Fd(), unix.F_OFD_GETLK, &whole); err != nil {
+		return false, fmt.Errorf("look who serves instant restore %s: %w", w.name, err)
 	}
 	return whole.Type != unix.F_UNLCK, nil
+}
+
+// Close ends the watch.
+func (w *InstantWatch) Close() error {
+	if w.f == nil {
+		return nil
+	}
+	return w.f.Close()
 }
 
 // ReadInstantWish returns what is asked of the process that hydrates.
