@@ -2,6 +2,8 @@ package ext4
 
 import (
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // variants are the kinds of file systems that the kernel fills and our reader is compared on.
@@ -47,7 +49,17 @@ func TestKernelCorpus(t *testing.T) {
 			want := mountView(t, dir)
 			f := opened(t, image)
 			sameViews(t, viewOf(t, f), want, true)
+			var st unix.Statfs_t
+			if err := unix.Statfs(dir, &st); err != nil {
+				t.Fatal(err)
+			}
 			unmount()
+			if info, free := f.Info(), int64(st.Bfree)*st.Bsize; info.Size-info.Used != free || len(info.Notes) != 0 {
+				t.Errorf("%d bytes are free, want %d; notes %q", info.Size-info.Used, free, info.Notes)
+			}
+			if sum, err := f.countFree(); err != nil || int64(sum) != int64(st.Bfree) {
+				t.Errorf("groups have %d free blocks, want %d: %v", sum, st.Bfree, err)
+			}
 			if info := f.Info(); info.Type != v.kind || info.Label != "holdfast" || info.UUID != "01234567-89ab-cdef-0123-456789abcdef" || info.Size != v.size {
 				t.Errorf("Info is %+v", info)
 			}

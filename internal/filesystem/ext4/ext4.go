@@ -50,6 +50,9 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 	if err := f.recover(); err != nil {
 		return nil, err
 	}
+	if f.sb.state&stateErrors != 0 {
+		f.note("the kernel has found errors in it that no check has repaired")
+	}
 	root, err := f.inode(rootInode)
 	if err != nil {
 		return nil, err

@@ -14,8 +14,9 @@ const (
 	superblockSize   = 1024
 	superblockMagic  = 0xEF53
 
-	stateClean = 1
-	creatorGNU = 1 // the Hurd keeps other things where Linux keeps the high halves of owners
+	stateClean  = 1
+	stateErrors = 2
+	creatorGNU  = 1 // the Hurd keeps other things where Linux keeps the high halves of owners
 )
 
 // superblock is what the file system says of itself, checked.
