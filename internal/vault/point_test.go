@@ -22,6 +22,7 @@ func FuzzPoint(f *testing.F) {
 	f.Add(manifestEncoder.EncodeAll([]byte(`{"id":"x","disks":[{}]}`), nil), true)
 	f.Add(manifestEncoder.EncodeAll(make([]byte, 1<<20), nil), true)
 	f.Add([]byte{}, true)
+	f.Add(manifestEncoder.EncodeAll([]byte(`{"x":[{}],"vm":"v","time":"2026-01-01T00:00:00Z"}`), nil), true)
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
 		if seal {
 			b = sealBytes(t, v, id, b)
@@ -30,6 +31,9 @@ func FuzzPoint(f *testing.F) {
 			p, err := v.openPoint(name, b)
 			if err != nil && !errors.Is(err, ErrCorrupt) || err == nil && (p == nil || name != pointsPrefix+id) {
 				t.Fatalf("%s opens to %v, %v", name, p, err)
+			}
+			if plain, err := v.unsealPoint(name, b); err == nil {
+				_, _ = parseHeading(plain)
 			}
 		}
 	})

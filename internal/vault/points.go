@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -52,10 +53,13 @@ func (v *Vault) sealPoint(p *point.RecoveryPoint) ([]byte, error) {
 	if err != nil || len(id) != 16 {
 		return nil, fmt.Errorf("point ID %q is not 32 hexadecimal digits", p.ID)
 	}
-	plain, err := json.Marshal(p)
-	if err != nil {
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetEscapeHTML(false) // definitions are XML
+	if err := enc.Encode(p); err != nil {
 		return nil, fmt.Errorf("encode point %s: %w", p.ID, err)
 	}
+	plain := text.Bytes()
 	if len(plain) > maxManifest {
 		return nil, fmt.Errorf("point %s: its manifest of %d bytes is too large", p.ID, len(plain))
 	}
@@ -71,6 +75,19 @@ func (v *Vault) sealPoint(p *point.RecoveryPoint) ([]byte, error) {
 }
 
 func (v *Vault) openPoint(name string, raw []byte) (*point.RecoveryPoint, error) {
+	plain, err := v.unsealPoint(name, raw)
+	if err != nil {
+		return nil, err
+	}
+	var p point.RecoveryPoint
+	if err := json.Unmarshal(plain, &p); err != nil {
+		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
+	}
+	return &p, nil
+}
+
+// unsealPoint returns the JSON of the point in the object name.
+func (v *Vault) unsealPoint(name string, raw []byte) ([]byte, error) {
 	id, err := hex.DecodeString(strings.TrimPrefix(name, pointsPrefix))
 	if err != nil || len(raw) < pointHead || string(raw[:8]) != pointMagic || string(raw[8:24]) != string(id) {
 		return nil, fmt.Errorf("%w: %s is not a point of this format", ErrCorrupt, name)
@@ -87,11 +104,7 @@ func (v *Vault) openPoint(name string, raw []byte) (*point.RecoveryPoint, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
 	}
-	var p point.RecoveryPoint
-	if err := json.Unmarshal(plain, &p); err != nil {
-		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
-	}
-	return &p, nil
+	return plain, nil
 }
 
 // readAhead is how many manifests are read at once: most of the time of a small object is waiting for it.
@@ -99,6 +112,11 @@ const readAhead = 16
 
 // eachPoint calls visit with every manifest's name and point, or with the error that keeps it from being read, in the order of names.
 func (v *Vault) eachPoint(ctx context.Context, visit func(name string, p *point.RecoveryPoint, err error) error) error {
+	return eachManifest(ctx, v, v.readPoint, visit)
+}
+
+// eachManifest calls visit with what read makes of every manifest, in the order of names.
+func eachManifest[T any](ctx context.Context, v *Vault, read func(ctx context.Context, name string) (T, error), visit func(name string, m T, err error) error) error {
 	var names []string
 	for info, err := range v.store.List(ctx, pointsPrefix) {
 		if err != nil {
@@ -107,12 +125,12 @@ func (v *Vault) eachPoint(ctx context.Context, visit func(name string, p *point.
 		names = append(names, info.Name)
 	}
 	for batch := range slices.Chunk(names, 16*readAhead) {
-		points, errs := make([]*point.RecoveryPoint, len(batch)), make([]error, len(batch))
+		got, errs := make([]T, len(batch)), make([]error, len(batch))
 		var g errgroup.Group
 		g.SetLimit(readAhead)
 		for i, name := range batch {
 			g.Go(func() error {
-				points[i], errs[i] = v.readPoint(ctx, name)
+				got[i], errs[i] = read(ctx, name)
 				return nil
 			})
 		}
@@ -121,7 +139,7 @@ func (v *Vault) eachPoint(ctx context.Context, visit func(name string, p *point.
 			if errors.Is(errs[i], blob.ErrNotExist) {
 				continue // deleted since it was listed
 			}
-			if err := visit(name, points[i], errs[i]); err != nil {
+			if err := visit(name, got[i], errs[i]); err != nil {
 				return err
 			}
 		}
@@ -140,7 +158,7 @@ func (v *Vault) readPoint(ctx context.Context, name string) (*point.RecoveryPoin
 // Points returns all points, oldest first. A manifest that can not be read is an error: `vault check` says what to do.
 func (v *Vault) Points(ctx context.Context) ([]*point.RecoveryPoint, error) {
 	var points []*point.RecoveryPoint
-	err := v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
+	err := eachManifest(ctx, v, v.knownPoint, func(name string, p *point.RecoveryPoint, err error) error {
 		if err != nil {
 			return fmt.Errorf("read point %s: %w", strings.TrimPrefix(name, pointsPrefix), err)
 		}
@@ -155,16 +173,7 @@ func (v *Vault) Points(ctx context.Context) ([]*point.RecoveryPoint, error) {
 // ErrAmbiguous.
 func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, error) {
 	if vm, ok := strings.CutSuffix(ref, "@latest"); ok {
-		points, err := v.Points(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range slices.Backward(points) {
-			if p.VM == vm && !p.IsSnapshot() {
-				return p, nil
-			}
-		}
-		return nil, fmt.Errorf("%w: %q has none", ErrNoPoint, vm)
+		return v.latest(ctx, vm)
 	}
 	if ref == "" || len(ref) > 32 || strings.Trim(ref, "0123456789abcdef") != "" {
 		return nil, fmt.Errorf("%w: %q is neither the beginning of an ID nor NAME@latest", ErrNoPoint, ref)
@@ -182,11 +191,11 @@ func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, er
 	case 0:
 		return nil, fmt.Errorf("%w: none begins with %q", ErrNoPoint, ref)
 	case 1:
-		raw, err := blob.Get(ctx, v.store, names[0])
+		p, err := v.knownPoint(ctx, names[0])
 		if err != nil {
 			return nil, fmt.Errorf("read point %s: %w", ref, err)
 		}
-		return v.openPoint(names[0], raw)
+		return p, nil
 	}
 	for i, n := range names {
 		names[i] = strings.TrimPrefix(n, pointsPrefix)[:12]

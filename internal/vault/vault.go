@@ -75,6 +75,7 @@ type Vault struct {
 	reader  *pack.Reader
 	index   *index.Index
 	nodes   *nodeCache
+	known   knownPoints
 }
 
 // Open opens the vault in s with key. It returns ErrNotVault, ErrNewer, ErrWrongKey or ErrCorrupt.

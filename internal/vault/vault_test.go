@@ -40,6 +40,21 @@ func openVault(t testing.TB, s blob.Store, key vault.Key) *vault.Vault {
 	return v
 }
 
+// memVault makes a vault in memory and opens it.
+func memVault(t testing.TB) (*mem.Store, vault.Key, *vault.Vault) {
+	t.Helper()
+	store := mem.New()
+	key := newVault(t, store)
+	return store, key, openVault(t, store, key)
+}
+
+func deletePoint(t *testing.T, v *vault.Vault, id point.ID) {
+	t.Helper()
+	if err := v.DeletePoint(context.Background(), id); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // disk is a model of a disk: what it holds, and the root that the vault gave it.
 type disk struct {
 	data []byte
@@ -115,9 +130,7 @@ func TestPointsReadBack(t *testing.T) {
 	ctx := context.Background()
 	for seed := range uint64(8) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		store := mem.New()
-		key := newVault(t, store)
-		v := openVault(t, store, key)
+		store, key, v := memVault(t)
 		d := &disk{data: make([]byte, rng.IntN(150*testChunk)+1)}
 		want := map[point.ID][]byte{}
 		for range 5 {
@@ -186,8 +199,7 @@ func requirePoint(t *testing.T, v *vault.Vault, p *point.RecoveryPoint, want []b
 // A second copy of what is stored adds next to nothing; a changed chunk adds a chunk and its path.
 func TestOnlyNewBytesAreStored(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	_, _, v := memVault(t)
 	rng := rand.New(rand.NewPCG(1, 2))
 	a := &disk{data: make([]byte, 500*testChunk)}
 	for i := range a.data {
@@ -286,8 +298,7 @@ func TestKeysComeAndGo(t *testing.T) {
 
 func TestPointReferences(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	_, _, v := memVault(t)
 	d := &disk{data: make([]byte, testChunk)}
 	var last *point.RecoveryPoint
 	for i, id := range []point.ID{"aa000000000000000000000000000000", "ab000000000000000000000000000000"} {
@@ -316,11 +327,41 @@ func TestPointReferences(t *testing.T) {
 	}
 }
 
+// A point that was read is the reader's: what is done to it shows nowhere else, and one that was deleted is gone.
+func TestPointsBelongToTheirReaders(t *testing.T) {
+	ctx := context.Background()
+	_, _, v := memVault(t)
+	d := randomDisk(1, 1)
+	want := backUpWhole(t, v, d)
+	for range 2 {
+		points, err := v.Points(ctx)
+		if err != nil || len(points) != 1 {
+			t.Fatal(len(points), err)
+		}
+		one, err := v.Point(ctx, "vm@latest")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range append(points, one) {
+			if p.VM != want.VM || p.Tags != nil || len(p.Disks) != 1 || p.Disks[0].Name != want.Disks[0].Name {
+				t.Fatalf("it reads as %+v, want %+v", p, want)
+			}
+			p.VM, p.Tags, p.Disks[0].Name = "x", map[string]string{"a": "b"}, "x"
+		}
+	}
+	deletePoint(t, v, want.ID)
+	if points, err := v.Points(ctx); err != nil || len(points) > 0 {
+		t.Errorf("%v are left: %v", points, err)
+	}
+	if p, err := v.Point(ctx, "vm@latest"); !errors.Is(err, vault.ErrNoPoint) {
+		t.Errorf("%v is left: %v", p, err)
+	}
+}
+
 // An object among the points that is none answers to no name, and stands in the way of none.
 func TestStrayObjectsAreNoPoints(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	store, _, v := memVault(t)
 	for _, name := range []string{"points/abc", "points/abd", "points/0123456789abcdef0123456789abcdef0"} {
 		if err := blob.Put(ctx, store, name, nil); err != nil {
 			t.Fatal(err)

@@ -1,0 +1,157 @@
+package vault_test
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/blob/dir"
+	"github.com/holdfast-vm/holdfast/internal/blob/mem"
+	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+// counted counts calls. Listing is one, however much it lists.
+type counted struct {
+	*mem.Store
+	calls int
+}
+
+func (c *counted) Create(ctx context.Context, name string) (blob.Writer, error) {
+	c.calls++
+	return c.Store.Create(ctx, name)
+}
+
+func (c *counted) ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error) {
+	c.calls++
+	return c.Store.ReadAt(ctx, name, p, off)
+}
+
+func (c *counted) Stat(ctx context.Context, name string) (blob.Info, error) {
+	c.calls++
+	return c.Store.Stat(ctx, name)
+}
+
+func (c *counted) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+	c.calls++
+	return c.Store.List(ctx, prefix)
+}
+
+func (c *counted) Delete(ctx context.Context, name string) error {
+	c.calls++
+	return c.Store.Delete(ctx, name)
+}
+
+// However many points a disk has, what is done with one of them asks the store for the same: listing apart, nothing is read of the others.
+func TestPointsDoNotSlowEachOther(t *testing.T) {
+	ctx := context.Background()
+	inner := mem.New()
+	key := newVault(t, inner)
+	store := &counted{Store: inner}
+	v := openVault(t, store, key)
+	rng := rand.New(rand.NewPCG(1, 41))
+	d := &disk{data: make([]byte, 64*64*testChunk)}
+	var last *point.RecoveryPoint
+	take := func() {
+		at := rng.Int64N(64*64) * testChunk
+		s := begin(t, v)
+		d.data[at]++
+		if err := put(ctx, s, d, extent.Of(extent.Extent{Off: at, Len: testChunk}), nil); err != nil {
+			t.Fatal(err)
+		}
+		last = newPoint("vm", d)
+		if err := s.Commit(ctx, last); err != nil {
+			t.Fatal(err)
+		}
+	}
+	measure := func() map[string]int {
+		first := last
+		take()
+		calls := make(map[string]int)
+		for what, do := range map[string]func() error{
+			"begin": func() error {
+				s, err := v.Begin(ctx)
+				if err == nil {
+					s.Abort()
+				}
+				return err
+			},
+			"find":   func() error { _, err := v.Point(ctx, string(first.ID)); return err },
+			"prefix": func() error { _, err := v.Point(ctx, string(first.ID[:16])); return err },
+			"diff": func() error {
+				_, err := v.Diff(ctx, first.Disks[0].Root, first.Disks[0].Size, last.Disks[0].Root, last.Disks[0].Size)
+				return err
+			},
+			"note": func() error { _, err := v.AddNote(ctx, last.ID, "drill", nil); return err },
+		} {
+			before := store.calls
+			if err := do(); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			calls[what] = store.calls - before
+		}
+		before := store.calls
+		deletePoint(t, v, first.ID)
+		calls["delete"] = store.calls - before
+		return calls
+	}
+	take()
+	few := measure()
+	for range 300 {
+		take()
+	}
+	if many := measure(); fmt.Sprint(many) != fmt.Sprint(few) {
+		t.Errorf("with 300 points calls of the store are %v, with few %v", many, few)
+	}
+}
+
+// BenchmarkPoints lists 5,000 points, each with a definition of some KiB: in a vault that was just opened, again, and to find the latest in one just opened.
+func BenchmarkPoints(b *testing.B) {
+	ctx := context.Background()
+	store, err := dir.Create(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer store.Close()
+	key := newVault(b, store)
+	v := openVault(b, store, key)
+	xml := "<domain>" + strings.Repeat("<controller type='pci' index='1' model='pcie-root-port'/>", 150) + "</domain>"
+	for range 5000 {
+		p := newPoint("vm")
+		p.Time = time.Now()
+		p.Definition = point.Definition{Kind: "libvirt", InactiveXML: xml, LiveXML: xml, MigratableXML: xml}
+		if err := vault.PutPoint(ctx, v, p); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for name, do := range map[string]func(v *vault.Vault) error{
+		"cold":   func(v *vault.Vault) error { _, err := openVault(b, store, key).Points(ctx); return err },
+		"warm":   func(v *vault.Vault) error { _, err := v.Points(ctx); return err },
+		"latest": func(v *vault.Vault) error { _, err := openVault(b, store, key).Point(ctx, "vm@latest"); return err },
+	} {
+		b.Run(name, func(b *testing.B) {
+			before := cpuTime(b)
+			for b.Loop() {
+				if err := do(v); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(cpuTime(b)-before)/float64(b.N)/1e6, "cpu-ms/op")
+		})
+	}
+}
+
+func cpuTime(b *testing.B) int64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return u.Utime.Nano() + u.Stime.Nano()
+}
