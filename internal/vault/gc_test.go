@@ -79,13 +79,10 @@ func requireContent(t *testing.T, v *vault.Vault, p *point.RecoveryPoint, want [
 
 // Deleting a point and collecting frees what only it held, at once, and nothing else.
 func TestCollectingFreesWhatADeletedPointHeld(t *testing.T) {
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	store, _, v := memVault(t)
 	a, b := randomDisk(1, 100), randomDisk(2, 50)
 	pa, pb := backUpWhole(t, v, a), backUpWhole(t, v, b)
-	if err := v.DeletePoint(context.Background(), pa.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, v, pa.ID)
 	r := collect(t, v)
 	if left := storedBytes(t, store); left > 51*testChunk+8192 || r.FreedBytes < 100*testChunk {
 		t.Fatalf("%d bytes left, report %+v", left, r)
@@ -95,15 +92,12 @@ func TestCollectingFreesWhatADeletedPointHeld(t *testing.T) {
 
 // A pack of which little is needed is rewritten; the points that need it read back.
 func TestThinPacksAreRewritten(t *testing.T) {
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	store, _, v := memVault(t)
 	a := randomDisk(1, 100)
 	pa := backUpWhole(t, v, a)
 	part := &disk{data: bytes.Clone(a.data[:20*testChunk])}
 	pp := backUpWhole(t, v, part) // shares the pack
-	if err := v.DeletePoint(context.Background(), pa.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, v, pa.ID)
 	if r := collect(t, v); r.ThinPacks == 0 {
 		t.Fatalf("nothing rewritten: %+v", r)
 	}
@@ -117,9 +111,7 @@ func TestThinPacksAreRewritten(t *testing.T) {
 // meanwhile. Later sessions do not count on what is condemned.
 func TestARunningSessionKeepsWhatItCountsOn(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	key := newVault(t, store)
-	v := openVault(t, store, key)
+	store, key, v := memVault(t)
 	d := randomDisk(1, 40)
 	old := backUpWhole(t, v, d)
 
@@ -128,9 +120,7 @@ func TestARunningSessionKeepsWhatItCountsOn(t *testing.T) {
 	if err := put(ctx, s, clone, extent.Of(extent.Extent{Len: int64(len(d.data))}), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.DeletePoint(ctx, old.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, v, old.ID)
 	if r := collect(t, v); r.FreedBytes > 0 || r.WaitingPacks == 0 || len(r.WaitingFor) == 0 {
 		t.Fatalf("did not wait for the session: %+v", r)
 	}
@@ -150,9 +140,7 @@ func TestARunningSessionKeepsWhatItCountsOn(t *testing.T) {
 }
 
 func TestOnlyOneCollects(t *testing.T) {
-	store := mem.New()
-	key := newVault(t, store)
-	v := openVault(t, store, key)
+	store, key, v := memVault(t)
 	backUpWhole(t, v, randomDisk(1, 4))
 	var nested error
 	_, err := v.CollectGarbage(context.Background(), vault.GCOptions{Log: func(string, ...any) {
@@ -224,8 +212,7 @@ func TestEverythingAtOnce(t *testing.T) {
 
 // A vault in which everything is needed is left as it is, however small its packs.
 func TestNothingIsRewrittenInVain(t *testing.T) {
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	_, _, v := memVault(t)
 	backUpWhole(t, v, randomDisk(1, 1))
 	if r := collect(t, v); r.DeadPacks+r.ThinPacks > 0 || r.FreedBytes != 0 {
 		t.Fatalf("%+v", r)

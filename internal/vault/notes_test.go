@@ -56,9 +56,7 @@ func sameNotes(got, want []vault.Note, bodies bool) bool {
 // What is attached to points, in any order, reads back oldest first, by point and by kind, until it is deleted.
 func TestNotesReadBack(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	key := newVault(t, store)
-	v := openVault(t, store, key)
+	store, key, v := memVault(t)
 	rng := rand.New(rand.NewPCG(1, 5))
 	points := []point.ID{backUpWhole(t, v, randomDisk(1, 1)).ID, backUpWhole(t, v, randomDisk(2, 1)).ID}
 	kinds := []string{vault.NoteDrill, vault.NoteScreenshot, vault.NoteBootSet}
@@ -101,8 +99,7 @@ func TestNotesReadBack(t *testing.T) {
 
 func TestNotesThatAreRefused(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	store, _, v := memVault(t)
 	id := backUpWhole(t, v, randomDisk(1, 1)).ID
 	for _, kind := range []string{"", "Drill", "a/b", "a b", strings.Repeat("a", 33)} {
 		if _, err := v.AddNote(ctx, id, kind, nil); err == nil {
@@ -129,16 +126,13 @@ func TestNotesThatAreRefused(t *testing.T) {
 
 // Notes go with their point, and with no other.
 func TestNotesGoWithTheirPoint(t *testing.T) {
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	store, _, v := memVault(t)
 	a, b := backUpWhole(t, v, randomDisk(1, 1)), backUpWhole(t, v, randomDisk(2, 1))
 	for range 3 {
 		addNote(t, v, a.ID, "drill", []byte("{}"))
 	}
 	kept := addNote(t, v, b.ID, "drill", []byte("{}"))
-	if err := v.DeletePoint(context.Background(), a.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, v, a.ID)
 	if got, want := noteObjects(t, store), []string{"notes/" + string(b.ID) + "-" + kept.ID}; !slices.Equal(got, want) {
 		t.Errorf("%v are left, want %v", got, want)
 	}
@@ -148,9 +142,7 @@ func TestNotesGoWithTheirPoint(t *testing.T) {
 // the note, and no other.
 func TestPointDeletedWhileANoteIsAdded(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	key := newVault(t, store)
-	v := openVault(t, store, key)
+	store, key, v := memVault(t)
 	kept := backUpWhole(t, v, randomDisk(1, 1))
 	addNote(t, v, kept.ID, "drill", nil)
 	gone := backUpWhole(t, v, randomDisk(2, 1))
@@ -161,9 +153,7 @@ func TestPointDeletedWhileANoteIsAdded(t *testing.T) {
 		t.Fatal(err)
 	}
 	hook := &hooked{Store: store, prefix: "notes/", before: func() {
-		if err := v.DeletePoint(ctx, gone.ID); err != nil {
-			t.Fatal(err)
-		}
+		deletePoint(t, v, gone.ID)
 	}}
 	if _, err := openVault(t, hook, key).AddNote(ctx, gone.ID, "drill", nil); !errors.Is(err, vault.ErrNoPoint) {
 		t.Fatalf("a note is added to a point that is gone: %v", err)
@@ -208,8 +198,7 @@ func TestNotesAddedWhileGarbageIsCollected(t *testing.T) {
 // warns of it by the name of its point.
 func TestDamagedNotesAreNamed(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	store, _, v := memVault(t)
 	a, b := backUpWhole(t, v, randomDisk(1, 1)), backUpWhole(t, v, randomDisk(2, 1))
 	whole := addNote(t, v, a.ID, "drill", []byte(`{"verified":true}`))
 	victim := addNote(t, v, a.ID, "screenshot", bytes.Repeat([]byte("png"), 100))

@@ -39,9 +39,7 @@ func TestSessionBeginsWhilePacksAreCondemned(t *testing.T) {
 	d := randomDisk(4, 20)
 	p := backUpWhole(t, openVault(t, store, key), d)
 	other := openVault(t, store, key)
-	if err := other.DeletePoint(ctx, p.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, other, p.ID)
 	var s *vault.Session
 	again := &disk{data: bytes.Clone(d.data)}
 	hook := &hooked{Store: store, prefix: "gc/condemned-", before: func() {
@@ -76,9 +74,7 @@ func TestReadersSeeWhatOthersDid(t *testing.T) {
 	requireContent(t, reader, first, d.data)
 	half := &disk{data: bytes.Clone(d.data[:5*testChunk])}
 	second := backUpWhole(t, writer, half)
-	if err := writer.DeletePoint(ctx, first.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, writer, first.ID)
 	if _, err := writer.CollectGarbage(ctx, vault.GCOptions{}); err != nil { // rewrites what only half of is needed
 		t.Fatal(err)
 	}
@@ -88,8 +84,7 @@ func TestReadersSeeWhatOthersDid(t *testing.T) {
 // A garbage collection of another host is alive as long as its lease is renewed, however old its lock.
 func TestLockLivesWithItsLease(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	store, _, v := memVault(t)
 	old := time.Now().Add(-3 * time.Hour)
 	owner := map[string]any{"session": "aaaaaaaaaaaaaaaaaaaaaaaa", "what": "garbage collection", "host": "elsewhere", "began": old, "renewed": old}
 	putJSON(t, store, "gc/lock", owner)
@@ -149,9 +144,7 @@ func TestRenewedLeaseIsNotOverlooked(t *testing.T) {
 	session := map[string]any{"session": "bbbbbbbbbbbbbbbbbbbbbbbb", "what": "session", "host": "elsewhere", "began": time.Now(), "renewed": time.Now()}
 	r := &renewing{Store: store}
 	v := openVault(t, r, key)
-	if err := v.DeletePoint(ctx, p.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, v, p.ID)
 	putJSON(t, store, "leases/bbbbbbbbbbbbbbbbbbbbbbbb-1", session)
 	if report, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil || report.WaitingPacks == 0 {
 		t.Fatalf("it does not wait for the session: %+v, %v", report, err)
@@ -171,9 +164,7 @@ func TestRenewedLeaseIsNotOverlooked(t *testing.T) {
 // can not be read whole.
 func TestParentDeletedUnderASession(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	key := newVault(t, store)
-	v := openVault(t, store, key)
+	store, key, v := memVault(t)
 	d := randomDisk(6, 20)
 	first := backUpWhole(t, v, d)
 	older := begin(t, openVault(t, store, key))
@@ -181,9 +172,7 @@ func TestParentDeletedUnderASession(t *testing.T) {
 	if err := put(ctx, older, parent, extent.Of(extent.Extent{Len: int64(len(d.data))}), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.DeletePoint(ctx, first.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, v, first.ID)
 	if r := collect(t, v); r.WaitingPacks == 0 {
 		t.Fatalf("nothing was condemned: %+v", r)
 	}
@@ -196,9 +185,7 @@ func TestParentDeletedUnderASession(t *testing.T) {
 	if err := put(ctx, s, parent, extent.Of(extent.Extent{Len: testChunk}), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := v.DeletePoint(ctx, second.ID); err != nil {
-		t.Fatal(err)
-	}
+	deletePoint(t, v, second.ID)
 	for _, name := range objectsThatMatter(t, store) { // what a later collection does with packs that were condemned before the session began
 		if strings.HasPrefix(name, "data/") {
 			if err := store.Delete(ctx, name); err != nil {

@@ -2,10 +2,8 @@ package vault
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -350,44 +348,4 @@ func (s *Session) end(ctx context.Context) {
 	s.meta.abort()
 	_ = s.lease.release(ctx) // a lease left behind dies with this process
 	s.lease = nil
-}
-
-// condemnedSet is a list of packs that wait for deletion.
-type condemnedSet struct {
-	Time  string   `json:"time"`  // RFC 3339 with nanoseconds: who began before it may not have seen the set
-	Packs []string `json:"packs"` // object names
-
-	name string
-	refs []pack.Ref
-}
-
-const condemnedPrefix = "gc/condemned-"
-
-func (v *Vault) condemnedSets(ctx context.Context) ([]condemnedSet, error) {
-	var sets []condemnedSet
-	for info, err := range v.store.List(ctx, condemnedPrefix) {
-		if err != nil {
-			return nil, fmt.Errorf("list condemned packs: %w", err)
-		}
-		raw, err := blob.Get(ctx, v.store, info.Name)
-		if errors.Is(err, blob.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read condemned packs: %w", err)
-		}
-		set := condemnedSet{name: info.Name}
-		if err := json.Unmarshal(raw, &set); err != nil {
-			return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, strings.TrimPrefix(info.Name, "gc/"), err)
-		}
-		for _, n := range set.Packs {
-			r, err := pack.ParseName(n)
-			if err != nil {
-				return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, info.Name, err)
-			}
-			set.refs = append(set.refs, r)
-		}
-		sets = append(sets, set)
-	}
-	return sets, nil
 }

@@ -99,9 +99,7 @@ func liveWithout(t *testing.T, store blob.Store, key vault.Key, gone func(p *poi
 		if err := begin(t, v).Commit(ctx, &left); err != nil {
 			t.Fatal(err)
 		}
-		if err := v.DeletePoint(ctx, p.ID); err != nil {
-			t.Fatal(err)
-		}
+		deletePoint(t, v, p.ID)
 	}
 	return live(t, v)
 }
@@ -111,9 +109,7 @@ func TestUsageIsWhatDeletingFrees(t *testing.T) {
 	ctx := context.Background()
 	for seed := range uint64(4) {
 		rng := rand.New(rand.NewPCG(seed, 21))
-		store := mem.New()
-		key := newVault(t, store)
-		v := openVault(t, store, key)
+		store, key, v := memVault(t)
 		family(t, v, rng, 14)
 		if seed%2 == 1 { // segments, deleted points and rewritten packs
 			points, err := v.Points(ctx)
@@ -121,9 +117,7 @@ func TestUsageIsWhatDeletingFrees(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, p := range points[:4] {
-				if err := v.DeletePoint(ctx, p.ID); err != nil {
-					t.Fatal(err)
-				}
+				deletePoint(t, v, p.ID)
 			}
 			collect(t, v)
 			family(t, v, rng, 3) // young packs beside
@@ -162,8 +156,7 @@ func TestUsageIsWhatDeletingFrees(t *testing.T) {
 // A disk counts with its size and with what is not a hole, in a point and in every group that has it.
 func TestUsageOfSizes(t *testing.T) {
 	ctx := context.Background()
-	store := mem.New()
-	v := openVault(t, store, newVault(t, store))
+	_, _, v := memVault(t)
 	d := &disk{data: make([]byte, 64*testChunk)}
 	copy(d.data, randomDisk(1, 10).data)
 	for range 2 {
