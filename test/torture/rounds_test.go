@@ -189,8 +189,17 @@ func (r *rounds) killMain(cmd *running) string {
 	return "killed holdfast"
 }
 
-func (r *rounds) killAllOfIt(*running) string {
+func (r *rounds) killAllOfIt(cmd *running) string {
+	r.t.Helper()
 	r.killAll()
+	if !eventually(patience, func() bool { return len(r.processes()) == 0 }) {
+		r.t.Fatalf("killed, and still there: %v", r.processes())
+	}
+	r.wait(cmd)
+	if r.has(r.state, "*.held") { // nobody is left who would release the guest
+		r.must("host", "reconcile")
+		return "killed holdfast and its guard, reconciled:"
+	}
 	return "killed holdfast and its guard"
 }
 
