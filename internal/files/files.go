@@ -37,6 +37,9 @@ type Point struct {
 // Open looks at disks, whose readers must be safe for concurrent use and stay open.
 func Open(disks []volume.Disk) *Point { return &Point{volume.Scan(disks)} }
 
+// Of returns the point whose volumes are known already.
+func Of(v *volume.Volumes) *Point { return &Point{v} }
+
 // Volumes returns what was found.
 func (p *Point) Volumes() *volume.Volumes { return p.volumes }
 

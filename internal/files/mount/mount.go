@@ -9,14 +9,13 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
 	"time"
-
-	"io"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -64,6 +63,11 @@ func New(dir string, disks []volume.Disk, p *files.Point, o Options) (*Mount, er
 		m.made = true
 	} else if !errors.Is(err, os.ErrExist) {
 		return nil, err
+	}
+	if info, err := os.Stat(dir); err != nil {
+		return nil, err
+	} else if !info.IsDir() {
+		return nil, &os.PathError{Op: "mount on", Path: dir, Err: unix.ENOTDIR}
 	}
 	if o.Source == "" {
 		o.Source = "holdfast"

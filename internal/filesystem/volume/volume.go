@@ -83,7 +83,7 @@ func (v *Volume) Open() (filesystem.FS, error) {
 func Scan(disks []Disk) *Volumes {
 	v := &Volumes{disks: disks}
 	for _, d := range disks {
-		v.scanDisk(&Volume{Name: d.Name, Disks: []string{d.Name}, Size: d.Size, r: d.Reader}, 0)
+		v.scanDisk(&Volume{Name: d.Name, Disks: []string{d.Name}, Size: d.Size, r: d.Reader})
 	}
 	v.scanGroups()
 	return v
@@ -99,10 +99,8 @@ func (v *Volumes) Find(name string) *Volume {
 	return nil
 }
 
-const maxNesting = 2 // partition tables within partitions or logical volumes
-
 // scanDisk takes in what is on whole: its partitions, or itself.
-func (v *Volumes) scanDisk(whole *Volume, depth int) {
+func (v *Volumes) scanDisk(whole *Volume) {
 	table, err := partition.Read(whole.r, whole.Size)
 	if err == nil && table.Kind == partition.MBR {
 		table = v.sectorSize(whole, table)
@@ -121,7 +119,7 @@ func (v *Volumes) scanDisk(whole *Volume, depth int) {
 	}
 	for _, p := range table.Partitions {
 		vol := &Volume{Name: partition.Name(whole.Name, p.Number), Disks: whole.Disks, Offset: whole.Offset + p.Offset, Size: p.Size,
-			PartLabel: p.Label, PartUUID: p.UUID, r: io.NewSectionReader(whole.r, p.Offset, p.Size)}
+			PartLabel: p.Label, PartUUID: p.UUID, Logical: whole.Logical, r: io.NewSectionReader(whole.r, p.Offset, p.Size)}
 		v.add(vol)
 	}
 }
@@ -231,7 +229,7 @@ func (v *Volumes) addLogical(group string, lv *lvm.Volume) {
 		v.List = append(v.List, vol)
 		return
 	}
-	v.scanDisk(vol, 1)
+	v.scanDisk(vol)
 }
 
 // Of returns a volume whose file system is open already.
