@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
@@ -16,7 +17,10 @@ import (
 // errTurnedOn reports that the machine was started while its disks were being copied.
 var errTurnedOn = errors.New("the machine was turned on meanwhile")
 
-const copyBlock = 1 << 20 // bytes read and written at once
+const (
+	copyBlock  = 1 << 20                // bytes read and written at once
+	pausedLook = 200 * time.Millisecond // between two looks whether to go on
+)
 
 // offline copies the disks of a machine that is off. A disk that has never been written comes straight from the point, and the machine may be started
 // meanwhile; one that has keeps the machine from starting until it is done.
@@ -177,14 +181,54 @@ func overlayData(path string) (extent.Set, error) {
 func (h *hydration) copyFromPoint(ctx context.Context, d *InstantDisk) error {
 	for _, stored := range h.st.Point.Disks {
 		if stored.Name == d.Disk {
-			return writeDisk(ctx, h.v, stored, target{path: d.File, format: d.Format}, h.progressOf(d))
+			return writeDisk(ctx, h.v, stored, target{path: d.File, format: d.Format}, h.paced(ctx, d))
 		}
 	}
 	return fmt.Errorf("%w: %q", ErrNoDisk, d.Disk)
 }
 
-func (h *hydration) progressOf(d *InstantDisk) func(string, int64, int64) {
-	return func(_ string, done, total int64) { h.opts.Progress("copy "+d.Disk, done, total) }
+// paced tells of progress, and holds up who reports it as the wishes of others ask.
+func (h *hydration) paced(ctx context.Context, d *InstantDisk) func(string, int64, int64) {
+	var mu sync.Mutex
+	var told int64
+	due := time.Now()
+	return func(_ string, done, total int64) {
+		h.opts.Progress("copy "+d.Disk, done, total)
+		mu.Lock()
+		defer mu.Unlock()
+		more := max(done-told, 0)
+		told += more
+		for {
+			wish, err := h.wish()
+			if err == nil && !wish.Paused {
+				if wish.Rate > 0 {
+					due = later(due, time.Now().Add(-time.Second)).Add(time.Duration(float64(more) / float64(wish.Rate) * float64(time.Second)))
+				}
+				wait(ctx, time.Until(due))
+				return
+			}
+			if wait(ctx, pausedLook); ctx.Err() != nil {
+				return
+			}
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // copyImage copies an overlay with all that is below it.
@@ -206,6 +250,7 @@ func (h *hydration) copyImage(ctx context.Context, img *diskimage.Image, d *Inst
 func (h *hydration) copyExtents(ctx context.Context, w io.WriterAt, r io.ReaderAt, data extent.Set, d *InstantDisk) error {
 	buf := make([]byte, copyBlock)
 	done, total := int64(0), data.Bytes()
+	paced := h.paced(ctx, d)
 	for _, e := range data {
 		for off := e.Off; off < e.End(); {
 			if err := ctx.Err(); err != nil {
@@ -220,7 +265,7 @@ func (h *hydration) copyExtents(ctx context.Context, w io.WriterAt, r io.ReaderA
 			}
 			off += int64(len(p))
 			done += int64(len(p))
-			h.opts.Progress("copy "+d.Disk, done, total)
+			paced("", done, total)
 		}
 	}
 	return nil
