@@ -169,7 +169,8 @@ func TestMakeGoldenImages(t *testing.T) {
 	saveTree(t, filepath.Join(to, "clean.json.gz"), walkMount(t, dir))
 	unmount()
 
-	makeImage(t, image, 64<<20, "-f", "-m", "rmapbt=1")
+	image += " dirty"
+	makeImage(t, image, 64<<20, "-m", "rmapbt=1")
 	dir, unmount = mount(t, image, "noatime")
 	b := busy{dir: dir, rng: rand.New(rand.NewPCG(3, 4))}
 	for range 90 {
