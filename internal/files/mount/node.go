@@ -103,7 +103,7 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 	}
 	child, err := n.v.tree.Enter(volume.Node{Volume: n.n.Volume, FS: n.n.FS, ID: id})
 	if err != nil {
-		return nil, n.errno(err)
+		return nil, n.errno(fmt.Errorf("%q: %w", name, err))
 	}
 	attr, err := child.Stat()
 	if err != nil {

@@ -150,7 +150,7 @@ func (g *Guest) mount(v *Volumes, e fstabEntry) {
 		return // the machine starts without it, with what is below
 	}
 	if m.Err != nil {
-		m.Err = fmt.Errorf("%s: %w: %w", e.file, ErrNotMounted, m.Err)
+		m.Err = fmt.Errorf("%w: %w", ErrNotMounted, m.Err)
 	}
 	g.Mounts = append(g.Mounts, m)
 	g.mounts[place{where.Volume, where.ID}] = mount{node, m.Err}
