@@ -25,7 +25,7 @@ func main() {
 	}
 	rounds := flag.Int("rounds", 5, "rounds of each comparison")
 	size := flag.Int64("size", 8<<30, "size of the image in bytes")
-	parts := flag.String("only", "image,roofline,tracked,guest,holes,clone,random,memory,points,snapshots", "parts to run, separated by commas")
+	parts := flag.String("only", "image,roofline,tracked,guest,holes,clone,random,memory,points,export,snapshots", "parts to run, separated by commas")
 	dir := flag.String("dir", ".cache/bench", "where images and repositories go")
 	flag.Parse()
 	if err := run(*dir, *size, *rounds, strings.Split(*parts, ",")); err != nil {
@@ -58,7 +58,7 @@ func run(dir string, size int64, rounds int, parts []string) error {
 	b := &bench{dir: dir, holdfast: holdfast, rounds: rounds, size: size}
 	fmt.Printf("%s, %d CPUs, %s; restic %s; borg %s; virtnbdbackup %s\n", time.Now().Format("2006-01-02 15:04"), runtime.NumCPU(), cpuName(), version("restic", "version"), version("borg", "--version"), version("virtnbdbackup", "-V"))
 	fmt.Printf("regime: sources in the page cache, repositories on the same disk, synced inside the timed region, %d rounds, medians\n\n", rounds)
-	all := map[string]func() error{"image": b.image, "roofline": b.roofline, "guest": b.guest, "tracked": b.tracked, "holes": b.holes, "clone": b.clone, "random": b.random, "memory": b.memory, "points": b.points, "snapshots": b.snapshots}
+	all := map[string]func() error{"image": b.image, "roofline": b.roofline, "guest": b.guest, "tracked": b.tracked, "holes": b.holes, "clone": b.clone, "random": b.random, "memory": b.memory, "points": b.points, "snapshots": b.snapshots, "export": b.export}
 	for _, p := range parts {
 		f := all[p]
 		if f == nil {

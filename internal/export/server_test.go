@@ -138,6 +138,12 @@ func serve(t testing.TB, s *export.Server) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveOn(t, s, l)
+	return socket
+}
+
+func serveOn(t testing.TB, s *export.Server, l net.Listener) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
@@ -150,7 +156,6 @@ func serve(t testing.TB, s *export.Server) string {
 			t.Errorf("close: %v", err)
 		}
 	})
-	return socket
 }
 
 func dial(t testing.TB, socket, name string) *nbd.Client {
