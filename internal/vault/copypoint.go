@@ -195,13 +195,12 @@ type pairKey struct {
 	managed string // ID of the managed disk
 }
 
-// keyOf returns the key of the i-th tree of p.
+// keyOf returns the key of the i-th tree of p. A managed disk is the same under whatever name whichever machine has it.
 func keyOf(p *point.RecoveryPoint, i int, t treeOf) pairKey {
-	key := pairKey{name: t.name, size: t.size}
-	if i < len(p.Disks) {
-		key.managed = p.Disks[i].ManagedID
+	if i < len(p.Disks) && p.Disks[i].ManagedID != "" {
+		return pairKey{size: t.size, managed: p.Disks[i].ManagedID}
 	}
-	return key
+	return pairKey{name: t.name, size: t.size}
 }
 
 // pairs returns the trees of this machine that both vaults have: of the point nearest in time for each disk and file. A point has the same
@@ -223,9 +222,6 @@ func (c *copier) pairs(ctx context.Context) (map[pairKey]*treePair, error) {
 	}
 	out := make(map[pairKey]*treePair)
 	for _, q := range ours {
-		if q.VM != c.p.VM {
-			continue
-		}
 		var there map[string]string
 		switch p := byID[q.ID]; {
 		case p != nil:
@@ -260,6 +256,9 @@ func (c *copier) addPairs(out map[pairKey]*treePair, q *point.RecoveryPoint, the
 			pair.used = q.Disks[i].Used
 		}
 		key := keyOf(q, i, t)
+		if q.VM != c.p.VM && key.managed == "" {
+			continue
+		}
 		if best := out[key]; best == nil || c.p.Time.Sub(pair.time).Abs() < c.p.Time.Sub(best.time).Abs() {
 			out[key] = pair
 		}
