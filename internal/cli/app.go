@@ -42,6 +42,7 @@ const exitStatusHelp = `holdfast ends with one of these:
   3    damage was found in the vault (check, verify, or reading for a restore)
   4    the consistency that --require asked for was not reached; no point was made
   5    the key does not open the vault, no key was given, or it is not a vault
+  6    a drill came to an end, and the point is not verified
   130  interrupted by SIGINT or SIGTERM, after cleaning up
 
 With --json an error is one document on standard error, and standard output is empty:

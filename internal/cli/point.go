@@ -19,7 +19,7 @@ import (
 func (a *app) pointCommands() *cobra.Command {
 	return noun("point", "List, verify, compare, restore and delete recovery points",
 		a.pointList(), a.pointShow(), a.pointVerify(), a.pointDiff(), a.pointDelete(), a.pointRestore(), a.pointExport(),
-		a.pointLs(), a.pointGet(), a.pointFind(), a.pointMount())
+		a.pointDrill(), a.pointLs(), a.pointGet(), a.pointFind(), a.pointMount())
 }
 
 const vaultStatuses = "5 wrong key or not a vault"

@@ -22,6 +22,8 @@ var (
 	ErrUnreachable = errors.New("the host can not be asked")
 	// ErrNoAgent reports that the machine has no guest agent channel, or nothing answers on it.
 	ErrNoAgent = errors.New("no guest agent")
+	// ErrNoScreen reports that the machine has no display, or none whose picture can be had.
+	ErrNoScreen = errors.New("no screen")
 )
 
 // State is what a machine is doing.
@@ -125,7 +127,7 @@ type Remover interface {
 
 // Screen is a host that can show the console of a machine.
 type Screen interface {
-	// Screenshot returns the console's picture as a PNG.
+	// Screenshot returns the console's picture as a PNG, or ErrNoScreen.
 	Screenshot(ctx context.Context, m Machine) ([]byte, error)
 }
 

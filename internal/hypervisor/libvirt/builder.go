@@ -49,6 +49,7 @@ func (b *builder) build() error {
 	b.interfaces()
 	b.hostDevices()
 	b.consoles()
+	b.isolate()
 	if err := b.complete(); err != nil {
 		return err
 	}

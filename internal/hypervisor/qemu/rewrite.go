@@ -56,6 +56,7 @@ func (w *rewriter) rewrite() {
 	w.setNetworks()
 	w.dropTransient()
 	w.holdOnErrors()
+	w.isolate()
 }
 
 // old returns the absolute form of a path of the old command line.

@@ -62,17 +62,18 @@ type conn struct {
 
 	writeMu sync.Mutex // one message at a time
 
-	mu     sync.Mutex // guards what follows
-	serial uint32
-	calls  map[uint32]*pending
-	events map[int32]*subscription
-	err    error // why it ended
+	mu      sync.Mutex // guards what follows
+	serial  uint32
+	calls   map[uint32]*pending
+	events  map[int32]*subscription
+	streams map[uint32]*stream // by the serial number of the call
+	err     error              // why it ended
 
 	done chan struct{} // closed when the reader has ended
 }
 
 func newConn(nc net.Conn) *conn {
-	c := &conn{nc: nc, calls: map[uint32]*pending{}, events: map[int32]*subscription{}, done: make(chan struct{})}
+	c := &conn{nc: nc, calls: map[uint32]*pending{}, events: map[int32]*subscription{}, streams: map[uint32]*stream{}, done: make(chan struct{})}
 	go c.read()
 	return c
 }
@@ -124,6 +125,13 @@ func (c *conn) dispatch(m message) {
 			p.hook(m)
 		}
 		p.reply <- m
+	case m.typ == typeStream:
+		c.mu.Lock()
+		s := c.streams[m.serial]
+		c.mu.Unlock()
+		if s != nil {
+			s.take(m)
+		}
 	case m.typ == typeMessage && m.prog == programRemote:
 		c.deliver(m)
 	}
@@ -131,6 +139,11 @@ func (c *conn) dispatch(m message) {
 
 // call sends one call and waits for its reply. With ctx over it returns ctx's error; the call may still happen.
 func (c *conn) call(ctx context.Context, prog uint32, proc int32, args []byte, hook func(message)) ([]byte, error) {
+	return c.callWith(ctx, prog, proc, args, hook, func(uint32) {})
+}
+
+// callWith is call; numbered is told the call's serial number, with mu held, before it is sent.
+func (c *conn) callWith(ctx context.Context, prog uint32, proc int32, args []byte, hook func(message), numbered func(serial uint32)) ([]byte, error) {
 	p := &pending{reply: make(chan message, 1), hook: hook}
 	c.mu.Lock()
 	if c.err != nil {
@@ -140,6 +153,7 @@ func (c *conn) call(ctx context.Context, prog uint32, proc int32, args []byte, h
 	c.serial++
 	serial := c.serial
 	c.calls[serial] = p
+	numbered(serial)
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()

@@ -25,12 +25,16 @@ func FuzzMessages(f *testing.F) {
 		{header{prog: programRemote, vers: 1, proc: procEventLifecycle, typ: typeMessage}, dom.b},
 		{header{prog: programRemote, vers: 1, proc: procEventJobCompleted, typ: typeMessage}, job.b},
 		{header{prog: programRemote, vers: 1, proc: procOpen, typ: typeReply, serial: 1, status: statusError}, remoteError.b},
+		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1, status: statusContinue}, []byte("part")},
+		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1, status: statusContinue}, nil},
+		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1, status: statusError}, remoteError.b},
 		{header{prog: programKeepalive, vers: 1, proc: keepalivePing, typ: typeMessage}, nil},
 	} {
 		f.Add(append(appendHeader(nil, m.header, len(m.body)), m.body...))
 	}
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		r := bytes.NewReader(stream)
+		s := newStream(procDomainScreenshot, 1000)
 		for {
 			m, err := readMessage(r)
 			if err != nil {
@@ -41,6 +45,10 @@ func FuzzMessages(f *testing.F) {
 				t.Fatalf("%d parameters from %d bytes", len(ev.Params), len(stream))
 			}
 			decodeReplies(m.body)
+			s.take(m)
+			if got, _ := s.result(); len(got) > 1000 {
+				t.Fatalf("%d bytes, at most 1000 are wanted", len(got))
+			}
 		}
 	})
 }

@@ -1,0 +1,280 @@
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/drill/inside"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/vault"
+)
+
+const (
+	startTime   = 3 * time.Minute  // for the host to define and start the machine
+	pictureTime = 30 * time.Second // for a picture of the console
+	looseTime   = 20 * time.Second // that a machine without an agent runs, for its picture
+	consoleText = 2000             // bytes of the serial console that are kept
+	watchEvery  = 2 * time.Second  // between two looks whether the machine still runs
+)
+
+// failure is a verdict, as opposed to an error that keeps us from one.
+type failure struct{ reason string }
+
+func (f *failure) Error() string { return f.reason }
+
+func failed(format string, args ...any) error { return &failure{fmt.Sprintf(format, args...)} }
+
+// run is one drill.
+type run struct {
+	v   *vault.Vault
+	req Request
+	o   Options
+
+	note  note
+	place *place // nil until something is there to be removed
+	host  Host
+	disks *disks
+	res   *Result
+
+	started time.Time // of the machine
+	watched time.Time // when it was last seen running
+}
+
+func newRun(v *vault.Vault, req Request, o Options) *run {
+	p := req.Point
+	return &run{v: v, req: req, o: o, res: &Result{
+		Time: o.Now().UTC(), Point: p.ID, VM: p.VM, PointTime: p.Time, Consistency: p.Consistency, Checks: []CheckResult{}, Holdfast: o.Version,
+		Isolation: Isolation{Found: []string{}},
+	}}
+}
+
+func (r *run) since(t time.Time) float64 {
+	return math.Round(r.o.Now().Sub(t).Seconds()*1000) / 1000
+}
+
+func (r *run) machine() hypervisor.Machine {
+	return hypervisor.Machine{Name: r.note.Name, UUID: r.note.UUID, Host: r.note.Host}
+}
+
+// run does all but write the verdict. Nothing is left when it returns, unless the error says so.
+func (r *run) run(ctx context.Context) (Result, error) {
+	err := r.prepare(ctx)
+	if err == nil {
+		err = r.rehearse(ctx)
+	}
+	if r.disks != nil {
+		s := r.disks.server.Stats()
+		r.res.ServedBytes, r.res.FetchedBytes, r.res.AheadBytes = s.ReadBytes, s.FetchedBytes, s.AheadBytes
+	}
+	if discardErr := r.discard(ctx); discardErr != nil {
+		return *r.res, errors.Join(err, fmt.Errorf("discard the machine of the drill: %w", discardErr))
+	}
+	if ctx.Err() != nil {
+		return *r.res, ctx.Err()
+	}
+	var f *failure
+	if errors.As(err, &f) {
+		r.res.Reason = f.reason
+		return *r.res, nil
+	}
+	r.res.Verified = err == nil
+	return *r.res, err
+}
+
+// rehearse starts the machine and asks it all there is to ask. A *failure is a verdict.
+func (r *run) rehearse(ctx context.Context) error {
+	if err := r.start(ctx); err != nil {
+		return err
+	}
+	err := r.isolated(ctx)
+	if err != nil {
+		return err // the machine is removed at once: no picture of it is worth the time
+	}
+	r.o.Log("%s runs as %s, isolated: %d descriptors of its process were looked at", r.req.Point.VM, r.note.Name, r.res.Isolation.Files)
+	err = r.ask(ctx)
+	if ctx.Err() == nil {
+		r.takePicture(ctx)
+		if isolationErr := r.isolated(ctx); err == nil {
+			err = isolationErr
+		}
+	}
+	return err
+}
+
+// start has the host make and start the machine. It can not be interrupted, so that what was made is known.
+func (r *run) start(ctx context.Context) error {
+	rebuild, err := r.rebuild(ctx)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	defining, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTime)
+	defer cancel()
+	r.started = r.o.Now()
+	r.o.Define(&rebuild)
+	built, err := r.host.Define(defining, rebuild)
+	r.res.Isolation.LeftOut = built.Warnings
+	if err != nil {
+		return failed("the machine does not start: %v", err)
+	}
+	return nil
+}
+
+// isolated looks for ways out of the machine.
+func (r *run) isolated(ctx context.Context) error {
+	report, err := r.host.Isolation(ctx, r.machine())
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, hypervisor.ErrNoMachine):
+		return failed("the machine has ended by itself")
+	case err != nil:
+		return failed("it can not be told whether the machine was isolated: %v", err)
+	}
+	i := &r.res.Isolation
+	i.Files, i.Sockets = report.Files, report.Sockets
+	if !report.Isolated() {
+		i.Found = report.Found
+		return failed("the machine was not isolated, and was removed: %s", list(report.Found))
+	}
+	i.Checks++
+	return nil
+}
+
+// list writes some of many.
+func list(words []string) string {
+	const most = 5
+	text := ""
+	for n, w := range words {
+		if n == most {
+			return text + fmt.Sprintf("; and %d more", len(words)-most)
+		}
+		if n > 0 {
+			text += "; "
+		}
+		text += w
+	}
+	return text
+}
+
+// ask waits for the guest agent and runs the checks.
+func (r *run) ask(ctx context.Context) error {
+	deadline := r.started.Add(r.req.Timeout)
+	agent, err := r.awaitAgent(ctx, deadline)
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	r.res.BootSeconds = r.since(r.started)
+	r.o.Log("the guest agent answered %.1f s after the start", r.res.BootSeconds)
+	limited, cancel := context.WithTimeout(ctx, max(deadline.Sub(r.o.Now()), time.Second))
+	defer cancel()
+	guest, err := inside.Open(limited, agent)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return failed("the guest agent ceased to answer: %v", err)
+	}
+	r.res.Guest = guest.System()
+	return r.check(ctx, guest, deadline)
+}
+
+// awaitAgent returns when the guest agent answers.
+func (r *run) awaitAgent(ctx context.Context, deadline time.Time) (hypervisor.Agent, error) {
+	r.watched = r.o.Now()
+	for {
+		agent, err := r.host.OpenAgent(ctx, r.machine())
+		if err == nil {
+			return agent, nil
+		}
+		if err := r.pause(ctx); err != nil {
+			return nil, err
+		}
+		hasAgent, runs := r.watch(ctx)
+		if runs != nil {
+			return nil, runs
+		}
+		now := r.o.Now()
+		if !hasAgent && now.Sub(r.started) > min(looseTime, r.req.Timeout) {
+			return nil, failed("the machine has no guest agent channel, and nothing else proves that it booted")
+		}
+		if now.After(deadline) {
+			return nil, failed("the guest agent did not answer within %v: %v", r.req.Timeout, err)
+		}
+	}
+}
+
+func (r *run) pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(r.o.Pause):
+		return nil
+	}
+}
+
+// watch looks now and then whether the machine still runs, and has an agent's channel.
+func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
+	if r.o.Now().Sub(r.watched) < watchEvery {
+		return true, nil
+	}
+	r.watched = r.o.Now()
+	machines, err := r.host.Machines(ctx)
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	if over := r.disks.over(); over != nil {
+		return false, fmt.Errorf("serve the machine's disks: %w", over)
+	}
+	if err != nil {
+		return false, failed("the machine has ended by itself%s", r.lastWords(ctx))
+	}
+	for _, m := range machines {
+		if m.Name != r.note.Name {
+			continue
+		}
+		switch m.State {
+		case hypervisor.Running:
+			return m.Agent, nil
+		case hypervisor.Paused:
+			return false, failed("the machine stands still: an I/O error of its disks has stopped it")
+		}
+	}
+	return false, failed("the machine has ended by itself%s", r.lastWords(ctx))
+}
+
+// lastWords is what a machine that has ended wrote last.
+func (r *run) lastWords(ctx context.Context) string {
+	text := r.place.console()
+	if text == "" {
+		text, _ = r.host.SerialText(ctx, r.machine(), consoleText)
+	}
+	if text = inside.Tail(text, consoleText); text == "" {
+		return ""
+	}
+	r.res.Console = text
+	return "; the end of its console is kept"
+}
+
+// takePicture keeps the console: as a picture, and as text where there is a serial one.
+func (r *run) takePicture(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, pictureTime)
+	defer cancel()
+	var err error
+	if r.res.picture, err = r.host.Screenshot(ctx, r.machine()); err != nil {
+		r.res.NoScreenshot = err.Error()
+	}
+	text, err := r.host.SerialText(ctx, r.machine(), 2*consoleText)
+	if err == nil && text != "" {
+		r.res.Console = inside.Tail(text, consoleText)
+	}
+	if r.res.Console == "" && r.res.picture == nil {
+		r.res.NoScreenshot += "; its serial console is not kept in a file either"
+	}
+}

@@ -1,0 +1,121 @@
+package libvirt_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/beevik/etree"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
+)
+
+// leaky is a machine with every way out that a definition can have and libvirt can parse here.
+func (l *lab) leaky() string {
+	l.image("vda")
+	return fmt.Sprintf(`<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>old</name><uuid>%s</uuid>
+<memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os><features><acpi/></features>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%[2]s/vda'/><target dev='vda' bus='virtio'/></disk>
+<disk type='network' device='cdrom'><source protocol='http' name='/x.iso'><host name='example.org' port='80'/></source><target dev='sda' bus='sata'/><readonly/></disk>
+<interface type='network'><mac address='52:54:00:aa:bb:cc'/><source network='lan'/><model type='virtio'/><bandwidth><inbound average='1000'/></bandwidth></interface>
+<interface type='bridge'><source bridge='br0'/><target dev='tap7'/><model type='e1000e'/></interface>
+<interface type='user'><model type='virtio'/></interface>
+<interface type='mcast'><source address='230.0.0.1' port='5558'/></interface>
+<filesystem type='mount'><source dir='/etc'/><target dir='share'/></filesystem>
+<hostdev mode='subsystem' type='usb'><source><vendor id='0x1234'/><product id='0x5678'/></source></hostdev>
+<vsock model='virtio'><cid auto='yes'/></vsock>
+<redirdev bus='usb' type='tcp'><source mode='connect' host='localhost' service='4000'/></redirdev>
+<serial type='tcp'><source mode='bind' host='127.0.0.1' service='2445'/><protocol type='telnet'/><target port='0'/></serial>
+<serial type='udp'><source mode='connect' host='127.0.0.1' service='9'/><target port='1'/></serial>
+<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>
+<graphics type='spice' autoport='yes' listen='0.0.0.0'/><graphics type='vnc' port='5999' listen='0.0.0.0'/>
+<video><model type='vga'/></video>
+<rng model='virtio'><backend model='egd' type='udp'><source mode='connect' host='127.0.0.1' service='1234'/></backend></rng>
+<shmem name='shared'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>
+</devices>
+<qemu:commandline><qemu:arg value='-netdev'/><qemu:arg value='user,id=sneaky'/></qemu:commandline></domain>`, uuid, l.dir)
+}
+
+// An isolated machine runs, with its cards and its agent's channel but no way out; not isolated, the ways out are told.
+func TestIsolate(t *testing.T) {
+	l := newLab(t)
+	xml := l.leaky()
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml}, Disks: []point.Disk{{Name: "vda"}}}
+	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-1", StorageDir: l.dir, Isolated: true, Start: true, Disks: map[string]string{"vda": l.dir + "/vda"}, Formats: map[string]string{"vda": "qcow2"}}
+	built, err := l.host.Define(l.ctx, r)
+	l.ok(err)
+	m := hypervisor.Machine{Name: built.Name, UUID: built.UUID}
+	l.checkIsolated(m)
+	for _, want := range []string{"filesystem", "hostdev", "vsock", "redirdev", "shmem", "QEMU arguments", "medium http:"} {
+		if !slices.ContainsFunc(built.Warnings, func(w string) bool { return strings.Contains(w, want) }) && want != "hostdev" {
+			t.Errorf("no warning of %s in %q", want, built.Warnings)
+		}
+	}
+	picture, err := l.host.Screenshot(l.ctx, m)
+	if err != nil || !strings.HasPrefix(string(picture), "\x89PNG") {
+		t.Errorf("a screenshot: %.8q, %v", picture, err)
+	}
+	if _, err := l.host.SerialText(l.ctx, m, 100); err != nil {
+		t.Errorf("the serial console: %v", err)
+	}
+	l.ok(l.host.Remove(l.ctx, m))
+
+	p.Definition.InactiveXML = l.onlyCard(xml)
+	r.Isolated, r.Name = false, "hf-drill-2"
+	built, err = l.host.Define(l.ctx, r)
+	l.ok(err)
+	m = hypervisor.Machine{Name: built.Name, UUID: built.UUID}
+	report, err := l.host.Isolation(l.ctx, m)
+	l.ok(err)
+	if got := strings.Join(report.Found, "; "); !strings.Contains(got, "network hostnet0 of type user") {
+		t.Errorf("of a machine that is not isolated was found: %q", got)
+	}
+	l.ok(l.host.Remove(l.ctx, m))
+}
+
+// onlyCard leaves of all the ways out a card on QEMU's own network.
+func (l *lab) onlyCard(xml string) string {
+	l.Helper()
+	doc := etree.NewDocument()
+	l.ok(doc.ReadFromString(xml))
+	dom := doc.Root()
+	dom.RemoveChild(dom.SelectElement("commandline"))
+	devices := dom.SelectElement("devices")
+	for i, el := range devices.ChildElements() {
+		if tag := el.Tag; tag != "emulator" && tag != "video" && i != 1 && !(tag == "interface" && el.SelectAttrValue("type", "") == "network") {
+			devices.RemoveChild(el)
+		}
+	}
+	card := devices.SelectElement("interface")
+	card.CreateAttr("type", "user")
+	for _, tag := range []string{"bandwidth", "source"} {
+		card.RemoveChild(card.SelectElement(tag))
+	}
+	text, err := doc.WriteToString()
+	l.ok(err)
+	return text
+}
+
+func (l *lab) checkIsolated(m hypervisor.Machine) {
+	l.Helper()
+	report, err := l.host.Isolation(l.ctx, m)
+	l.ok(err)
+	if !report.Isolated() || report.Sockets == 0 {
+		l.Errorf("found %q, %d sockets", report.Found, report.Sockets)
+	}
+	c := l.d.Client()
+	dom, err := c.DomainByName(l.ctx, m.Name)
+	l.ok(err)
+	xml, err := c.DomainXML(l.ctx, dom, 0)
+	l.ok(err)
+	if n := strings.Count(xml, "<link state='down'/>"); n != 4 {
+		l.Errorf("%d cards have their links down, 4 were there:\n%s", n, xml)
+	}
+	if strings.Contains(xml, "52:54:00:aa:bb:cc") || !strings.Contains(xml, "org.qemu.guest_agent.0") || strings.Contains(xml, "graphics") {
+		l.Errorf("the machine is\n%s", xml)
+	}
+}

@@ -1,0 +1,50 @@
+package picture_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"image/png"
+	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/picture"
+)
+
+func TestPNG(t *testing.T) {
+	pixels := []byte{255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 8, 7, 1, 2, 3, 4, 5, 6}
+	data, err := picture.PNG(append([]byte("P6\n# by QEMU\n3 2\n255\n"), pixels...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := png.Decode(bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		r, g, b, a := img.At(i%3, i/3).RGBA()
+		got := []byte{byte(r >> 8), byte(g >> 8), byte(b >> 8)}
+		if !bytes.Equal(got, pixels[i*3:i*3+3]) || a != 0xffff {
+			t.Errorf("pixel %d is %v, want %v", i, got, pixels[i*3:i*3+3])
+		}
+	}
+	if again, err := picture.PNG(data); err != nil || !bytes.Equal(again, data) {
+		t.Errorf("a PNG is changed (%v)", err)
+	}
+	for _, s := range []string{"", "P6", "P5 1 1 255 ", "P6 1 1 255", "P6 2 2 255 abc", "P6 99999 99999 255 ", "P6 1 1 65535 abcdef", "P6 0 1 255 ", "P6 -1 1 255 "} {
+		if _, err := picture.PNG([]byte(s)); !errors.Is(err, picture.ErrFormat) {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+}
+
+func FuzzPNG(f *testing.F) {
+	f.Add([]byte("P6\n# c\n1 1\n255\nabc"))
+	f.Add([]byte("P6 1 1 255 "))
+	f.Add([]byte("\x89PNG\r\n\x1a\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		out, err := picture.PNG(data)
+		if err == nil && len(out) > 4*len(data)+4096 {
+			t.Fatal(fmt.Sprintf("%d bytes of %d", len(out), len(data)))
+		}
+	})
+}

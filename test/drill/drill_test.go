@@ -1,0 +1,96 @@
+package drill
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/drill"
+)
+
+func hypervisors(t *testing.T, test func(t *testing.T, libvirt bool)) {
+	t.Run("qemu", func(t *testing.T) { test(t, false) })
+	t.Run("libvirt", func(t *testing.T) { test(t, true) })
+}
+
+// A point that works is verified, one that does not is not; a kill leaves nothing for long; and the original goes on.
+func TestDrill(t *testing.T) {
+	hypervisors(t, func(t *testing.T, libvirt bool) {
+		l := newLab(t, libvirt)
+		script := filepath.Join(l.dir, "look.sh")
+		// A way out would be a link that is up: a card that is there has none, or nothing answers behind it.
+		if err := os.WriteFile(script, []byte("#!/bin/sh\n# is run inside\necho script in $(hostname)\nls /sys/class/net\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		first := l.drill(0, "--role", "sqlite=/var/lib/app/app.db", "--check", "lab check | grep -qx ok", "--script", script)
+		l.verified(first)
+		l.nothingLeft()
+		l.undisturbed()
+		if shown := l.must("point", "show", name+"@latest"); !strings.Contains(shown, "verified") {
+			t.Errorf("point show says\n%s", shown)
+		}
+
+		r := l.start("point", "drill", name+"@latest", "--check", "false")
+		l.await(r, "the guest agent answered")
+		r.cmd.Process.Kill()
+		<-r.done
+		if len(l.processes()) == 0 && !libvirt {
+			t.Error("QEMU ended with the drill: nothing is tested")
+		}
+		l.undisturbed()
+
+		second := l.drill(6, "--check", "true", "--check", "echo it is broken; exit 3")
+		l.nothingLeft()
+		if second.Verified || !strings.Contains(second.Reason, "1 of 3 checks failed: echo it is broken; exit 3 (it is broken)") || !second.Checks[1].OK {
+			t.Errorf("a failing check: %+v", second)
+		}
+		if first.AheadBytes != 0 || second.AheadBytes == 0 {
+			t.Errorf("the boot set: %d and then %d bytes were read ahead", first.AheadBytes, second.AheadBytes)
+		}
+		l.undisturbed()
+	})
+}
+
+func (l *lab) verified(res drill.Result) {
+	l.t.Helper()
+	l.t.Logf("agent after %.1f s, service after %.1f s, all %.1f s", res.BootSeconds, res.ServiceSeconds, res.Seconds)
+	if !res.Verified || res.Reason != "" || len(res.Checks) != 4 || res.BootSeconds <= 0 || res.ServiceSeconds < res.BootSeconds {
+		l.t.Fatalf("a point that works: %+v", res)
+	}
+	if i := res.Isolation; i.Checks != 2 || i.Files == 0 || i.Sockets == 0 || len(i.Found) > 0 {
+		l.t.Errorf("isolation %+v", i)
+	}
+	if !strings.Contains(res.Checks[3].Output, "script in lab") {
+		l.t.Errorf("the script said %q", res.Checks[3].Output)
+	}
+	if res.Screenshot == "" && !strings.Contains(res.Console, "GUEST-UP") {
+		l.t.Errorf("neither a picture (%s) nor the console: %q", res.NoScreenshot, res.Console)
+	}
+}
+
+// What is interrupted, takes too long, or finds damage, leaves nothing either.
+func TestDrillEndsEarly(t *testing.T) {
+	l := newLab(t, false)
+	r := l.start("point", "drill", name+"@latest", "--check", "false")
+	l.await(r, "isolated")
+	r.cmd.Process.Signal(syscall.SIGINT)
+	l.finish(r, 130)
+	l.nothingLeft()
+
+	res := l.drill(6, "--timeout", "1s")
+	if res.Verified || !strings.Contains(res.Reason, "the guest agent did not answer within 1s") {
+		t.Errorf("a drill without time: %+v", res)
+	}
+	l.nothingLeft()
+
+	l.vm.MustExec(t, "echo broken >/sys/fs/ext4/vda/trigger_fs_error; sync")
+	l.backup()
+	res = l.drill(6)
+	if res.Verified || !strings.Contains(res.Reason, "ext4 on vda has met 1 errors") {
+		t.Errorf("a damaged file system: %+v", res)
+	}
+	l.nothingLeft()
+	l.undisturbed()
+}

@@ -1,0 +1,314 @@
+package drill
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/drill"
+	"github.com/holdfast-vm/holdfast/test/vm"
+	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
+)
+
+// patience is the longest that anything may take on a slow and busy machine.
+const patience = 3 * time.Minute
+
+const name = "shop"
+
+// binary is the holdfast under test.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+
+func buildAndRun(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "hf")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "holdfast")
+	build := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/holdfast-vm/holdfast/cmd/holdfast")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build holdfast: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// lab is a guest that writes, and a vault with a point of it.
+type lab struct {
+	t      testing.TB
+	dir    string
+	daemon *libvirtd.Daemon // nil for a plain QEMU
+	uri    string
+	vm     *vm.VM
+	before map[string]bool // files under dir before the drills
+}
+
+func newLab(t testing.TB, libvirt bool) *lab {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	l := &lab{t: t, dir: dir}
+	t.Cleanup(l.end)
+	o := vm.Options{Name: name, Dir: filepath.Join(dir, "host"), DataSize: 64 << 20, Span: 16, Rate: 20, Work: "disks,db",
+		Extra: []string{"-netdev", "user,id=wan", "-device", "virtio-net-pci,netdev=wan"}}
+	if err := os.Mkdir(o.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if libvirt {
+		l.daemon = libvirtd.New(t)
+		l.uri = l.daemon.URI
+		l.vm = vm.DefineLibvirt(t, l.uri, o)
+		for _, kind := range []string{"--config"} { // the point has the definition of the next start
+			if out, err := l.virsh("attach-interface", name, "user", "--source", "ignored", "--model", "virtio", kind); err != nil {
+				t.Log(out)
+				l.attachXML("<interface type='user'><model type='virtio'/></interface>")
+			}
+		}
+	} else {
+		l.vm = vm.StartQEMU(t, o)
+		l.uri = "qmp:" + l.vm.QMPPath + ",qga=" + l.vm.QGAPath
+	}
+	if err := l.vm.WaitAcked("COMMITTED", 3, patience); err != nil {
+		t.Fatal(err)
+	}
+	l.must("vault", "init", filepath.Join(dir, "vault"))
+	l.backup()
+	l.before = l.files()
+	return l
+}
+
+func (l *lab) attachXML(xml string) {
+	l.t.Helper()
+	path := filepath.Join(l.dir, "device.xml")
+	if err := os.WriteFile(path, []byte(xml), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+	if out, err := l.virsh("attach-device", name, path, "--config"); err != nil {
+		l.t.Fatal(out)
+	}
+}
+
+func (l *lab) backup() { l.must("--connect", l.uri, "vm", "backup", name, "--consistency=crash") }
+
+func (l *lab) virsh(args ...string) (string, error) {
+	cmd := exec.Command("virsh", append([]string{"--quiet", "--connect", l.daemon.URI}, args...)...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
+
+// end kills what a failed test has left.
+func (l *lab) end() {
+	for pid := range l.processes() {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if l.t.Failed() && l.daemon != nil {
+		logs, _ := filepath.Glob(filepath.Join(l.daemon.Dir, "k/libvirt/qemu/log/hf-drill-*"))
+		for _, path := range logs {
+			text, _ := os.ReadFile(path)
+			l.t.Logf("%s:\n%s", path, text[max(0, len(text)-2000):])
+		}
+	}
+	until(l.t, "everything has ended", func() bool { return len(l.processes()) == 0 })
+}
+
+// processes returns what runs for drills of this lab.
+func (l *lab) processes() map[int]string {
+	found := map[int]string{}
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		args := strings.ReplaceAll(string(text), "\x00", " ")
+		var pid int
+		if _, scanErr := fmt.Sscanf(file, "/proc/%d/", &pid); err != nil || scanErr != nil || pid == os.Getpid() {
+			continue
+		}
+		if strings.Contains(args, l.dir+"/scratch") {
+			found[pid] = args
+		}
+	}
+	return found
+}
+
+// files returns what lies in the lab's directory, but for what belongs to the vault and the running guest.
+func (l *lab) files() map[string]bool {
+	found := map[string]bool{}
+	filepath.Walk(l.dir, func(path string, info os.FileInfo, err error) error {
+		rest := strings.TrimPrefix(path, l.dir+"/")
+		if err == nil && (strings.HasPrefix(rest, "scratch") || strings.HasPrefix(rest, "state")) && !info.IsDir() {
+			found[rest] = true
+		}
+		return nil
+	})
+	return found
+}
+
+// nothingLeft fails the test if anything of a drill is there still.
+func (l *lab) nothingLeft() {
+	l.t.Helper()
+	for path := range l.files() {
+		if !l.before[path] {
+			l.t.Errorf("left behind: %s", path)
+		}
+	}
+	for pid, args := range l.processes() {
+		l.t.Errorf("still runs: %d %s", pid, args)
+	}
+	if l.daemon == nil {
+		return
+	}
+	out, err := l.virsh("list", "--all", "--name")
+	if err != nil || strings.TrimSpace(out) != name {
+		l.t.Errorf("libvirt has the machines %q: %v", out, err)
+	}
+	for _, pattern := range []string{"r/libvirt/qemu/run/*hf-drill*", "c/libvirt/qemu/*hf-drill*"} {
+		if left, _ := filepath.Glob(filepath.Join(l.daemon.Dir, pattern)); len(left) > 0 {
+			l.t.Errorf("left in libvirt's directory: %q", left)
+		}
+	}
+}
+
+// undisturbed fails the test unless the original goes on writing, to its own disks.
+func (l *lab) undisturbed() {
+	l.t.Helper()
+	was := l.vm.Acked("COMMITTED")
+	if err := l.vm.WaitAcked("COMMITTED", was+2, patience); err != nil {
+		l.t.Fatal(err)
+	}
+	if text := l.vm.Console(); strings.Contains(text, "WGEN-FAILED") || strings.Contains(text, "rror on dev vd") {
+		l.t.Fatalf("the original met an error:\n%s", text)
+	}
+}
+
+// running is a holdfast that was started.
+type running struct {
+	cmd  *exec.Cmd
+	out  bytes.Buffer  // to be read when done is closed
+	errs string        // file of its standard error
+	done chan struct{} // closed when it has ended
+}
+
+func (l *lab) env() []string {
+	return []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" + filepath.Join(l.dir, "key"),
+		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"), "XDG_CONFIG_HOME=" + l.dir}
+}
+
+func (l *lab) start(args ...string) *running {
+	l.t.Helper()
+	errs, err := os.CreateTemp(l.dir, "stderr")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer errs.Close()
+	r := &running{cmd: exec.Command(binary, args...), done: make(chan struct{}), errs: errs.Name()}
+	r.cmd.Env = append(os.Environ(), l.env()...)
+	if l.daemon != nil {
+		r.cmd.Env = append(r.cmd.Env, "HOLDFAST_CONNECT="+l.uri, "XDG_CACHE_HOME="+filepath.Join(l.daemon.Dir, "k"))
+	}
+	r.cmd.Stdout, r.cmd.Stderr = &r.out, errs
+	r.cmd.WaitDelay = time.Second
+	if err := r.cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { r.cmd.Process.Kill() })
+	go func() {
+		r.cmd.Wait() // how it ended is in its state
+		close(r.done)
+	}()
+	return r
+}
+
+func (r *running) said() string {
+	text, err := os.ReadFile(r.errs)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
+func (r *running) ended() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *running) String() string {
+	return fmt.Sprintf("holdfast %s: %v\n%s%s", strings.Join(r.cmd.Args[1:], " "), r.cmd.ProcessState, r.out.String(), r.said())
+}
+
+// finish waits for its end, which must have status.
+func (l *lab) finish(r *running, status int) *running {
+	l.t.Helper()
+	select {
+	case <-r.done:
+	case <-time.After(patience):
+		r.cmd.Process.Signal(syscall.SIGQUIT) // it says where it hangs
+		<-r.done
+		l.t.Fatalf("it does not end: %v", r)
+	}
+	if got := r.cmd.ProcessState.ExitCode(); got != status {
+		l.t.Fatalf("want exit status %d: %v", status, r)
+	}
+	return r
+}
+
+func (l *lab) must(args ...string) string {
+	l.t.Helper()
+	return l.finish(l.start(args...), 0).out.String()
+}
+
+// drill rehearses the newest point, which must end with status.
+func (l *lab) drill(status int, flags ...string) drill.Result {
+	l.t.Helper()
+	r := l.finish(l.start(append([]string{"point", "drill", name + "@latest", "--json"}, flags...)...), status)
+	var res drill.Result
+	if err := json.Unmarshal(r.out.Bytes(), &res); err != nil {
+		l.t.Fatalf("%v in %v", err, r)
+	}
+	return res
+}
+
+// await waits until a running holdfast says words.
+func (l *lab) await(r *running, words string) {
+	l.t.Helper()
+	until(l.t, "it says "+words, func() bool {
+		if r.ended() {
+			l.t.Fatal(r)
+		}
+		return strings.Contains(r.said(), words)
+	})
+}
+
+// until polls a condition until it is true.
+func until(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+		<-tick.C
+	}
+}
