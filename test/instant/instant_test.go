@@ -32,7 +32,7 @@ func TestInstant(t *testing.T) {
 		t.Logf("HOLDFAST_SEED=%d", seed)
 		rng := rand.New(rand.NewPCG(seed, 0))
 		l := newLab(t, libvirt)
-		r := l.restore("--start", "--rate", "1MiB/s")
+		r := l.restore("--start", "--rate", "16KiB/s")
 		l.awaitUp(r)
 		t.Logf("up %.1f s after the command; its plain boot took %.1f s", time.Since(r.began).Seconds(), l.boot.Seconds())
 		l.writesOn(5)
