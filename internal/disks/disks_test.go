@@ -162,12 +162,12 @@ func TestLife(t *testing.T) {
 			m := newModel()
 			p := newPool(t, t.TempDir(), m)
 			text := strings.Repeat("content ", 1000)
-			d, err := p.Create(ctx, CreateRequest{Name: "data", Format: format, Content: content(text), Source: Source{Kind: "file", File: "/x"}, Tags: map[string]string{"a": "b"}})
+			_, err := p.Create(ctx, CreateRequest{Name: "data", Format: format, Content: content(text), Source: Source{Kind: "file", File: "/x"}, Tags: map[string]string{"a": "b"}})
 			ok(t, err)
 			if _, err := p.Create(ctx, CreateRequest{Name: "data", Size: mib}); !errors.Is(err, ErrExists) {
 				t.Errorf("created again: %v", err)
 			}
-			d, err = p.Attach(ctx, "data", AttachRequest{Host: m, Machine: m.machine(), As: "vdc"})
+			d, err := p.Attach(ctx, "data", AttachRequest{Host: m, Machine: m.machine(), As: "vdc"})
 			ok(t, err)
 			if d.Attached.As != "vdc" || m.has[p.Path(d)] != "vdc" {
 				t.Errorf("attached: %+v, %v", d.Attached, m.has)
@@ -458,7 +458,7 @@ func TestHydrateDetached(t *testing.T) {
 				defer os.RemoveAll(dir)
 				p := newPool(t, dir, newModel())
 				want := slices.Clone(base)
-				d, err := p.CreateOverlay(ctx, CreateRequest{Name: "data", Format: "raw", Content: content(string(base))})
+				_, err = p.CreateOverlay(ctx, CreateRequest{Name: "data", Format: "raw", Content: content(string(base))})
 				ok(t, err)
 				if written {
 					copy(want[100<<10:], bytes.Repeat([]byte{7}, 64<<10))
@@ -484,7 +484,7 @@ func TestHydrateDetached(t *testing.T) {
 				}
 				p.step = func(string) error { return nil }
 				req.Ready = nil
-				d, err = p.Hydrate(ctx, "data", req)
+				d, err := p.Hydrate(ctx, "data", req)
 				ok(t, err)
 				if d.Hydration != nil || d.File != "data.raw" {
 					t.Fatalf("filled: %+v", d)

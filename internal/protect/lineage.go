@@ -84,19 +84,6 @@ func (l lineage) base(name string, size int64) tree {
 	return tree{}
 }
 
-// bitmaps returns the names of the bitmaps that the next point counts from.
-func (l lineage) bitmaps() []string {
-	var out []string
-	seen := map[string]bool{"": true}
-	for _, d := range l.disks {
-		if !seen[d.Bitmap] {
-			seen[d.Bitmap] = true
-			out = append(out, d.Bitmap)
-		}
-	}
-	return out
-}
-
 // changes says in words what is not as it was in the last point.
 func (l lineage) changes(disks []hypervisor.Disk, left []string) []string {
 	var out []string

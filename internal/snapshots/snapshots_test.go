@@ -40,7 +40,6 @@ func newVault(t *testing.T) *vault.Vault {
 type disk struct {
 	name string
 	data []byte
-	last vault.DiskOutput
 }
 
 // take stores a snapshot of disks, each whole.

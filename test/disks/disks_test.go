@@ -311,7 +311,7 @@ func (l *lab) instant() {
 	if err != nil {
 		l.Fatal(err)
 	}
-	d, err := pool.CreateOverlay(ctx, disks.CreateRequest{Name: "fast", Format: "raw", Content: content,
+	_, err = pool.CreateOverlay(ctx, disks.CreateRequest{Name: "fast", Format: "raw", Content: content,
 		Source: disks.Source{Kind: "snapshot", Point: string(p.ID), Disk: "data"}})
 	if err != nil {
 		l.Fatal(err)
@@ -355,7 +355,7 @@ func (l *lab) instant() {
 		l.Fatal(err)
 	}
 	l.write("vdd", 21, 1, "O")
-	d = mustDisk(l, pool)
+	d := mustDisk(l, pool)
 	if d.Hydration != nil || d.File != "fast.raw" || d.Attached == nil {
 		l.Errorf("filled: %+v", d)
 	}

@@ -3,7 +3,6 @@ package picture_test
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"image/png"
 	"testing"
 
@@ -44,7 +43,7 @@ func FuzzPNG(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		out, err := picture.PNG(data)
 		if err == nil && len(out) > 4*len(data)+4096 {
-			t.Fatal(fmt.Sprintf("%d bytes of %d", len(out), len(data)))
+			t.Fatalf("%d bytes of %d", len(out), len(data))
 		}
 	})
 }
