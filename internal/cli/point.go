@@ -42,10 +42,14 @@ holdfast --vault /srv/vault point list --vm web --json`,
 				if vm != "" {
 					points = slices.DeleteFunc(points, func(p *point.RecoveryPoint) bool { return p.VM != vm && p.MachineUUID != vm })
 				}
-				if a.json {
-					return a.printJSON(orEmpty(points))
+				list, err := verdictsOf(cmd.Context(), v, points)
+				if err != nil {
+					return fmt.Errorf("list the drills of vault %s: %w", v.ShortID(), err)
 				}
-				return a.printPoints(points)
+				if a.json {
+					return a.printJSON(orEmpty(list))
+				}
+				return a.printPoints(list)
 			})
 		},
 	}.build()
@@ -53,10 +57,10 @@ holdfast --vault /srv/vault point list --vm web --json`,
 	return cmd
 }
 
-func (a *app) printPoints(points []*point.RecoveryPoint) error {
+func (a *app) printPoints(points []listedPoint) error {
 	var rows [][]string
 	for _, p := range points {
-		size, used, added := sums(p)
+		size, used, added := sums(p.RecoveryPoint)
 		kind, vm := "backup", p.VM
 		if p.Kind != "" {
 			kind = string(p.Kind)
@@ -65,9 +69,16 @@ func (a *app) printPoints(points []*point.RecoveryPoint) error {
 			vm = "-"
 		}
 		rows = append(rows, []string{p.ID.Short(), vm, kind, humanTime(p.Time), humanAge(a.env.Now(), p.Time), string(p.Consistency),
-			string(p.Rung), humanSize(size), humanSize(used), humanSize(added)})
+			string(p.Rung), humanSize(size), humanSize(used), humanSize(added), p.verdict()})
 	}
-	return a.printTable([]string{"id", "vm", "kind", "time (UTC)", ">age", "consistency", "rung", ">size", ">used", ">added"}, rows)
+	head := []string{"id", "vm", "kind", "time (UTC)", ">age", "consistency", "rung", ">size", ">used", ">added", "drill"}
+	if !slices.ContainsFunc(points, func(p listedPoint) bool { return p.Verified != nil }) {
+		head = head[:len(head)-1]
+		for i := range rows {
+			rows[i] = rows[i][:len(head)]
+		}
+	}
+	return a.printTable(head, rows)
 }
 
 func sums(p *point.RecoveryPoint) (size, used, added int64) {

@@ -210,3 +210,38 @@ func (a *app) printDrill(res drill.Result) error {
 	}
 	return err
 }
+
+// listedPoint is a point with the verdict of its last drill.
+type listedPoint struct {
+	*point.RecoveryPoint
+	Verified *bool `json:"verified,omitempty"` // nil if no drill was made
+}
+
+// verdictsOf looks up what the last drill of each point came to.
+func verdictsOf(ctx context.Context, v *vault.Vault, points []*point.RecoveryPoint) ([]listedPoint, error) {
+	drills, err := v.NotesByPoint(ctx, vault.NoteDrill)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]listedPoint, 0, len(points))
+	for _, p := range points {
+		l := listedPoint{RecoveryPoint: p}
+		if notes := drills[p.ID]; len(notes) > 0 {
+			var last shownNote
+			last.readDrill(notes[len(notes)-1].Body)
+			l.Verified = last.Verified
+		}
+		list = append(list, l)
+	}
+	return list, nil
+}
+
+func (p listedPoint) verdict() string {
+	switch {
+	case p.Verified == nil:
+		return ""
+	case *p.Verified:
+		return "verified"
+	}
+	return "not verified"
+}

@@ -108,6 +108,32 @@ func (v *Vault) Notes(ctx context.Context, id point.ID, kind string) ([]Note, er
 	return v.notes(ctx, id, kind, true)
 }
 
+// NotesByPoint returns the notes of one kind of all points, oldest first. Notes that are damaged are left out: Notes of their points tells of them.
+func (v *Vault) NotesByPoint(ctx context.Context, kind string) (map[point.ID][]Note, error) {
+	of := make(map[point.ID][]Note)
+	for info, err := range v.store.List(ctx, notesPrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list notes: %w", err)
+		}
+		id, _, ok := parseNoteName(info.Name)
+		if !ok {
+			continue
+		}
+		n, err := v.readNote(ctx, info.Name, kind, true)
+		switch {
+		case errors.Is(err, blob.ErrNotExist), errors.Is(err, ErrCorrupt):
+		case err != nil:
+			return nil, err
+		case n.Kind == kind:
+			of[id] = append(of[id], n)
+		}
+	}
+	for _, notes := range of {
+		slices.SortStableFunc(notes, func(a, b Note) int { return a.Time.Compare(b.Time) })
+	}
+	return of, nil
+}
+
 // NoteHeads returns the notes of a point as Notes does, without their bodies, which it does not read.
 func (v *Vault) NoteHeads(ctx context.Context, id point.ID) ([]Note, error) {
 	return v.notes(ctx, id, "", false)
