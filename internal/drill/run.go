@@ -225,7 +225,7 @@ func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
 		return true, nil
 	}
 	r.watched = r.o.Now()
-	machines, err := r.host.Machines(ctx)
+	machines, err := r.look(ctx)
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
@@ -247,6 +247,18 @@ func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
 		}
 	}
 	return false, failed("the machine has ended by itself%s", r.lastWords(ctx))
+}
+
+// look asks for the machine alone where the host can do that: others may be many, or slow to answer.
+func (r *run) look(ctx context.Context) ([]hypervisor.Machine, error) {
+	one, ok := r.host.(interface {
+		Machine(ctx context.Context, name string) (hypervisor.Machine, error)
+	})
+	if !ok {
+		return r.host.Machines(ctx)
+	}
+	m, err := one.Machine(ctx, r.note.Name)
+	return []hypervisor.Machine{m}, err
 }
 
 // lastWords is what a machine that has ended wrote last.
