@@ -25,9 +25,18 @@ func TestScripts(t *testing.T) {
 }
 
 // The same with machines of a real libvirtd, whose URI is in $LIBVIRT.
+// Each script has a libvirtd of its own.
 func TestLibvirt(t *testing.T) {
-	daemon := libvirtd.New(t)
-	testscript.Run(t, params(testscript.Params{Dir: "testdata/libvirt"}, map[string]string{"LIBVIRT": daemon.URI}))
+	scripts, err := filepath.Glob("testdata/libvirt/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("scripts %q: %v", scripts, err)
+	}
+	for _, script := range scripts {
+		t.Run(filepath.Base(script), func(t *testing.T) {
+			daemon := libvirtd.New(t)
+			testscript.Run(t, params(testscript.Params{Files: []string{script}}, map[string]string{"LIBVIRT": daemon.URI}))
+		})
+	}
 }
 
 func params(p testscript.Params, vars map[string]string) testscript.Params {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
@@ -130,7 +131,9 @@ type filling struct {
 	pool  *Pool
 	req   HydrateRequest
 	name  string
-	saved time.Time // when the record was last told how far it is
+
+	telling sync.Mutex // guards saved
+	saved   time.Time  // when the record was last told how far it is
 }
 
 func (f *filling) run(ctx context.Context) error {
@@ -166,9 +169,13 @@ func (f *filling) run(ctx context.Context) error {
 	}
 }
 
-// tell says how far it is, to the caller and now and then to the record.
+// tell says how far it is, to the caller and now and then to the record. Several goroutines may.
 func (f *filling) tell(done, total int64) {
 	f.req.Progress(done, total)
+	if !f.telling.TryLock() {
+		return // another is at it
+	}
+	defer f.telling.Unlock()
 	if time.Since(f.saved) < saveEvery {
 		return
 	}

@@ -70,10 +70,11 @@ func (v *Vault) knownPoint(ctx context.Context, name string) (*point.RecoveryPoi
 // pointHeading is what finding the latest point of a machine takes of a manifest.
 type pointHeading struct {
 	vm   string
+	kind point.Kind
 	time time.Time
 }
 
-// latest returns the newest point of a machine.
+// latest returns the newest point of a machine, snapshots of its disks left out.
 func (v *Vault) latest(ctx context.Context, vm string) (*point.RecoveryPoint, error) {
 	var best string
 	var at time.Time
@@ -81,7 +82,7 @@ func (v *Vault) latest(ctx context.Context, vm string) (*point.RecoveryPoint, er
 		if err != nil {
 			return fmt.Errorf("read point %s: %w", strings.TrimPrefix(name, pointsPrefix), err)
 		}
-		if h.vm == vm && (best == "" || !h.time.Before(at)) {
+		if h.vm == vm && h.kind != point.Snapshot && (best == "" || !h.time.Before(at)) {
 			best, at = name, h.time
 		}
 		return nil
@@ -98,7 +99,7 @@ func (v *Vault) latest(ctx context.Context, vm string) (*point.RecoveryPoint, er
 // heading reads a manifest no further than it must.
 func (v *Vault) heading(ctx context.Context, name string) (pointHeading, error) {
 	if p := v.known.get(name); p != nil {
-		return pointHeading{p.VM, p.Time}, nil
+		return pointHeading{p.VM, p.Kind, p.Time}, nil
 	}
 	raw, err := blob.Get(ctx, v.store, name)
 	if err != nil {
@@ -115,7 +116,7 @@ func (v *Vault) heading(ctx context.Context, name string) (pointHeading, error) 
 	return h, nil
 }
 
-// parseHeading reads JSON up to the last of the fields that it looks for.
+// parseHeading reads JSON up to the last of the fields that it looks for: the kind, which most points lack, is written before the others.
 func parseHeading(text []byte) (h pointHeading, err error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	if open, err := d.Token(); err != nil || open != json.Delim('{') {
@@ -128,6 +129,8 @@ func parseHeading(text []byte) (h pointHeading, err error) {
 		}
 		var to any = &json.RawMessage{}
 		switch key {
+		case "kind":
+			to = &h.kind
 		case "vm":
 			to = &h.vm
 			found++
