@@ -354,7 +354,12 @@ func (l *lab) paused() bool {
 		}
 		return out == "paused"
 	}
-	out := l.must("vm", "list", "--json")
+	cmd := l.start("vm", "list", "--json")
+	l.wait(cmd)
+	if !cmd.cmd.ProcessState.Success() { // while it waits for its export QEMU may not answer
+		return false
+	}
+	out := cmd.out.String()
 	var list []struct{ State string }
 	if err := json.Unmarshal([]byte(out), &list); err != nil || len(list) != 1 {
 		l.t.Fatalf("%v in %q", err, out)

@@ -324,6 +324,9 @@ func awaitJob(ctx context.Context, c *qmp.Client, disk string) (*blockJob, error
 		if err != nil || job == nil || job.Status == "concluded" {
 			return job, err
 		}
+		if job.stopped() { // the machine must not stand still for it
+			return job, fmt.Errorf("the copy stopped on an I/O error (%s)", job.IOStatus)
+		}
 		select {
 		case <-ctx.Done():
 			return job, fmt.Errorf("the copy does not end: %w", ctx.Err())
