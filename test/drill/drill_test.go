@@ -48,7 +48,7 @@ func TestDrill(t *testing.T) {
 		if second.AheadBytes == 0 {
 			t.Error("nothing was read ahead of a boot that is known")
 		}
-		if shown := l.must("point", "show", name+"@latest"); strings.Count(shown, "boot-set") != 1 || strings.Count(shown, "drill  ") != 2 {
+		if shown := l.must("point", "show", name+"@latest"); strings.Count(shown, "boot-set") != 3 || strings.Count(shown, "drill  ") != 2 {
 			t.Errorf("of two drills and a killed one the point has the notes\n%s", shown)
 		}
 		l.undisturbed()
