@@ -330,7 +330,9 @@ func (l *instantLab) begin(ctx context.Context) error {
 }
 
 func (l *instantLab) resume(ctx context.Context) error {
+	l.w.mu.Lock()
 	l.w.calls = 0
+	l.w.mu.Unlock()
 	_, err := restore.ResumeInstant(ctx, l.v, l.w, l.storage, "web", false, l.options())
 	return err
 }

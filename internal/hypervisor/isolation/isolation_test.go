@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -144,7 +145,16 @@ func TestInspect(t *testing.T) {
 					}
 				}
 			}
-			r, err := isolation.Inspect(start(t, tt.what), []string{own, "mine"})
+			pid := start(t, tt.what)
+			r, err := isolation.Inspect(pid, []string{own, "mine"})
+			for deadline := time.After(10 * time.Second); err == nil && tt.found != "" && r.Isolated(); { // a connection is told once it was accepted
+				select {
+				case <-deadline:
+					t.Fatalf("found nothing, want %q", tt.found)
+				case <-time.After(10 * time.Millisecond):
+				}
+				r, err = isolation.Inspect(pid, []string{own, "mine"})
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
