@@ -128,9 +128,9 @@ func (p *Pool) Hydrate(ctx context.Context, name string, req HydrateRequest) (*D
 
 // filling is one Hydrate.
 type filling struct {
-	pool  *Pool
-	req   HydrateRequest
-	name  string
+	pool *Pool
+	req  HydrateRequest
+	name string
 
 	telling sync.Mutex // guards saved
 	saved   time.Time  // when the record was last told how far it is
