@@ -75,27 +75,30 @@ func TestPointsDoNotSlowEachOther(t *testing.T) {
 		first := last
 		take()
 		calls := make(map[string]int)
-		for what, do := range map[string]func() error{
-			"begin": func() error {
+		for _, op := range []struct { // in this order: what one has read the next need not
+			what string
+			do   func() error
+		}{
+			{"begin", func() error {
 				s, err := v.Begin(ctx)
 				if err == nil {
 					s.Abort()
 				}
 				return err
-			},
-			"find":   func() error { _, err := v.Point(ctx, string(first.ID)); return err },
-			"prefix": func() error { _, err := v.Point(ctx, string(first.ID[:16])); return err },
-			"diff": func() error {
+			}},
+			{"find", func() error { _, err := v.Point(ctx, string(first.ID)); return err }},
+			{"prefix", func() error { _, err := v.Point(ctx, string(first.ID[:16])); return err }},
+			{"diff", func() error {
 				_, err := v.Diff(ctx, first.Disks[0].Root, first.Disks[0].Size, last.Disks[0].Root, last.Disks[0].Size)
 				return err
-			},
-			"note": func() error { _, err := v.AddNote(ctx, last.ID, "drill", nil); return err },
+			}},
+			{"note", func() error { _, err := v.AddNote(ctx, last.ID, "drill", nil); return err }},
 		} {
 			before := store.calls
-			if err := do(); err != nil {
-				t.Fatalf("%s: %v", what, err)
+			if err := op.do(); err != nil {
+				t.Fatalf("%s: %v", op.what, err)
 			}
-			calls[what] = store.calls - before
+			calls[op.what] = store.calls - before
 		}
 		before := store.calls
 		deletePoint(t, v, first.ID)
