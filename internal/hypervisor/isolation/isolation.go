@@ -54,12 +54,12 @@ func Inspect(pid int, own []string) (Report, error) {
 	if err != nil {
 		return r, fmt.Errorf("look at the sockets of process %d: %w", pid, err)
 	}
-	look := look{pid: pid, own: own, tables: tables, held: links}
+	look := look{proc: proc, own: own, tables: tables, held: links}
 	r.Files = len(links)
 	for fd, target := range links {
 		if inode, ok := socketInode(target); ok {
 			r.Sockets++
-			r.add(look.socket(inode)...)
+			r.add(look.socket(fd, inode)...)
 			continue
 		}
 		r.add(look.file(target, writable(proc, fd))...)
@@ -70,7 +70,7 @@ func Inspect(pid int, own []string) (Report, error) {
 
 // look is what it takes to judge the descriptors of one process.
 type look struct {
-	pid    int
+	proc   string
 	own    []string
 	tables tables
 	held   map[string]string // the process' own descriptors

@@ -103,7 +103,7 @@ func readUnix(text []byte, into map[uint64]string) {
 			continue
 		}
 		inode, err := strconv.ParseUint(words[6], 10, 64)
-		if err != nil {
+		if err != nil || inode == 0 { // one that nobody has accepted yet has none
 			continue
 		}
 		path := ""
@@ -123,13 +123,15 @@ func socketInode(target string) (uint64, bool) {
 	return inode, err == nil
 }
 
-// socket judges a socket.
-func (l look) socket(inode uint64) []string {
+// socket judges the socket that a descriptor is.
+func (l look) socket(fd string, inode uint64) []string {
 	if name, ok := l.tables.name[inode]; ok {
 		return []string{name}
 	}
 	path, ok := l.tables.unix[inode]
 	switch {
+	case !ok && l.closed(fd, inode):
+		return nil
 	case !ok:
 		return []string{"a socket of a family that the kernel does not tell"}
 	case path != "" && l.isOwn(path):
@@ -149,18 +151,23 @@ func (l look) connected(inode uint64) []string {
 	if !connected {
 		return nil
 	}
-	path := l.tables.unix[uint64(peer)]
-	if path != "" && l.isOwn(path) || l.holds(uint64(peer)) {
+	if peer.path != "" && l.isOwn(peer.path) || l.holds(uint64(peer.inode)) {
 		return nil
 	}
-	holder := l.stranger(uint64(peer))
-	if holder != "" && path != "" {
-		holder = "unix socket " + path + " of " + holder
+	holder := l.stranger(uint64(peer.inode))
+	if holder != "" && peer.path != "" {
+		holder = "unix socket " + peer.path + " of " + holder
 	}
 	if holder != "" {
 		return []string{"connected to " + holder}
 	}
 	return nil // to this process: it serves the disks
+}
+
+// closed reports whether a descriptor is no longer what it was when the look began: the tables were read later and do not have it.
+func (l look) closed(fd string, inode uint64) bool {
+	target, err := os.Readlink(l.proc + "/fd/" + fd)
+	return err != nil || target != fmt.Sprintf("socket:[%d]", inode)
 }
 
 func (l look) holds(inode uint64) bool {
