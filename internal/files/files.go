@@ -27,6 +27,8 @@ var (
 	ErrName = errors.New("neither VOLUME:/path nor /path")
 	// ErrNoVolume reports that no volume has a name.
 	ErrNoVolume = errors.New("there is no such volume")
+	// ErrNoFile reports a path that leads to nothing in the point. It is [fs.ErrNotExist], too.
+	ErrNoFile error = noFile{}
 )
 
 // Point is the disks of a recovery point, looked at as files.
@@ -50,6 +52,11 @@ type Place struct {
 	Volume string // the name it was asked for in; "" is the machine's own tree
 	Path   string // absolute, clean
 }
+
+type noFile struct{}
+
+func (noFile) Error() string        { return "no such file or directory in the point" }
+func (noFile) Is(target error) bool { return target == fs.ErrNotExist }
 
 // String returns the place as it is typed.
 func (p Place) String() string { return Join(p.Volume, p.Path) }
@@ -77,6 +84,9 @@ func (p *Point) Locate(name string, follow bool) (Place, error) {
 		var perr *fs.PathError
 		if errors.As(err, &perr) {
 			err = perr.Err
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = ErrNoFile
 		}
 		return Place{}, fmt.Errorf("find %s: %w", name, err)
 	}

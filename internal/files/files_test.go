@@ -384,7 +384,7 @@ func TestListAndFind(t *testing.T) {
 	if _, err := find("x", "none"); !errors.Is(err, ErrNoVolume) {
 		t.Errorf("%v", err)
 	}
-	for name, want := range map[string]error{"etc": ErrName, "vda9:/": ErrNoVolume, "/none": fs.ErrNotExist, "vda1:/etc/fstab/x": fs.ErrNotExist} {
+	for name, want := range map[string]error{"etc": ErrName, "vda9:/": ErrNoVolume, "/none": fs.ErrNotExist, "vda1:/none": ErrNoFile, "vda1:/etc/fstab/x": ErrNoFile} {
 		if _, err := p.Locate(name, true); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
 		}

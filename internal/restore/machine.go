@@ -95,8 +95,11 @@ func identity(ctx context.Context, host definer, req MachineRequest) (same bool,
 		return false, "", fmt.Errorf("look for machines of that name: %w", err)
 	}
 	for _, m := range machines {
-		if m.Name == req.Name || req.Point.Definition.Kind == "qemu" { // a plain QEMU's socket has room for one
-			return false, "", fmt.Errorf("%w: a machine %s (UUID %s) is there", hypervisor.ErrExists, m.Name, m.UUID)
+		if m.Name == req.Name {
+			return false, "", fmt.Errorf("machine %s (UUID %s) %w", m.Name, m.UUID, hypervisor.ErrExists)
+		}
+		if req.Point.Definition.Kind == "qemu" { // a plain QEMU's socket has room for one
+			return false, "", fmt.Errorf("%w: %s (UUID %s)", ErrSocketTaken, m.Name, m.UUID)
 		}
 	}
 	taken := slices.IndexFunc(machines, func(m hypervisor.Machine) bool {

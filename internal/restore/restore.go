@@ -12,6 +12,7 @@ import (
 	"fmt"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -21,6 +22,9 @@ var ErrNoDefinition = errors.New("the point does not hold the definition of a ma
 
 // ErrOtherKind reports that the host is not of the kind that the point's machine was defined for.
 var ErrOtherKind = errors.New("the host can not build this machine")
+
+// ErrSocketTaken reports that a machine listens at the socket where the new one would. It is [hypervisor.ErrExists], too.
+var ErrSocketTaken = fmt.Errorf("another machine listens there: the socket %w", hypervisor.ErrExists)
 
 // ErrNoDisk reports that the point has no disk of that name, or that one of several must be named.
 var ErrNoDisk = errors.New("no such disk in the point")
