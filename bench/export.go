@@ -267,8 +267,9 @@ func (e *exportBench) sameSpan(a, b string) error {
 	return sh(`cmp "$1/span0" "$1/span1"`, e.dir)
 }
 
-// cold is goal 7 where nothing is in memory but what the kernel has of the repository's files: each round is a fresh process. The peers keep larger pieces:
-// restic blobs of 0.5 to 8 MiB, 1 MiB on average, through its FUSE mount; and qcow2 clusters of 2 MiB, zstd, the largest there are, through qemu-nbd.
+// cold is goal 7 where nothing is in memory but what the kernel has of the repository's files: each round is a fresh process. The peers keep larger pieces: borg
+// blocks of 4 MiB, which is what the goal speaks of, and restic blobs of 0.5 to 8 MiB, 1 MiB on average, both through their FUSE mounts; and
+// qcow2 clusters of 2 MiB, zstd, the largest there are, through qemu-nbd.
 func (e *exportBench) cold() error {
 	base, _, err := e.sources()
 	if err != nil {
@@ -279,18 +280,24 @@ func (e *exportBench) cold() error {
 	if err != nil {
 		return err
 	}
-	restic := filepath.Join(e.dir, "restic")
-	r := e.tools()[1]
-	for _, argv := range [][]string{r.init(restic), r.backup(restic)} {
-		if _, err := r.do(base, restic, e.dir, argv); err != nil {
-			return err
+	restic, borg := e.tools()[1], e.tools()[2]
+	borg.backup = func(string) []string {
+		return []string{"borg", "create", "-C", "zstd,1", "--chunker-params", "fixed,4194304", "::4m", "disk.raw"}
+	}
+	resticRepo, borgRepo := filepath.Join(e.dir, "restic"), filepath.Join(e.dir, "borg")
+	for repo, t := range map[string]tool{resticRepo: restic, borgRepo: borg} {
+		for _, argv := range [][]string{t.init(repo), t.backup(repo)} {
+			if _, err := t.do(base, repo, e.dir, argv); err != nil {
+				return err
+			}
 		}
 	}
 	squashed := filepath.Join(e.dir, "disk.qcow2")
 	if err := sh(`qemu-img convert -O qcow2 -c -o compression_type=zstd,cluster_size=2M "$1" "$2"`, image, squashed); err != nil {
 		return err
 	}
-	var h, rs, q []float64
+	dir := filepath.Join(e.dir, "mnt")
+	var h, b, rs, q []float64
 	for range e.rounds {
 		for _, s := range []struct {
 			name string
@@ -298,7 +305,12 @@ func (e *exportBench) cold() error {
 			run  func() (float64, error)
 		}{
 			{"holdfast", &h, func() (float64, error) { return e.coldHoldfast(repo) }},
-			{"restic mount", &rs, func() (float64, error) { return e.coldRestic(r, restic, image) }},
+			{"borg mount", &b, func() (float64, error) {
+				return e.coldMount(borg.env(borgRepo), filepath.Join(dir, "4m", "disk.raw"), image, "borg", "mount", "--foreground", "::", dir)
+			}},
+			{"restic mount", &rs, func() (float64, error) {
+				return e.coldMount(restic.env(resticRepo), filepath.Join(dir, "snapshots", "latest", "disk.raw"), image, "restic", "-q", "mount", dir)
+			}},
 			{"qemu-nbd", &q, func() (float64, error) { return e.coldQcow2(squashed) }},
 		} {
 			iops, err := s.run()
@@ -308,8 +320,8 @@ func (e *exportBench) cold() error {
 			*s.got = append(*s.got, iops)
 		}
 	}
-	fmt.Printf("goal 7  cold random 4 KiB reads: holdfast %.0f/s; restic mount %.0f/s: %s; qcow2 zstd, clusters of 2 MiB %.0f/s: %s   wanted 20x a store of 4 MiB chunks\n",
-		median(h), median(rs), ratio(h, rs), median(q), ratio(h, q))
+	fmt.Printf("goal 7  cold random 4 KiB reads: holdfast %.0f/s; borg mount, chunks of 4 MiB %.0f/s: %s   wanted 20x\n", median(h), median(b), ratio(h, b))
+	fmt.Printf("        beside it: restic mount, 1 MiB on average %.0f/s: %s; qcow2 zstd, clusters of 2 MiB %.0f/s: %s\n", median(rs), ratio(h, rs), median(q), ratio(h, q))
 	return nil
 }
 
@@ -331,26 +343,27 @@ func (e *exportBench) coldQcow2(image string) (float64, error) {
 	return iops, errors.Join(err, s.stop())
 }
 
-func (e *exportBench) coldRestic(t tool, repo, image string) (iops float64, err error) {
+// coldMount reads file, which is the image, as long as a tool mounts its repository.
+func (e *exportBench) coldMount(env []string, file, image string, argv ...string) (iops float64, err error) {
 	dir := filepath.Join(e.dir, "mnt")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, err
 	}
-	cmd := exec.Command("restic", "-q", "mount", dir)
-	cmd.Env = append(os.Environ(), t.env(repo)...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
 	defer func() {
 		err = errors.Join(err, sh(`fusermount3 -u "$1" || umount "$1"`, dir), cmd.Wait())
 	}()
-	file := filepath.Join(dir, "snapshots", "latest", "disk.raw")
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		if info, err := os.Stat(file); err == nil && info.Size() == e.size {
 			break
 		}
 		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("restic mounted nothing in 30 s")
+			return 0, fmt.Errorf("%s mounted nothing in a minute", argv[0])
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
