@@ -55,6 +55,7 @@ func run(dir string, size int64, rounds int, parts []string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	defer removeRecoveryKeys(dir)
 	b := &bench{dir: dir, holdfast: holdfast, rounds: rounds, size: size}
 	fmt.Printf("%s, %d CPUs, %s; restic %s; borg %s; virtnbdbackup %s\n", time.Now().Format("2006-01-02 15:04"), runtime.NumCPU(), cpuName(), version("restic", "version"), version("borg", "--version"), version("virtnbdbackup", "-V"))
 	fmt.Printf("regime: sources in the page cache, repositories on the same disk, synced inside the timed region, %d rounds, medians\n\n", rounds)
@@ -69,6 +70,16 @@ func run(dir string, size int64, rounds int, parts []string) error {
 		}
 	}
 	return nil
+}
+
+// removeRecoveryKeys removes what `vault init` leaves beside each vault: the vaults are gone.
+func removeRecoveryKeys(dir string) {
+	found, _ := filepath.Glob(filepath.Join(dir, "holdfast-recovery-*.txt")) // the pattern is well formed
+	for _, name := range found {
+		if err := os.Remove(name); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	}
 }
 
 func cpuName() string {
