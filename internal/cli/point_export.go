@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-vm/holdfast/internal/export"
+	"github.com/holdfast-vm/holdfast/internal/nbd"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -183,7 +184,7 @@ func (a *app) printExports(p *point.RecoveryPoint, addr net.Addr, exports []expo
 	out := Exported{ID: p.ID, VM: p.VM}
 	for _, e := range exports {
 		out.Disks = append(out.Disks, ExportedDisk{
-			Disk: e.Disk, Name: e.Name, URI: export.URI(addr, e.Name, flags.tlsDir != ""), Size: e.Size, Writable: e.Writable, TLS: flags.tlsDir != "",
+			Disk: e.Disk, Name: e.Name, URI: nbd.URI(addr, e.Name, flags.tlsDir != ""), Size: e.Size, Writable: e.Writable, TLS: flags.tlsDir != "",
 		})
 	}
 	if a.json {

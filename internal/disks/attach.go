@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
+	"net"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/nbd"
 )
 
 // serialLength is how many bytes of a serial number every kind of disk shows.
@@ -95,7 +96,7 @@ func (p *Pool) attach(ctx context.Context, d *Disk, req AttachRequest) error {
 
 // URI returns the address of the export that the disk stands on.
 func (h *Hydration) URI() string {
-	return "nbd+unix:///" + url.PathEscape(h.Export) + "?socket=" + url.QueryEscape(h.Socket)
+	return nbd.URI(&net.UnixAddr{Name: h.Socket, Net: "unix"}, h.Export, false)
 }
 
 // imageFormat returns the format of the image as it is now: an overlay while the disk is being filled.

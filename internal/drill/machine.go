@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/export"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/nbd"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
@@ -136,7 +137,7 @@ func (r *run) rebuild(ctx context.Context) (hypervisor.Rebuild, error) {
 			return out, fmt.Errorf("make the overlay of disk %s: %w", d.Name, err)
 		}
 		out.Disks[d.Name], out.Formats[d.Name] = overlay, "qcow2"
-		out.Backing[d.Name] = export.URI(&net.UnixAddr{Name: socket, Net: "unix"}, d.Name, false)
+		out.Backing[d.Name] = nbd.URI(&net.UnixAddr{Name: socket, Net: "unix"}, d.Name, false)
 	}
 	for _, f := range p.Files {
 		path, err := r.writeFile(ctx, f)

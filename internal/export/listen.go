@@ -9,10 +9,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -129,18 +127,4 @@ func ServerTLS(dir string) (*tls.Config, error) {
 	return &tls.Config{
 		Certificates: []tls.Certificate{cert}, ClientCAs: authority, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
 	}, nil
-}
-
-// URI returns the NBD URI of an export on a listener's address.
-func URI(addr net.Addr, name string, encrypted bool) string {
-	u := url.URL{Scheme: "nbd", Path: "/" + name}
-	if encrypted {
-		u.Scheme = "nbds"
-	}
-	if addr.Network() == "unix" {
-		u.Scheme += "+unix"
-		return u.String() + "?socket=" + strings.ReplaceAll(url.QueryEscape(addr.String()), "%2F", "/")
-	}
-	u.Host = addr.String()
-	return u.String()
 }

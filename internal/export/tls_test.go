@@ -96,7 +96,7 @@ func TestTLSWantsACertificateOfTheClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	serveOn(t, s, listener)
-	if uri := export.URI(listener.Addr(), e.Name, true); !strings.HasPrefix(uri, "nbds://127.0.0.1:") || !strings.HasSuffix(uri, "/"+e.Name) {
+	if uri := nbd.URI(listener.Addr(), e.Name, true); !strings.HasPrefix(uri, "nbds://127.0.0.1:") || !strings.HasSuffix(uri, "/"+e.Name) {
 		t.Errorf("the URI is %s", uri)
 	}
 	roots := x509.NewCertPool()

@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 
 	"github.com/holdfast-vm/holdfast/internal/export"
+	"github.com/holdfast-vm/holdfast/internal/nbd"
 )
 
 // instantExport serves the disks of the point on a unix socket.
@@ -24,8 +24,7 @@ type instantExport struct {
 }
 
 func exportURI(socket, disk string) string {
-	u := url.URL{Scheme: "nbd+unix", Path: "/" + disk, RawQuery: url.Values{"socket": {socket}}.Encode()}
-	return u.String()
+	return nbd.URI(&net.UnixAddr{Name: socket, Net: "unix"}, disk, false)
 }
 
 func shortHash(s string) string {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/nbd"
 )
 
 var _ hypervisor.Attacher = (*Host)(nil)
@@ -338,7 +339,7 @@ func (h *Host) pool(ctx context.Context, name string) (*rpc.Client, rpc.StorageP
 
 // addBacking says that a disk's overlay stands on an NBD export. libvirt would find that out from the image, but not that the server may be opened.
 func addBacking(disk *etree.Element, uri string) error {
-	export, socket, err := parseExport(uri)
+	export, socket, err := nbd.ParseUnixURI(uri)
 	if err != nil {
 		return err
 	}

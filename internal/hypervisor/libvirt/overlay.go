@@ -2,12 +2,11 @@ package libvirt
 
 import (
 	"fmt"
-	"net/url"
-	"strings"
 
 	"github.com/beevik/etree"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/nbd"
 )
 
 const (
@@ -27,7 +26,7 @@ func (b *builder) stackDisk(el *etree.Element, name string) error {
 	if uri == "" {
 		return nil
 	}
-	export, socket, err := parseExport(uri)
+	export, socket, err := nbd.ParseUnixURI(uri)
 	if err != nil {
 		return fmt.Errorf("disk %s: %w", name, err)
 	}
@@ -75,19 +74,6 @@ func noteOf(dom *etree.Element) *etree.Element {
 		return meta.SelectElement(metadataElement)
 	}
 	return nil
-}
-
-// parseExport splits nbd+unix:///EXPORT?socket=PATH.
-func parseExport(uri string) (export, socket string, err error) {
-	u, err := url.Parse(uri)
-	if err != nil {
-		return "", "", fmt.Errorf("export: %w", err)
-	}
-	socket = u.Query().Get("socket")
-	if u.Scheme != "nbd+unix" || socket == "" {
-		return "", "", fmt.Errorf("export %q is not of the form nbd+unix:///NAME?socket=PATH", uri)
-	}
-	return strings.TrimPrefix(u.Path, "/"), socket, nil
 }
 
 // settleDisks puts targets in the place of their overlays in a definition, and reports whether that changed anything.

@@ -94,12 +94,3 @@ func FuzzOwner(f *testing.F) {
 		}
 	})
 }
-
-func FuzzParseExport(f *testing.F) {
-	f.Add("nbd+unix:///vda?socket=/run/s")
-	f.Fuzz(func(t *testing.T, uri string) {
-		if _, socket, err := parseExport(uri); err == nil && socket == "" {
-			t.Error("an export without a socket")
-		}
-	})
-}
