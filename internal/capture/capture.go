@@ -31,6 +31,9 @@ var ErrOff = errors.New("the machine is off")
 // ErrBusy reports that another process captures the machine, or has a capture of it that is not committed.
 var ErrBusy = errors.New("the machine is being captured by another process")
 
+// ErrCopied reports that a job of the hypervisor, such as a hydration, works on a disk that was to be captured.
+var ErrCopied = errors.New("it is being copied by another job of its hypervisor")
+
 // NeedScratch is the ErrScratch of a capture: how much it needs and has.
 type NeedScratch struct {
 	Dir        string

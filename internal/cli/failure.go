@@ -109,6 +109,7 @@ var causes = []cause{
 	{hypervisor.ErrUnreachable, "host_unreachable", StatusError, "name the host with --connect, qemu:///system for libvirt or qmp:SOCKET for a plain QEMU, and see that it runs and lets you in"},
 	{capture.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{capture.ErrOff, "off", StatusError, "the machine was turned off meanwhile; run this again to read its images"},
+	{capture.ErrCopied, "busy", StatusError, "wait until that is done, as `holdfast disk list`, `holdfast instant list` or `virsh blockjob` tell, or leave the disk out with --exclude-disk"},
 	{capture.ErrScratch, "scratch", StatusError, "give a directory with more room with --scratch DIR, or raise --scratch-limit"},
 	{export.ErrSocketInUse, "in_use", StatusError, "choose another --socket, or end the process that serves there"},
 	{export.ErrLayerInUse, "in_use", StatusError, "one process at a time writes to a layer: end the other one, or choose another --writable directory"},

@@ -58,6 +58,11 @@ func (s *session) examine(ctx context.Context, h *host.Host) error {
 		case known.Size <= 0:
 			return fmt.Errorf("disk %s (%s): libvirt can not tell its size", p.Name, known.File)
 		}
+		if _, busy, err := s.client.BlockJobInfo(ctx, s.dom, p.Name); err != nil {
+			return fmt.Errorf("disk %s: look for other jobs on it: %w", p.Name, err)
+		} else if busy {
+			return fmt.Errorf("disk %s: %w", p.Name, capture.ErrCopied)
+		}
 		d := &disk{Disk: known, plan: p}
 		if s.begins(d) {
 			d.bitmap = s.checkpoint()

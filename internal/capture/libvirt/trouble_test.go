@@ -185,6 +185,14 @@ func testRefusals(l *lab) {
 	if err := try("one", func(p *capture.Plan) { p.Scratch.Limit = 1 << 20 }); !errors.As(err, &need) || need.Have != 1<<20 || need.Need <= need.Have {
 		l.Errorf("small scratch: %v", err)
 	}
+	target := filepath.Join(l.daemon.Dir, "copy")
+	xml := "<disk type='file'><source file='" + target + "'/><driver type='raw'/></disk>"
+	l.ok(l.client.BlockCopy(l.ctx, l.dom, "vdb", xml, 1, rpc.BlockCopyTransientJob))
+	if err := try("one", func(*capture.Plan) {}); !errors.Is(err, capture.ErrCopied) || !strings.Contains(err.Error(), "vdb") {
+		l.Errorf("disk that is being copied: %v", err)
+	}
+	l.ok(l.client.BlockJobAbort(l.ctx, l.dom, "vdb", 0))
+	l.ok(os.Remove(target))
 	l.stop()
 	if _, err := l.capturer.Capture(l.ctx, "one", l.plan(), capture.Hooks{}, l.sink); !errors.Is(err, capture.ErrOff) {
 		l.Errorf("machine that is off: %v", err)
