@@ -65,7 +65,11 @@ func (a *app) detachInstant(ctx context.Context, storage, name string) error {
 	if a.json {
 		return a.printJSON(report)
 	}
-	return a.println(fmt.Sprintf("process %d serves %s and copies its disks; it writes to %s", cmd.Process.Pid, name, path))
+	is := "is defined"
+	if st.Start {
+		is = "runs"
+	}
+	return a.println(fmt.Sprintf("%s %s; process %d serves and copies its disks, and writes to %s", name, is, cmd.Process.Pid, path))
 }
 
 // awaitDetached returns when the process in the background has come to hydrate, or the error that it ended with.
