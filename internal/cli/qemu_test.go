@@ -55,7 +55,7 @@ func hmpSocket(socket string) string { return socket + "2" }
 
 // hmpCmd runs "hmp SOCKET COMMAND": a line of QEMU's human monitor.
 func hmpCmd(ts *testscript.TestScript, _ bool, args []string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c, err := qmp.Dial(ctx, hmpSocket(args[0]))
 	ts.Check(err)
@@ -75,7 +75,7 @@ func newVMCmd(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Defer(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "q")
 	ts.Defer(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		c, err := qmp.Dial(ctx, path)
 		if err != nil {

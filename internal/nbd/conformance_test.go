@@ -142,7 +142,7 @@ func everywhere(t *testing.T, size int, test func(t *testing.T, p place, disk *m
 // run runs a tool and returns what it prints.
 func (p place) run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	var log bytes.Buffer

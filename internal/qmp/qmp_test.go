@@ -80,6 +80,9 @@ func serve(conn net.Conn, script func(r request) []string) {
 
 func dialTest(t *testing.T, path string) *Client {
 	c, err := Dial(t.Context(), path)
+	for end := time.Now().Add(2 * time.Minute); errors.Is(err, ErrInUse) && time.Now().Before(end); { // QEMU listens before it greets
+		c, err = Dial(t.Context(), path)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +194,7 @@ func startQEMU(t *testing.T, dir string) string {
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(20 * time.Second); ; <-tick.C {
+	for end := time.Now().Add(2 * time.Minute); ; <-tick.C {
 		if _, err := os.Stat(sock); err == nil {
 			return sock
 		}

@@ -54,9 +54,12 @@ type lab struct {
 	last  map[string]capture.DiskResult
 }
 
+// testTime is what one test may take on a machine that is busy with others.
+const testTime = 5 * time.Minute
+
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testTime)
 	t.Cleanup(cancel)
 	d := libvirtd.New(t)
 	h, err := libvirt.New(d.URI)
@@ -132,7 +135,9 @@ func TestMachine(t *testing.T) {
 // with returns a lab on the same machine for another test.
 func (l *lab) with(t *testing.T) *lab {
 	t.Helper()
-	n := &lab{T: t, daemon: l.daemon, client: l.daemon.Client(), host: l.host, capturer: l.capturer, ctx: l.ctx, dom: l.dom, state: l.state, scratch: l.scratch,
+	ctx, cancel := context.WithTimeout(t.Context(), testTime)
+	t.Cleanup(cancel)
+	n := &lab{T: t, daemon: l.daemon, client: l.daemon.Client(), host: l.host, capturer: l.capturer, ctx: ctx, dom: l.dom, state: l.state, scratch: l.scratch,
 		model: l.model, replica: map[string][]byte{}, epoch: epochs.Add(100), last: map[string]capture.DiskResult{}}
 	var err error
 	n.dom, err = n.client.DomainByName(n.ctx, "one")

@@ -100,7 +100,7 @@ func (v *vm) await(what string, ok func() bool) {
 	v.t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(30 * time.Second); !ok(); <-tick.C {
+	for end := time.Now().Add(2 * time.Minute); !ok(); <-tick.C {
 		if time.Now().After(end) {
 			v.t.Fatalf("waited in vain for %s", what)
 		}
@@ -122,7 +122,7 @@ func (v *vm) quit() {
 
 func (v *vm) execute(command string, a, result any) {
 	v.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	c, err := v.host.Client(ctx)
 	if err == nil {

@@ -101,7 +101,7 @@ func runQuietly(name string, args ...string) error {
 // poll does something again until it succeeds.
 func poll(t testing.TB, try func() error) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for {
 		err := try()
 		if err == nil {

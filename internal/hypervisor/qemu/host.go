@@ -19,8 +19,8 @@ import (
 // Scheme begins the URIs of this package.
 const Scheme = "qmp:"
 
-// commandTime bounds a monitor command that QEMU answers at once when it is well.
-const commandTime = 20 * time.Second
+// commandTime bounds what QEMU answers at once when it is well: some commands, on a host that may be very busy.
+const commandTime = 60 * time.Second
 
 // Host is one plain QEMU process, or the place where one will be.
 type Host struct {

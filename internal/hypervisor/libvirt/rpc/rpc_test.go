@@ -28,7 +28,7 @@ type lab struct {
 }
 
 func newLab(t *testing.T) *lab {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return &lab{t, libvirtd.New(t).Client(), ctx}
 }
