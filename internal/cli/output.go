@@ -128,10 +128,14 @@ func humanAge(now, t time.Time) string {
 
 func humanTime(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") }
 
-// counted returns "1 disk", "3 disks".
-func counted(n int, one string) string {
-	if n == 1 {
+// counted returns "1 disk", "3 disks", "2 directories".
+func counted[N ~int | ~int64](n N, one string) string {
+	stem, isY := strings.CutSuffix(one, "y")
+	switch {
+	case n == 1:
 		return "1 " + one
+	case isY:
+		return fmt.Sprintf("%d %sies", n, stem)
 	}
 	return fmt.Sprintf("%d %ss", n, one)
 }

@@ -174,7 +174,7 @@ func (a *app) printDrill(res drill.Result) error {
 	if !res.Verified {
 		verdict = "not verified: " + res.Reason
 	}
-	isolation := fmt.Sprintf("no way out found, looked %d times at %d descriptors", res.Isolation.Checks, res.Isolation.Files)
+	isolation := fmt.Sprintf("no way out found, looked %s at %s", counted(res.Isolation.Checks, "time"), counted(res.Isolation.Files, "descriptor"))
 	if len(res.Isolation.Found) > 0 {
 		isolation = "ways out: " + strings.Join(res.Isolation.Found, "; ")
 	} else if res.Isolation.Checks == 0 {

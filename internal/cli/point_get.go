@@ -102,15 +102,18 @@ func (a *app) printGot(p *point.RecoveryPoint, to string, r files.Report, some *
 	for _, f := range got.Failed {
 		a.println("not fetched: " + printable(f.Path) + ": " + f.Reason)
 	}
-	text := counted(int(r.Files), "file")
+	text := counted(r.Files, "file")
 	if r.Directories > 0 {
-		text += fmt.Sprintf(", %d directories", r.Directories)
+		text += ", " + counted(r.Directories, "directory")
 	}
-	if r.Others > 0 {
+	switch {
+	case r.Others == 1:
+		text += ", 1 link or special file"
+	case r.Others > 1:
 		text += fmt.Sprintf(", %d links and special files", r.Others)
 	}
 	if r.Streams > 0 {
-		text += ", " + counted(int(r.Streams), "stream")
+		text += ", " + counted(r.Streams, "stream")
 	}
 	return a.println(fmt.Sprintf("fetched %s to %s: %s (%s, %s of data)", p.VM, to, text, humanSize(r.Bytes), humanSize(r.Stored)))
 }

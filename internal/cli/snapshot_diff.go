@@ -119,7 +119,7 @@ func (a *app) writeDiff(ctx context.Context, v *vault.Vault, first, second *poin
 	if a.json {
 		return a.printJSON(out)
 	}
-	return a.println(fmt.Sprintf("wrote %s: what turns %s into %s, %s in %s", out.File, first.Name, second.Name, humanSize(out.Changed), counted(int(out.Ranges), "range")))
+	return a.println(fmt.Sprintf("wrote %s: what turns %s into %s, %s in %s", out.File, first.Name, second.Name, humanSize(out.Changed), counted(out.Ranges, "range")))
 }
 
 func side(v *vault.Vault, id point.ID, d *point.Disk) (snapshots.Side, error) {

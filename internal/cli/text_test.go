@@ -60,6 +60,17 @@ func TestHumanAge(t *testing.T) {
 	}
 }
 
+func TestCounted(t *testing.T) {
+	for want, n := range map[string]int{"1 directory": 1, "0 directories": 0, "12 directories": 12} {
+		if got := counted(n, "directory"); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := counted(int64(2), "disk") + " " + counted(1, "disk"); got != "2 disks 1 disk" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestProgressLine(t *testing.T) {
 	got := progressLine("store", 1<<30, 4<<30, 10*time.Second)
 	if want := "store: 1.0 GiB of 4.0 GiB (25%), 102.4 MiB/s, 30s left"; got != want {

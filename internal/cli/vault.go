@@ -161,8 +161,8 @@ func (a *app) printCheck(report vault.CheckReport) error {
 	if report.ReadData {
 		how = "every stored byte read and verified"
 	}
-	return a.println(fmt.Sprintf("%s: %s, %s, %d chunks, %s (%s)", verdict, counted(report.Points, "point"),
-		counted(report.Packs, "pack"), report.Chunks, humanSize(report.Bytes), how))
+	return a.println(fmt.Sprintf("%s: %s, %s, %s, %s (%s)", verdict, counted(report.Points, "point"),
+		counted(report.Packs, "pack"), counted(report.Chunks, "chunk"), humanSize(report.Bytes), how))
 }
 
 func (a *app) vaultGC() *cobra.Command {

@@ -93,7 +93,7 @@ func (r *run) rehearse(ctx context.Context) error {
 	if err != nil {
 		return err // the machine is removed at once: no picture of it is worth the time
 	}
-	r.o.Log("%s runs as %s, isolated: %d descriptors of its process were looked at", r.req.Point.VM, r.note.Name, r.res.Isolation.Files)
+	r.o.Log("%s runs as %s, isolated: looked at descriptors of its process: %d", r.req.Point.VM, r.note.Name, r.res.Isolation.Files)
 	err = r.ask(ctx)
 	if ctx.Err() == nil {
 		r.takePicture(ctx)

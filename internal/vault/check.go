@@ -329,12 +329,12 @@ func (c *checker) lost(ctx context.Context, ids map[chunk.ID]bool) error {
 	}
 	for ref, n := range gone {
 		if !c.badPacks[ref] {
-			c.damage(ref.Name(), "it is missing, and %d chunks that points need with it", n)
+			c.damage(ref.Name(), "it is missing, and with it chunks that points need: %d", n)
 			c.badPacks[ref] = true
 		}
 	}
 	if unknown > 0 {
-		c.damage("", "%d chunks that points need are in no pack that can be read", unknown)
+		c.damage("", "chunks that points need and no readable pack holds: %d", unknown)
 	}
 	return nil
 }

@@ -49,7 +49,7 @@ func (j *journal) replayFast(sequence uint32) error {
 			return fmt.Errorf("fast commit: %w", err)
 		}
 	}
-	j.fs.note("fast commits were replayed: %d changes", len(tags))
+	j.fs.note("fast commits were replayed (changes: %d)", len(tags))
 	return nil
 }
 

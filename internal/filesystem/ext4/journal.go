@@ -186,7 +186,7 @@ func (f *FS) replayJournal() error {
 	if err := f.reload(); err != nil {
 		return err
 	}
-	f.note("the journal was replayed: %d transactions, %d blocks", log.transactions, len(list))
+	f.note("the journal was replayed (transactions: %d, blocks: %d)", log.transactions, len(list))
 	if j.has(journalFastCommit) {
 		return j.replayFast(log.sequence)
 	}
