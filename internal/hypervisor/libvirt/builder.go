@@ -264,22 +264,13 @@ func (b *builder) consoles() {
 			el.RemoveChild(source) // libvirt makes a new one
 		}
 	}
-	if b.rebuild.SameIdentity {
-		return
-	}
 	for _, tag := range []string{"serial", "console", "parallel"} {
 		for _, el := range devices.SelectElements(tag) {
-			switch kind := el.SelectAttrValue("type", "pty"); kind {
-			case "unix", "file", "tcp", "udp", "pipe":
-				b.warn("%s of type %s, which the old machine may use, becomes a pty", tag, kind)
-				el.CreateAttr("type", "pty")
-				for _, c := range []string{"source", "protocol", "log"} {
-					if old := el.SelectElement(c); old != nil {
-						el.RemoveChild(old)
-					}
-				}
-			}
+			b.console(tag, el)
 		}
+	}
+	if b.rebuild.SameIdentity {
+		return
 	}
 	for _, el := range devices.SelectElements("graphics") {
 		if el.SelectAttr("port") != nil {
@@ -293,6 +284,31 @@ func (b *builder) consoles() {
 	if cid := devices.FindElement("vsock/cid"); cid != nil {
 		cid.RemoveAttr("address")
 		cid.CreateAttr("auto", "yes")
+	}
+}
+
+// console turns a console that the new machine can not have into a pty.
+func (b *builder) console(tag string, el *etree.Element) {
+	kind := el.SelectAttrValue("type", "pty")
+	switch kind {
+	case "unix", "file", "tcp", "udp", "pipe":
+	default:
+		return
+	}
+	path := attr(el, "source", "path")
+	switch {
+	case !b.rebuild.SameIdentity:
+		b.warn("%s of type %s, which the old machine may use, becomes a pty", tag, kind)
+	case path != "" && missing(filepath.Dir(path)):
+		b.warn("%s of type %s becomes a pty: there is no directory %s any more", tag, kind, filepath.Dir(path))
+	default:
+		return
+	}
+	el.CreateAttr("type", "pty")
+	for _, c := range []string{"source", "protocol", "log"} {
+		if old := el.SelectElement(c); old != nil {
+			el.RemoveChild(old)
+		}
 	}
 }
 

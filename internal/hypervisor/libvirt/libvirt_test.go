@@ -279,6 +279,27 @@ func TestDefineInPlace(t *testing.T) {
 	if out.UUID != uuid || l.xml("old").FindElement("devices/interface/mac[@address='52:54:00:aa:bb:cc']") == nil {
 		t.Errorf("rebuilt %+v", out)
 	}
+	if l.xml("old").FindElement("devices/serial[@type='file']/source[@path='"+l.dir+"/console.log']") == nil {
+		t.Error("the serial console went elsewhere")
+	}
+}
+
+// A machine that comes back where the directory of its console was lost with it starts nevertheless.
+func TestDefineInPlaceWithoutConsole(t *testing.T) {
+	l := newLab(t)
+	r := l.rebuild("old")
+	r.SameIdentity = true
+	r.Point.Definition.InactiveXML = strings.ReplaceAll(r.Point.Definition.InactiveXML, "/console.log", "/gone/console.log")
+	c := l.d.Client()
+	dom, err := c.DomainByName(l.ctx, "old")
+	l.ok(err)
+	l.ok(c.DomainUndefine(l.ctx, dom, rpc.UndefineNVRAM))
+	l.ok(os.RemoveAll(filepath.Join(l.dir, "c/libvirt/qemu/swtpm", uuid)))
+	out, err := l.host.Define(l.ctx, r)
+	l.ok(err)
+	if l.xml("old").FindElement("devices/serial[@type='pty']") == nil || !slices.ContainsFunc(out.Warnings, func(w string) bool { return strings.Contains(w, l.dir+"/gone") }) {
+		t.Errorf("no console in its place; warnings %q", out.Warnings)
+	}
 }
 
 // Definitions that this host can not run are refused before anything is made.
