@@ -42,27 +42,61 @@ func (s *session) instant(ctx context.Context, hooks capture.Hooks) error {
 }
 
 // instantTries is how often the instant is tried if the machine had to be resumed in the middle of it: on a very busy host a try can take too long.
-const instantTries = 3
+const instantTries = 2
 
-// take begins the job. If a record of changes turns out to be broken only then, it reads whole disks instead, once.
+// take begins the job. Where a record of changes turns out to be broken only then, or can not be had without holding the machine still for too
+// long, it reads whole disks instead, for which the machine need not be held still.
 func (s *session) take(ctx context.Context) error {
 	err := s.beginJob(ctx)
+	if leftBitmaps(err) {
+		s.plan.Log("a libvirtd that was killed left bitmaps of a backup: they are removed")
+		if err := s.dropJobBitmaps(ctx); err != nil {
+			return err
+		}
+		err = s.retake(ctx)
+	}
 	for try := 1; errors.Is(err, errWoken) && try < instantTries; try++ {
 		s.plan.Log("the instant took too long, and the machine was resumed: it is taken again")
 		err = s.retake(ctx)
 	}
-	if err == nil || s.since() == "" || !aboutBitmaps(err) {
+	switch {
+	case err == nil || s.since() == "":
 		return err
+	case errors.Is(err, errWoken):
+		s.plan.Log("the instant took too long again: all is read, for which the machine need not be held still")
+		s.wholeDisks("the host was too busy to take the instant with the machine held still for no more than " + maxSuspended.String())
+		return s.retake(ctx)
+	case aboutBitmaps(err):
+		return s.takeWhole(ctx, err)
 	}
-	s.plan.Log("the changes since %s can not be read (%v): all is read", s.since(), err)
+	return err
+}
+
+// jobBitmap begins the names of the bitmaps that libvirt makes of a job's checkpoint, one for each disk.
+const jobBitmap = "backup-"
+
+// leftBitmaps reports whether libvirt failed to make the bitmaps of a job because they are there, of a job that nobody knows any more.
+func leftBitmaps(err error) bool {
+	var e *rpc.Error
+	return errors.As(err, &e) && strings.Contains(e.Message, "Bitmap already exists: "+jobBitmap)
+}
+
+func (s *session) dropJobBitmaps(ctx context.Context) error {
+	for _, d := range s.disks {
+		if err := dropBitmap(ctx, s.client, s.dom, jobBitmap+d.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeWhole begins the job without the record of changes that could not be read.
+func (s *session) takeWhole(ctx context.Context, why error) error {
+	s.plan.Log("the changes since %s can not be read (%v): all is read", s.since(), why)
 	if err := dropCheckpoint(ctx, s.client, s.dom, s.since()); err != nil {
 		return fmt.Errorf("drop the broken record of changes: %w", err)
 	}
-	for _, d := range s.disks {
-		if d.since != "" {
-			d.whole(err.Error())
-		}
-	}
+	s.wholeDisks(why.Error())
 	if err := s.removeScratch(); err != nil {
 		return err
 	}
@@ -70,6 +104,15 @@ func (s *session) take(ctx context.Context) error {
 		return err
 	}
 	return s.beginJob(ctx)
+}
+
+// wholeDisks gives up all records of changes.
+func (s *session) wholeDisks(why string) {
+	for _, d := range s.disks {
+		if d.since != "" {
+			d.whole(why)
+		}
+	}
 }
 
 // retake undoes an instant that may be none, and takes another.

@@ -125,6 +125,7 @@ func TestMachine(t *testing.T) {
 		{"PullFromIOThread", testPullFromIOThread},
 		{"LibvirtdRestarts", testLibvirtdRestarts},
 		{"ForgottenScratch", testForgottenScratch},
+		{"ForgottenBitmap", testForgottenBitmap},
 		{"QEMUDies", testQEMUDies},
 		{"Refusals", testRefusals},
 	} {

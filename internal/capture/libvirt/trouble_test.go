@@ -374,6 +374,26 @@ func testForgottenScratch(l *lab) {
 	l.clean(first)
 }
 
+// Bitmaps that a killed libvirtd has made for a job and forgotten cost no tracked change.
+func testForgottenBitmap(l *lab) {
+	l.commit(l.capture(l.plan(), capture.Hooks{}))
+	l.write("vda", 4<<20, 4096, 51)
+	nodes := l.bitmapNodes(l.current())
+	if len(nodes) != 2 {
+		l.Fatalf("nodes with a bitmap: %q", nodes)
+	}
+	for _, node := range nodes {
+		for _, disk := range []string{"vda", "vdb"} { // which of the two it is of is libvirt's business
+			l.qmp("block-dirty-bitmap-add", map[string]any{"node": node, "name": "backup-" + disk})
+		}
+	}
+	r := l.capture(l.plan(), capture.Hooks{})
+	l.tracked(r, "vda", "vdb")
+	l.same(l.model)
+	l.commit(r)
+	l.clean(l.current())
+}
+
 // Disks left out of the plan stay out.
 func testLeftOut(l *lab) {
 	p := l.plan()
