@@ -54,7 +54,7 @@ func (a *app) listDisks(ctx context.Context, p *pooled) error {
 		list = append(list, ListedDisk{s, p.Path(d)})
 	}
 	if problems > 0 {
-		unread = errors.Join(unread, withHint(fmt.Errorf("%s needs attention", counted(problems, "disk")), "each says what to do about it"))
+		unread = errors.Join(unread, withHint(fmt.Errorf("attention is needed by %s", counted(problems, "disk")), "each says what to do about it"))
 	}
 	if a.json {
 		return errors.Join(a.printJSON(list), unread)
