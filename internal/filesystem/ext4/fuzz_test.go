@@ -2,15 +2,14 @@ package ext4
 
 import (
 	"bytes"
-	"compress/gzip"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 )
 
 // seed is a small image, and where it is not zero.
@@ -28,18 +27,7 @@ func seeds(t testing.TB) (list []seed) {
 		t.Fatalf("no seeds: %v", err)
 	}
 	for _, name := range names {
-		packed, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		zip, err := gzip.NewReader(bytes.NewReader(packed))
-		if err != nil {
-			t.Fatal(err)
-		}
-		image, err := io.ReadAll(zip)
-		if err != nil {
-			t.Fatal(err)
-		}
+		image := filesystemtest.Unpacked(t, name)
 		s := seed{name: filepath.Base(name), image: image}
 		for i, b := range image {
 			if b != 0 {

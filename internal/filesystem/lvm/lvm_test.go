@@ -2,7 +2,6 @@ package lvm_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,26 +14,14 @@ import (
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/lvm"
 )
 
 // image returns a physical volume that testdata/make-images made.
 func image(t testing.TB, name string) []byte {
 	t.Helper()
-	f, err := os.Open("testdata/" + name + ".img.gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return filesystemtest.Unpacked(t, "testdata/"+name+".img.gz")
 }
 
 func readPV(t *testing.T, data []byte) *lvm.PV {

@@ -2,7 +2,6 @@ package ntfs_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -11,19 +10,13 @@ import (
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/ntfs"
 )
 
 func golden(t testing.TB) []byte {
 	t.Helper()
-	f, err := os.Open("testdata/golden.img.gz")
-	ok(t, err)
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	ok(t, err)
-	image, err := io.ReadAll(z)
-	ok(t, err)
-	return image
+	return filesystemtest.Unpacked(t, "testdata/golden.img.gz")
 }
 
 // The golden image holds what its listing says.

@@ -2,7 +2,6 @@ package volume
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/lvm"
 )
 
@@ -151,22 +151,10 @@ func names(v *Volumes) (out []string) {
 	return out
 }
 
+// golden returns a physical volume that the tests of package lvm have.
 func golden(t *testing.T, name string) []byte {
 	t.Helper()
-	f, err := os.Open("../lvm/testdata/" + name + ".img.gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return filesystemtest.Unpacked(t, "../lvm/testdata/"+name+".img.gz")
 }
 
 // A volume group may be on disks and partitions; without one of them its volumes say what is missing.
