@@ -1,7 +1,6 @@
 package instant
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -16,34 +15,13 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/restore"
 	"github.com/holdfast-vm/holdfast/test/vm"
 	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
-
-// patience is the longest that anything may take on a slow and busy machine.
-const patience = 5 * time.Minute
 
 // name is that of the machine, which comes back in place.
 const name = "shop"
 
-// binary is the holdfast under test.
-var binary string
-
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "hf")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "holdfast")
-	build := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/holdfast-vm/holdfast/cmd/holdfast")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build holdfast: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { program.Main(m) }
 
 // lab is a vault with a point of a guest that writes, and a place to restore it to.
 type lab struct {
@@ -54,11 +32,6 @@ type lab struct {
 	daemon  *libvirtd.Daemon
 	boot    time.Duration // of the guest from its own disks
 	acked   uint64        // the last record that the guest ever said is durable
-}
-
-func hypervisors(t *testing.T, test func(t *testing.T, libvirt bool)) {
-	t.Run("qemu", func(t *testing.T) { test(t, false) })
-	t.Run("libvirt", func(t *testing.T) { test(t, true) })
 }
 
 // newLab boots a guest, backs it up while it writes, and kills it.
@@ -88,7 +61,7 @@ func newLab(t testing.TB, libvirt bool) *lab {
 		t.Fatal(err)
 	}
 	l.boot = time.Since(began)
-	if err := v.WaitAcked("ACKED", 20, patience); err != nil {
+	if err := v.WaitAcked("ACKED", 20, program.Patience); err != nil {
 		t.Fatal(err)
 	}
 	l.acked = v.Acked("ACKED")
@@ -133,25 +106,12 @@ func (l *lab) end() {
 	if l.daemon != nil {
 		l.virsh("destroy", name)
 	}
-	until(l.t, "everything has ended", func() bool { return len(l.processes(func(string) bool { return true })) == 0 })
+	program.Until(l.t, "everything has ended", func() bool { return len(l.processes(func(string) bool { return true })) == 0 })
 }
 
 // processes returns the processes of this lab, by ID, whose command lines match.
 func (l *lab) processes(match func(args string) bool) map[int]string {
-	found := map[int]string{}
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		args := strings.ReplaceAll(string(text), "\x00", " ")
-		var pid int
-		if _, scanErr := fmt.Sscanf(file, "/proc/%d/", &pid); err != nil || scanErr != nil || pid == os.Getpid() || !strings.Contains(args, l.dir) {
-			continue
-		}
-		if match(args) {
-			found[pid] = args
-		}
-	}
-	return found
+	return program.Processes(func(args string) bool { return strings.Contains(args, l.dir) && match(args) })
 }
 
 func (l *lab) qemu() int {
@@ -173,7 +133,7 @@ func (l *lab) killQEMU() {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		l.t.Fatal(err)
 	}
-	until(l.t, "QEMU has ended", func() bool {
+	program.Until(l.t, "QEMU has ended", func() bool {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		return err != nil || len(text) == 0
 	})
@@ -187,84 +147,25 @@ func (l *lab) virsh(args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// running is a holdfast that was started.
-type running struct {
-	cmd         *exec.Cmd
-	out, errors bytes.Buffer  // to be read when done is closed
-	done        chan struct{} // closed when it has ended
-	began       time.Time
-}
-
-func (l *lab) start(args ...string) *running {
+func (l *lab) start(args ...string) *program.Run {
 	l.t.Helper()
-	r := &running{cmd: exec.Command(binary, args...), done: make(chan struct{}), began: time.Now()}
-	r.cmd.Env = append(os.Environ(), "HOLDFAST_VAULT="+filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE="+filepath.Join(l.dir, "key"),
-		"HOLDFAST_STATE="+filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH="+filepath.Join(l.dir, "scratch"), "XDG_CONFIG_HOME="+l.dir, "HOLDFAST_CONNECT="+l.uri)
-	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errors
-	r.cmd.WaitDelay = time.Second // QEMU has its stderr for a moment
-	if err := r.cmd.Start(); err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { r.cmd.Process.Kill() })
-	go func() {
-		r.cmd.Wait() // how it ended is in its state
-		close(r.done)
-	}()
-	return r
-}
-
-func (r *running) ended() bool {
-	select {
-	case <-r.done:
-		return true
-	default:
-		return false
-	}
-}
-
-func (r *running) String() string {
-	return fmt.Sprintf("holdfast %s: %v\n%s%s", strings.Join(r.cmd.Args[1:], " "), r.cmd.ProcessState, r.out.String(), r.errors.String())
-}
-
-// kill kills it as a crash would, and returns when it has ended.
-func (r *running) kill() {
-	r.cmd.Process.Kill()
-	<-r.done
-}
-
-func (l *lab) wait(r *running) {
-	l.t.Helper()
-	select {
-	case <-r.done:
-	case <-time.After(patience):
-		r.cmd.Process.Signal(syscall.SIGQUIT) // it says where it hangs
-		<-r.done
-		l.t.Fatalf("it does not end: %v", r)
-	}
+	env := []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" + filepath.Join(l.dir, "key"),
+		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"), "XDG_CONFIG_HOME=" + l.dir, "HOLDFAST_CONNECT=" + l.uri}
+	return program.Start(l.t, env, args...)
 }
 
 func (l *lab) must(args ...string) string {
 	l.t.Helper()
-	r := l.start(args...)
-	l.wait(r)
-	l.succeeded(r)
-	return r.out.String()
-}
-
-func (l *lab) succeeded(r *running) {
-	l.t.Helper()
-	if !r.cmd.ProcessState.Success() {
-		l.t.Fatal(r)
-	}
+	return l.start(args...).Finish(l.t, 0)
 }
 
 // restore begins the instant restore.
-func (l *lab) restore(flags ...string) *running {
+func (l *lab) restore(flags ...string) *program.Run {
 	l.t.Helper()
 	return l.start(append([]string{"point", "restore", name + "@latest", "--as", name, "--storage", l.storage, "--instant"}, flags...)...)
 }
 
-func (l *lab) resume(flags ...string) *running {
+func (l *lab) resume(flags ...string) *program.Run {
 	l.t.Helper()
 	return l.start(append([]string{"instant", "resume", name, "--storage", l.storage}, flags...)...)
 }
@@ -323,14 +224,14 @@ func (l *lab) note() uint64 {
 func (l *lab) writesOn(n uint64) {
 	l.t.Helper()
 	goal := l.note() + n
-	until(l.t, fmt.Sprintf("record %d is durable", goal), func() bool { return l.note() >= goal })
+	program.Until(l.t, fmt.Sprintf("record %d is durable", goal), func() bool { return l.note() >= goal })
 }
 
 // awaitUp returns when the guest of r has booted; r may not end before.
-func (l *lab) awaitUp(r *running) {
+func (l *lab) awaitUp(r *program.Run) {
 	l.t.Helper()
-	until(l.t, "the guest is up", func() bool {
-		if r.ended() && !r.cmd.ProcessState.Success() {
+	program.Until(l.t, "the guest is up", func() bool {
+		if r.Ended() && r.Status() != 0 {
 			l.t.Fatal(r)
 		}
 		if l.daemon == nil {
@@ -355,11 +256,11 @@ func (l *lab) paused() bool {
 		return out == "paused"
 	}
 	cmd := l.start("vm", "list", "--json")
-	l.wait(cmd)
-	if !cmd.cmd.ProcessState.Success() { // while it waits for its export QEMU may not answer
+	cmd.Wait(l.t)
+	if cmd.Status() != 0 { // while it waits for its export QEMU may not answer
 		return false
 	}
-	out := cmd.out.String()
+	out := cmd.Out.String()
 	var list []struct{ State string }
 	if err := json.Unmarshal([]byte(out), &list); err != nil || len(list) != 1 {
 		l.t.Fatalf("%v in %q", err, out)
@@ -416,18 +317,4 @@ func (l *lab) check() {
 		l.t.Fatalf("records up to %d and %d, %d were durable: %v", nA, nB, l.acked, err)
 	}
 	l.t.Logf("records A=%d B=%d, %d were known to be durable", nA, nB, l.acked)
-}
-
-// until polls a condition until it is true.
-func until(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
-		}
-		<-tick.C
-	}
 }

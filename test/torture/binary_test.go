@@ -3,118 +3,37 @@ package torture
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
-// binary is the holdfast under test.
-var binary string
-
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "hf")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "holdfast")
-	build := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/holdfast-vm/holdfast/cmd/holdfast")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build holdfast: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
-
-// running is a holdfast that was started.
-type running struct {
-	cmd         *exec.Cmd
-	out, errors bytes.Buffer  // to be read when done is closed
-	done        chan struct{} // closed when it has ended
-	began       time.Time
-	took        time.Duration
-}
+func TestMain(m *testing.M) { program.Main(m) }
 
 // start starts holdfast as a user would, with the vault and the directories of the lab.
-func (l *lab) start(args ...string) *running {
+func (l *lab) start(args ...string) *program.Run {
 	l.t.Helper()
-	r := &running{cmd: exec.Command(binary, args...), done: make(chan struct{}), began: time.Now()}
-	r.cmd.Env = append(os.Environ(), l.env()...)
-	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.errors
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	r.cmd.WaitDelay = time.Second // a guard that outlives a killed holdfast has its stderr
-	if err := r.cmd.Start(); err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { r.cmd.Process.Kill() })
-	go func() {
-		r.cmd.Wait() // how it ended is in its state
-		r.took = time.Since(r.began)
-		close(r.done)
-	}()
-	return r
-}
-
-func (r *running) signal(s syscall.Signal) { r.cmd.Process.Signal(s) }
-
-func (r *running) ended() bool {
-	select {
-	case <-r.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// status returns how it ended: its exit status, or -1 if it was killed.
-func (r *running) status() int { return r.cmd.ProcessState.ExitCode() }
-
-func (r *running) String() string {
-	return fmt.Sprintf("holdfast %s: exit status %d\n%s%s", strings.Join(r.cmd.Args[1:], " "), r.status(), r.out.String(), r.errors.String())
-}
-
-// wait returns when it has ended.
-func (l *lab) wait(r *running) {
-	l.t.Helper()
-	select {
-	case <-r.done:
-	case <-time.After(patience):
-		r.signal(syscall.SIGQUIT) // it says where it hangs
-		select {
-		case <-r.done:
-		case <-time.After(10 * time.Second):
-		}
-		l.t.Fatalf("it does not end: holdfast %v\n%s", r.cmd.Args[1:], r.errors.String())
-	}
+	return program.Start(l.t, l.env(), args...)
 }
 
 // run runs holdfast to its end.
-func (l *lab) run(args ...string) *running {
+func (l *lab) run(args ...string) *program.Run {
 	l.t.Helper()
 	r := l.start(args...)
-	l.wait(r)
+	r.Wait(l.t)
 	return r
 }
 
 // must runs a holdfast that must succeed.
 func (l *lab) must(args ...string) string {
 	l.t.Helper()
-	r := l.run(args...)
-	if r.status() != 0 {
-		l.t.Fatal(r)
-	}
-	return r.out.String()
+	return l.start(args...).Finish(l.t, 0)
 }
 
 // fails runs a holdfast that must end with status, and whose message must contain words.
@@ -123,13 +42,13 @@ func (l *lab) fails(status int, words []string, args ...string) {
 	l.failed(l.run(args...), status, words...)
 }
 
-func (l *lab) failed(r *running, status int, words ...string) {
+func (l *lab) failed(r *program.Run, status int, words ...string) {
 	l.t.Helper()
-	if r.status() != status {
+	if r.Status() != status {
 		l.t.Errorf("want exit status %d: %v", status, r)
 	}
 	for _, w := range words {
-		if !strings.Contains(r.errors.String(), w) {
+		if !strings.Contains(r.Said(), w) {
 			l.t.Errorf("the message lacks %q: %v", w, r)
 		}
 	}
@@ -169,7 +88,7 @@ func (l *lab) processes() map[int]string {
 	}
 	found := map[int]string{}
 	for _, link := range links {
-		if exe, err := os.Readlink(link); err != nil || exe != binary {
+		if exe, err := os.Readlink(link); err != nil || exe != program.Path() {
 			continue
 		}
 		dir := filepath.Dir(link)

@@ -21,14 +21,14 @@ func BenchmarkCycle(b *testing.B) {
 				b.StartTimer()
 				r := l.run(l.backupArgs("--consistency=crash")...)
 				b.StopTimer()
-				if r.status() != 0 {
+				if r.Status() != 0 {
 					b.Fatal(r)
 				}
-				p := decode[point.RecoveryPoint](b, r.out.String())
+				p := decode[point.RecoveryPoint](b, r.Out.String())
 				l.tracked(p, "vda", "vdb")
 				took += time.Duration(p.Took * float64(time.Second))
-				if best == 0 || r.took < best {
-					best = r.took
+				if best == 0 || r.Took < best {
+					best = r.Took
 				}
 				b.StartTimer()
 			}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/test/vm"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
 // monitorInUse has another program on the monitor, which serves one client at a time.
@@ -81,7 +82,7 @@ func (l *lab) plug(path string) {
 		l.mustMonitor("blockdev-add", map[string]any{"driver": "qcow2", "node-name": "d", "file": map[string]any{"driver": "file", "filename": path}}, nil)
 		l.mustMonitor("device_add", map[string]any{"driver": "virtio-blk-pci", "drive": "d", "id": "vdd"}, nil)
 	}
-	until(l.t, "the guest sees the new disk", func() bool {
+	program.Until(l.t, "the guest sees the new disk", func() bool {
 		_, status, err := l.vm.Exec("test -b /dev/vdd")
 		return err == nil && status == 0
 	})
@@ -94,11 +95,11 @@ func (l *lab) unplug(path string) {
 		l.mustVirsh("detach-disk", l.vm.UUID, "vdd", "--live")
 	} else {
 		l.mustMonitor("device_del", map[string]any{"id": "vdd"}, nil)
-		until(l.t, "the guest lets go of the disk", func() bool {
+		program.Until(l.t, "the guest lets go of the disk", func() bool {
 			return l.monitor("blockdev-del", map[string]any{"node-name": "d"}, nil) == nil
 		})
 	}
-	until(l.t, "QEMU has closed the disk", func() bool {
+	program.Until(l.t, "QEMU has closed the disk", func() bool {
 		for _, n := range l.nodes() {
 			if n.File == path {
 				return false

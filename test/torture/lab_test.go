@@ -8,15 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/test/vm"
 	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
-
-// patience is the longest that anything may take on a slow and busy machine.
-const patience = 3 * time.Minute
 
 // lab is a guest that writes, and a vault to keep it in.
 type lab struct {
@@ -32,12 +29,6 @@ type lab struct {
 	daemon  *libvirtd.Daemon // nil under plain QEMU
 
 	acked, committed uint64 // what was ever seen to be durable
-}
-
-// hypervisors run a test under each.
-func hypervisors(t *testing.T, test func(t *testing.T, libvirt bool)) {
-	t.Run("qemu", func(t *testing.T) { test(t, false) })
-	t.Run("libvirt", func(t *testing.T) { test(t, true) })
 }
 
 // newLab boots a guest and makes a vault. All of it ends with the test.
@@ -169,10 +160,10 @@ type floor struct{ acked, committed uint64 }
 func (l *lab) writesGoOn(n uint64) {
 	l.t.Helper()
 	acked, committed := l.vm.Acked("ACKED"), l.vm.Acked("COMMITTED")
-	if err := l.vm.WaitAcked("ACKED", acked+n, patience); err != nil {
+	if err := l.vm.WaitAcked("ACKED", acked+n, program.Patience); err != nil {
 		l.t.Fatalf("the disks' writes do not go on: %v", err)
 	}
-	if err := l.vm.WaitAcked("COMMITTED", committed+1, patience); err != nil {
+	if err := l.vm.WaitAcked("COMMITTED", committed+1, program.Patience); err != nil {
 		l.t.Fatalf("the file system's writes do not go on: %v", err)
 	}
 }
@@ -227,27 +218,6 @@ func (l *lab) verifyBoot(id point.ID, least floor) uint64 {
 		l.t.Fatalf("point %s has %d rows up to %d, %v; row %d was committed before it", id, rows, last, err, least.committed)
 	}
 	return rows
-}
-
-// until polls a condition until it is true.
-func until(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	if !eventually(patience, done) {
-		t.Fatalf("not within %v: %s", patience, what)
-	}
-}
-
-func eventually(timeout time.Duration, done func() bool) bool {
-	deadline := time.Now().Add(timeout)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		if time.Now().After(deadline) {
-			return false
-		}
-		<-tick.C
-	}
-	return true
 }
 
 // virsh runs virsh on the lab's libvirtd.

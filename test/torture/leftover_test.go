@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
 // monitor runs a QMP command.
@@ -93,7 +93,7 @@ func (l *lab) clean() {
 		left = l.leftOnHost()
 		return len(left) == 0
 	}
-	if !eventually(30*time.Second, look) { // a guard that has lost its holdfast ends by itself
+	if !program.Eventually(look) { // a guard that has lost its holdfast ends by itself
 		l.t.Fatalf("left on the host: %q", left)
 	}
 	if left := l.leftInMachine(); len(left) > 0 {

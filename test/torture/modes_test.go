@@ -7,12 +7,13 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/test/vm"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
 // TestModes does each thing that goes wrong in practice to one guest under each hypervisor. After each, the guest writes on, nothing of
 // ours is left, and the next point is right.
 func TestModes(t *testing.T) {
-	hypervisors(t, func(t *testing.T, libvirt bool) {
+	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt, vm.Options{})
 		l.writesGoOn(10)
 		l.checked(l.backup())
@@ -110,15 +111,15 @@ func (l *lab) unchanged(do func()) {
 // Held longer than a guest may be, it is released, and the point says what it is worth.
 func stoppedWhileHeld(l *lab) {
 	cmd := l.start(l.backupArgs()...)
-	until(l.t, "the guest is held", func() bool { return l.has(l.state, "*.held") || cmd.ended() })
-	cmd.signal(syscall.SIGSTOP)
+	program.Until(l.t, "the guest is held", func() bool { return l.has(l.state, "*.held") || cmd.Ended() })
+	cmd.Signal(syscall.SIGSTOP)
 	l.writesGoOn(20)
-	cmd.signal(syscall.SIGCONT)
-	l.wait(cmd)
-	if cmd.status() != 0 {
+	cmd.Signal(syscall.SIGCONT)
+	cmd.Wait(l.t)
+	if cmd.Status() != 0 {
 		l.t.Fatal(cmd)
 	}
-	p := l.checked(decode[point.RecoveryPoint](l.t, cmd.out.String()))
+	p := l.checked(decode[point.RecoveryPoint](l.t, cmd.Out.String()))
 	if p.Consistency == point.Application && p.FrozenSeconds > 8 || p.ConsistencyReason == "" {
 		l.t.Errorf("%s for %q, held for %v s", p.Consistency, p.ConsistencyReason, p.FrozenSeconds)
 	}
@@ -128,15 +129,15 @@ func stoppedWhileStoring(l *lab) {
 	least := l.floor()
 	grows := l.grows(l.vault + "/*/*")
 	cmd := l.start(l.backupArgs("--full-read")...)
-	until(l.t, "the vault grows", func() bool { return grows() || cmd.ended() })
-	cmd.signal(syscall.SIGSTOP)
+	program.Until(l.t, "the vault grows", func() bool { return grows() || cmd.Ended() })
+	cmd.Signal(syscall.SIGSTOP)
 	l.writesGoOn(100)
-	cmd.signal(syscall.SIGCONT)
-	l.wait(cmd)
-	if cmd.status() != 0 {
+	cmd.Signal(syscall.SIGCONT)
+	cmd.Wait(l.t)
+	if cmd.Status() != 0 {
 		l.t.Fatal(cmd)
 	}
-	l.verify(decode[point.RecoveryPoint](l.t, cmd.out.String()).ID, least)
+	l.verify(decode[point.RecoveryPoint](l.t, cmd.Out.String()).ID, least)
 }
 
 func deadAgent(l *lab) {
@@ -190,19 +191,19 @@ func failingHook(l *lab) {
 func twoAtOnce(l *lab) {
 	least := l.floor()
 	first := l.start(l.backupArgs("--consistency=crash")...)
-	until(l.t, "the first has begun", func() bool { return l.noted() || first.ended() })
-	first.signal(syscall.SIGSTOP)
+	program.Until(l.t, "the first has begun", func() bool { return l.noted() || first.Ended() })
+	first.Signal(syscall.SIGSTOP)
 	words := "another backup of this machine is running"
 	if l.daemon == nil {
 		words = "monitor is in use by another client" // who does not get in does not learn which machine it is
 	}
 	l.unchanged(func() { l.fails(1, []string{words, `"busy"`}, l.backupArgs()...) })
-	first.signal(syscall.SIGCONT)
-	l.wait(first)
-	if first.status() != 0 {
+	first.Signal(syscall.SIGCONT)
+	first.Wait(l.t)
+	if first.Status() != 0 {
 		l.t.Fatal(first)
 	}
-	l.verify(decode[point.RecoveryPoint](l.t, first.out.String()).ID, least)
+	l.verify(decode[point.RecoveryPoint](l.t, first.Out.String()).ID, least)
 }
 
 func bitmapRemoved(l *lab) {
@@ -255,11 +256,11 @@ func qemuEnds(l *lab) {
 func qemuKilled(l *lab) {
 	l.floor()
 	cmd := l.start(l.backupArgs("--full-read")...)
-	until(l.t, "the backup has begun", func() bool { return l.noted() || cmd.ended() })
+	program.Until(l.t, "the backup has begun", func() bool { return l.noted() || cmd.Ended() })
 	if err := l.vm.Kill(); err != nil {
 		l.t.Fatal(err)
 	}
-	l.wait(cmd)
+	cmd.Wait(l.t)
 	l.failed(cmd, 1, "shop")
 	if left := l.leftOnHost(); len(left) > 0 {
 		l.t.Errorf("left on the host: %q by %v", left, cmd)
@@ -273,7 +274,7 @@ func qemuKilled(l *lab) {
 
 // A guest that has no channel for an agent.
 func TestNoChannel(t *testing.T) {
-	hypervisors(t, func(t *testing.T, libvirt bool) {
+	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt, vm.Options{NoChannel: true})
 		l.writesGoOn(10)
 		noAgent(l)

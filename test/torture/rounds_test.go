@@ -3,9 +3,7 @@ package torture
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,27 +11,14 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/test/vm"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
-
-// fromEnv returns a number that the environment may set.
-func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return n
-}
 
 // Write, back up, kill something, back up again, restore, verify.
 func TestRounds(t *testing.T) {
-	hypervisors(t, func(t *testing.T, libvirt bool) {
-		seed := fromEnv(t, "HOLDFAST_SEED", rand.Uint64N(1e6))
-		count := int(fromEnv(t, "HOLDFAST_ROUNDS", 6))
+	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
+		seed := program.Number(t, "HOLDFAST_SEED", rand.Uint64N(1e6))
+		count := int(program.Number(t, "HOLDFAST_ROUNDS", 6))
 		t.Logf("HOLDFAST_SEED=%d HOLDFAST_ROUNDS=%d", seed, count)
 		r := &rounds{lab: newLab(t, libvirt, vm.Options{}), rng: rand.New(rand.NewPCG(seed, 0)), least: map[point.ID]floor{}}
 		r.first()
@@ -125,11 +110,11 @@ func (r *rounds) disturb() {
 	level := r.level()
 	cmd := r.start(r.backupArgs(level)...)
 	when := r.moment(cmd, level)
-	what := []func(*running) string{r.killMain, r.killAllOfIt, r.stopAndGoOn, r.stopAndKill, r.interrupt, r.killQEMU, r.restartLibvirtd}[r.rng.IntN(7)]
+	what := []func(*program.Run) string{r.killMain, r.killAllOfIt, r.stopAndGoOn, r.stopAndKill, r.interrupt, r.killQEMU, r.restartLibvirtd}[r.rng.IntN(7)]
 	r.tell("%s %s", what(cmd), when)
-	r.wait(cmd)
-	if cmd.status() > 0 {
-		r.tell("it said %q", strings.TrimSpace(cmd.errors.String()))
+	cmd.Wait(r.t)
+	if cmd.Status() > 0 {
+		r.tell("it said %q", strings.TrimSpace(cmd.Said()))
 	}
 	r.writesGoOn(3)
 	for _, p := range r.points() {
@@ -146,7 +131,7 @@ func (r *rounds) disturb() {
 }
 
 // moment waits for a moment of the running backup and says which.
-func (r *rounds) moment(cmd *running, level string) string {
+func (r *rounds) moment(cmd *program.Run, level string) string {
 	r.t.Helper()
 	type moment struct {
 		name string
@@ -165,8 +150,8 @@ func (r *rounds) moment(cmd *running, level string) string {
 	}
 	if i := r.rng.IntN(2 * len(moments)); i < len(moments) {
 		came := false
-		eventually(patience, func() bool {
-			ended := cmd.ended()
+		program.Eventually(func() bool {
+			ended := cmd.Ended()
 			came = moments[i].come()
 			return came || ended
 		})
@@ -179,23 +164,23 @@ func (r *rounds) moment(cmd *running, level string) string {
 	select {
 	case <-time.After(delay):
 		return fmt.Sprintf("after %d ms", delay.Milliseconds())
-	case <-cmd.done:
+	case <-cmd.Done:
 		return "after its end"
 	}
 }
 
-func (r *rounds) killMain(cmd *running) string {
-	cmd.signal(syscall.SIGKILL)
+func (r *rounds) killMain(cmd *program.Run) string {
+	cmd.Signal(syscall.SIGKILL)
 	return "killed holdfast"
 }
 
-func (r *rounds) killAllOfIt(cmd *running) string {
+func (r *rounds) killAllOfIt(cmd *program.Run) string {
 	r.t.Helper()
 	r.killAll()
-	if !eventually(patience, func() bool { return len(r.processes()) == 0 }) {
+	if !program.Eventually(func() bool { return len(r.processes()) == 0 }) {
 		r.t.Fatalf("killed, and still there: %v", r.processes())
 	}
-	r.wait(cmd)
+	cmd.Wait(r.t)
 	if r.has(r.state, "*.held") { // nobody is left who would release the guest
 		r.must("host", "reconcile")
 		return "killed holdfast and its guard, reconciled:"
@@ -203,41 +188,41 @@ func (r *rounds) killAllOfIt(cmd *running) string {
 	return "killed holdfast and its guard"
 }
 
-func (r *rounds) interrupt(cmd *running) string {
-	cmd.signal(syscall.SIGTERM)
+func (r *rounds) interrupt(cmd *program.Run) string {
+	cmd.Signal(syscall.SIGTERM)
 	return "interrupted holdfast"
 }
 
-func (r *rounds) stopAndGoOn(cmd *running) string {
+func (r *rounds) stopAndGoOn(cmd *program.Run) string {
 	r.stopped(cmd)
-	cmd.signal(syscall.SIGCONT)
+	cmd.Signal(syscall.SIGCONT)
 	return "stopped holdfast for a while"
 }
 
-func (r *rounds) stopAndKill(cmd *running) string {
+func (r *rounds) stopAndKill(cmd *program.Run) string {
 	r.stopped(cmd)
-	cmd.signal(syscall.SIGKILL)
+	cmd.Signal(syscall.SIGKILL)
 	return "stopped and killed holdfast"
 }
 
 // stopped stops holdfast until the guest has written for a while.
-func (r *rounds) stopped(cmd *running) {
+func (r *rounds) stopped(cmd *program.Run) {
 	r.t.Helper()
-	cmd.signal(syscall.SIGSTOP)
+	cmd.Signal(syscall.SIGSTOP)
 	r.writesGoOn(10 + r.rng.Uint64N(50))
 }
 
-func (r *rounds) killQEMU(cmd *running) string {
+func (r *rounds) killQEMU(cmd *program.Run) string {
 	r.t.Helper()
 	if err := r.vm.Kill(); err != nil {
 		r.t.Fatal(err)
 	}
-	r.wait(cmd)
+	cmd.Wait(r.t)
 	r.reboot()
 	return "killed QEMU"
 }
 
-func (r *rounds) restartLibvirtd(cmd *running) string {
+func (r *rounds) restartLibvirtd(cmd *program.Run) string {
 	if r.daemon == nil {
 		return "left alone"
 	}

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
 // smallDisk mounts a file system of that many MiB, and returns what fills it up but for some MiB, and frees it again.
@@ -78,14 +79,14 @@ func noScratch(l *lab) {
 func filledScratch(l *lab) {
 	dir, fill, free := l.smallDisk(400)
 	cmd := l.start(l.backupArgs("--full-read", "--scratch", dir)...)
-	until(l.t, "the backup has begun", func() bool { return l.noted() || cmd.ended() })
+	program.Until(l.t, "the backup has begun", func() bool { return l.noted() || cmd.Ended() })
 	fill(1)
-	l.wait(cmd)
+	cmd.Wait(l.t)
 	l.writesGoOn(50)
 	free()
-	switch cmd.status() {
+	switch cmd.Status() {
 	case 0:
-		l.checked(decode[point.RecoveryPoint](l.t, cmd.out.String()))
+		l.checked(decode[point.RecoveryPoint](l.t, cmd.Out.String()))
 	default:
 		l.failed(cmd, 1, "not enough scratch space")
 	}
