@@ -133,10 +133,7 @@ func (l *lab) killQEMU() {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		l.t.Fatal(err)
 	}
-	program.Until(l.t, "QEMU has ended", func() bool {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		return err != nil || len(text) == 0
-	})
+	program.Until(l.t, "QEMU has ended", func() bool { return program.Gone(pid) })
 	if err := os.Truncate(l.guest().ConsolePath, 0); err != nil { // what is there next is of the next boot
 		l.t.Fatal(err)
 	}

@@ -172,6 +172,19 @@ func Processes(match func(args string) bool) map[int]string {
 	return found
 }
 
+// Gone reports whether a process has ended and holds no file any more. One that is ending has no command line, but its files until its last thread is a zombie.
+func Gone(pid int) bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, task := range tasks {
+		stat, err := os.ReadFile(task)
+		_, state, _ := strings.Cut(string(stat), ") ")
+		if err == nil && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X") {
+			return false
+		}
+	}
+	return true
+}
+
 // Hypervisors runs a test under plain QEMU and under libvirt.
 func Hypervisors(t *testing.T, test func(t *testing.T, libvirt bool)) {
 	t.Run("qemu", func(t *testing.T) { test(t, false) })
