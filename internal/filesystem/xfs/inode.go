@@ -97,6 +97,8 @@ func (f *FS) checkIdentity(ino *inode, replayed bool) error {
 	switch {
 	case ino.version != 3:
 		return corrupt("inode version %d", ino.version)
+	case f.torn[ino.num]:
+		return corrupt("it was written in part")
 	case !f.lax && !replayed && !checksumOK(raw, inodeCRC):
 		return corrupt("bad checksum")
 	case be.Uint64(raw[152:]) != ino.num:

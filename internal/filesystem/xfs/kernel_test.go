@@ -150,33 +150,44 @@ func openImage(t testing.TB, image string) *FS {
 // walk reads all of f.
 func walk(t testing.TB, f *FS) tree {
 	t.Helper()
+	all, err := look(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// look reads all of f, up to the first error.
+func look(f *FS) (tree, error) {
 	all := tree{}
-	var down func(path string, id filesystem.ID)
-	down = func(path string, id filesystem.ID) {
+	var down func(path string, id filesystem.ID) error
+	down = func(path string, id filesystem.ID) error {
 		k, err := knownOf(f, id)
 		if err != nil {
-			t.Fatalf("%s: %v", path, err)
+			return fmt.Errorf("%q: %w", path, err)
 		}
 		all[path] = k
 		if !k.Mode.IsDir() {
-			return
+			return nil
 		}
 		for e, err := range f.ReadDir(id) {
 			if err != nil {
-				t.Fatalf("%s: %v", path, err)
+				return fmt.Errorf("%q: %w", path, err)
 			}
 			child := path + "/" + e.Name
 			if _, twice := all[child]; twice {
-				t.Fatalf("%s is there twice", child)
+				return fmt.Errorf("%q is there twice", child)
 			}
-			down(child, e.ID)
+			if err := down(child, e.ID); err != nil {
+				return err
+			}
 			if all[child].Mode.Type() != e.Type {
-				t.Fatalf("%s: the entry has type %v, the inode %v", child, e.Type, all[child].Mode)
+				return fmt.Errorf("%q: the entry has type %v, the inode %v", child, e.Type, all[child].Mode)
 			}
 		}
+		return nil
 	}
-	down("", f.Root())
-	return all
+	return all, down("", f.Root())
 }
 
 func knownOf(f *FS, id filesystem.ID) (known, error) {
@@ -241,6 +252,15 @@ func describeXattrs(attrs map[string][]byte) string {
 // walkMount reads all of what a mount shows.
 func walkMount(t testing.TB, dir string) tree {
 	t.Helper()
+	all, err := lookMount(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// lookMount reads all of what a mount shows, up to the first error.
+func lookMount(dir string) (tree, error) {
 	all := tree{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -250,10 +270,7 @@ func walkMount(t testing.TB, dir string) tree {
 		all[strings.TrimPrefix(path, dir)] = k
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
+	return all, err
 }
 
 func knownOfMount(path string) (known, error) {

@@ -41,6 +41,7 @@ type journal struct {
 	crc    bool // checksums must be right
 	uuid   [16]byte
 
+	end      uint64 // where the next record would go, as an LSN; 0 if that is not known
 	window   []byte // what was read last, from block windowAt
 	windowAt int64
 }

@@ -171,6 +171,7 @@ func (j *journal) active(begin func() visitor) (dirty, bool, error) {
 	if err != nil {
 		return dirty{}, false, fmt.Errorf("find the last record before block %d: %w", head, asCorrupt(err))
 	}
+	j.endAt(last, head)
 	if clean, err := j.unmounted(last, head); clean || err != nil {
 		return dirty{}, false, err
 	}
@@ -178,11 +179,33 @@ func (j *journal) active(begin func() visitor) (dirty, bool, error) {
 	if err != nil {
 		return d, false, err
 	}
+	j.endAt(last, d.head)
 	if clean, err := j.unmounted(last, d.head); clean || err != nil || d.tail == d.head {
 		return dirty{}, false, err
 	}
+	if err := j.checkTail(last.tail); err != nil {
+		return d, false, err
+	}
 	d.tail, err = j.wholeTail(d, last.size, begin)
 	return d, err == nil, err
+}
+
+// endAt takes note of where the log ends, of which last is the last record.
+func (j *journal) endAt(last *logRecord, head int64) {
+	round := uint64(last.cycle)
+	if last.at >= head {
+		round++
+	}
+	j.end = round<<32 | uint64(head)
+}
+
+// checkTail refuses a tail that is not within the last round before the head.
+func (j *journal) checkTail(tail uint64) error {
+	rounds := j.end>>32 - tail>>32
+	if at, head := uint32(tail), uint32(j.end); rounds == 0 && at <= head || rounds == 1 && at > head {
+		return nil
+	}
+	return corrupt("log from block %d of round %d to block %d of round %d", uint32(tail), tail>>32, uint32(j.end), j.end>>32)
 }
 
 // unmounted says whether a record, the last before head, is what a clean unmount writes.

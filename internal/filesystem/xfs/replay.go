@@ -53,6 +53,7 @@ func (f *FS) recover() ([]string, error) {
 		r.cancelled = map[extentOfDisk]int{}
 		return newAssembler(r.collect).record
 	})
+	f.logEnd = j.end
 	if err != nil || !isDirty {
 		return notes, err
 	}

@@ -95,12 +95,24 @@ func (r *replay) inode(i *logItem, lsn uint64) error {
 		r.intents.owner(c.num)
 	}
 	if c.older(disk, lsn) {
+		r.fs.doubt(c.num, disk, off)
 		return nil
 	}
 	if err := c.overlay(disk, sb, lsn); err != nil {
 		return err
 	}
 	return r.fs.dev.write(disk, off)
+}
+
+// doubt takes note of an inode, newer than what the log has, of which only the beginning came to the disk.
+func (f *FS) doubt(num uint64, disk []byte, off int64) {
+	if f.sb.version != 5 || f.lax || f.dev.replayed(off, int64(len(disk))) || checksumOK(disk, inodeCRC) {
+		return
+	}
+	if f.torn == nil {
+		f.torn = map[uint64]bool{}
+	}
+	f.torn[num] = true
 }
 
 func (c *inodeChange) checkCore(sb *super) error {

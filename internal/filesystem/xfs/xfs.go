@@ -3,7 +3,9 @@
 // A file system that was not unmounted has its log replayed into memory first, as the kernel would into the disk: whole transactions
 // only, in order, nothing older than what the disk has. Nothing is ever written. Every checksum, owner and address that metadata
 // of version 5 carries is checked when it is read, except the checksum of what the log replaced, which the log does not have;
-// records of the log have checksums of their own.
+// records of the log have checksums of their own. Of a disk that lost power, writes that it was not told to keep may be there, or not,
+// or in part, and the log makes up for it; of one that lost what it was told to keep, metadata newer than the log or torn in a way that
+// the log can not mend is refused when it is met.
 //
 // Attributes come with the names a mount gives them. POSIX ACLs are system.posix_acl_access and system.posix_acl_default in the
 // kernel's form, and are not shown a second time as trusted.SGI_ACL_FILE. Parent pointers are not attributes of anybody's and left out.
@@ -28,6 +30,9 @@ type FS struct {
 	info  filesystem.Info
 	fixes fixes
 	lax   bool // checksums are not checked: for fuzzing
+
+	logEnd uint64          // LSN that nothing on disk can be newer than; 0 if that is not known
+	torn   map[uint64]bool // inodes of which the log could not say what the disk lacks
 }
 
 var _ filesystem.FS = (*FS)(nil)
