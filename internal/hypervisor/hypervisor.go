@@ -87,8 +87,10 @@ type Rebuild struct {
 	Backing map[string]string
 	// UUID is that of a machine with an identity of its own; "" means a random one.
 	UUID string
-	// Isolated leaves the machine no way out: its network cards are there, but connected to nothing; shared folders, host devices and
-	// ports that listen for or connect to others are left out. The guest agent's channel stays.
+	// Held makes Start load the machine but not run its first instruction; the host's Release, where it has one, does.
+	Held bool
+	// Isolated leaves the machine no way out: its network cards are there, with their addresses, but connected to nothing; shared folders, host devices
+	// and ports that listen for or connect to others are left out. The guest agent's channel stays.
 	Isolated bool
 }
 

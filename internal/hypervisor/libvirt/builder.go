@@ -131,15 +131,25 @@ func (b *builder) nvram(os_ *etree.Element) {
 	}
 	path := b.file("nvram", filepath.Base(nvramPath(b.dom)))
 	os_.RemoveChild(el)
+	format, template := el.SelectAttrValue("format", ""), ""
 	if path == "" {
 		b.warn("firmware variables are not in the point: the machine begins with fresh ones")
-		return
+		if !b.rebuild.Isolated {
+			return
+		}
+		path, template = b.varsFile(), el.SelectAttrValue("template", "") // where all of it is discarded
 	}
 	fresh := os_.CreateElement("nvram")
-	if format := el.SelectAttrValue("format", ""); format != "" {
-		fresh.CreateAttr("format", format)
+	for key, value := range map[string]string{"format": format, "template": template} {
+		if value != "" {
+			fresh.CreateAttr(key, value)
+		}
 	}
 	fresh.SetText(path)
+}
+
+func (b *builder) varsFile() string {
+	return filepath.Join(b.rebuild.StorageDir, b.rebuild.Name+"_VARS.fd")
 }
 
 // file returns the path of a restored file of the point; "" if it was not restored.
@@ -209,7 +219,7 @@ func (b *builder) interfaces() {
 			devices.RemoveChild(el)
 			continue
 		}
-		if !b.rebuild.SameIdentity {
+		if !b.rebuild.SameIdentity && !b.rebuild.Isolated {
 			child(el, "mac").CreateAttr("address", newMAC())
 		}
 		source := el.SelectElement("source")

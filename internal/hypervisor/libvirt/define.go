@@ -72,12 +72,41 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 	if !r.Start {
 		return out, nil
 	}
-	if _, err := c.DomainCreate(ctx, dom, 0); err != nil {
-		return out, fmt.Errorf("it is defined, but does not start: %w", err)
+	if err := start(ctx, c, dom, b); err != nil {
+		return out, err
 	}
 	out.State, out.Start = hypervisor.Running, ""
+	if r.Held {
+		out.State = hypervisor.Paused
+	}
 	return out, nil
 }
+
+// start starts the machine. An isolated one does not run before its networks are gone.
+func start(ctx context.Context, c *rpc.Client, dom rpc.Domain, b *builder) error {
+	flags := uint32(0)
+	if b.rebuild.Isolated || b.rebuild.Held {
+		flags = rpc.StartPaused
+	}
+	if _, err := c.DomainCreate(ctx, dom, flags); err != nil {
+		return fmt.Errorf("it is defined, but does not start: %w", err)
+	}
+	if b.rebuild.Isolated {
+		if err := unplug(ctx, c, dom, b.dom); err != nil {
+			return fmt.Errorf("it is defined and stands still: %w", err)
+		}
+	}
+	if flags == 0 || b.rebuild.Held {
+		return nil
+	}
+	if err := c.DomainResume(ctx, dom); err != nil {
+		return fmt.Errorf("it is defined and stands still: %w", err)
+	}
+	return nil
+}
+
+// Release lets a machine run that was built to be held.
+func (h *Host) Release(ctx context.Context, m hypervisor.Machine) error { return h.Resume(ctx, m) }
 
 // vacant refuses a name, or an identity to be kept, that is taken.
 func vacant(ctx context.Context, c *rpc.Client, r hypervisor.Rebuild, old *etree.Element) error {

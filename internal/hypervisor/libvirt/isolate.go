@@ -13,6 +13,7 @@ import (
 	"github.com/beevik/etree"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/console"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/isolation"
 )
 
@@ -35,9 +36,6 @@ func (b *builder) isolate() {
 			}
 			devices.RemoveChild(el)
 		}
-	}
-	for _, el := range devices.SelectElements("interface") {
-		b.cutInterface(el)
 	}
 	b.closePorts(devices)
 	for _, el := range devices.SelectElements("rng") {
@@ -62,24 +60,7 @@ func (b *builder) isolate() {
 			b.dom.RemoveChild(el)
 		}
 	}
-}
-
-// cutInterface leaves a network card whose link is down, on a network of QEMU's own. libvirt has no card that is connected to nothing.
-func (b *builder) cutInterface(el *etree.Element) {
-	keep := map[string]bool{"mac": true, "model": true, "address": true, "alias": true, "boot": true, "rom": true, "mtu": true, "acpi": true}
-	for _, c := range el.ChildElements() {
-		if !keep[c.Tag] {
-			el.RemoveChild(c)
-		}
-	}
-	for _, key := range []string{"managed", "trustGuestRxFilters"} {
-		el.RemoveAttr(key)
-	}
-	el.CreateAttr("type", "user")
-	if mtu := el.SelectElement("mtu"); mtu != nil {
-		el.RemoveChild(mtu)
-	}
-	el.CreateElement("link").CreateAttr("state", "down")
+	b.cutInterfaces(devices)
 }
 
 // quiet makes an audio backend none.
@@ -148,7 +129,7 @@ func (b *builder) ejectRemote(devices *etree.Element) {
 	}
 }
 
-// Isolation looks at the QEMU process, and asks it for its networks. Cards whose links libvirt holds down are cut.
+// Isolation looks at the QEMU process, and asks it for its networks. Cards whose links libvirt holds down are cut off.
 func (h *Host) Isolation(ctx context.Context, m hypervisor.Machine) (isolation.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -185,17 +166,6 @@ func (h *Host) inspect(ctx context.Context, m hypervisor.Machine) (isolation.Rep
 	return report.Add(isolation.Backends(info, linksDown(l.live)...)...), nil
 }
 
-// linksDown returns QEMU's names of the networks whose cards have their links down.
-func linksDown(dom *etree.Element) []string {
-	var ids []string
-	for _, el := range dom.FindElements("devices/interface[@type='user']") {
-		if alias := attr(el, "alias", "name"); alias != "" && attr(el, "link", "state") == "down" {
-			ids = append(ids, "host"+alias)
-		}
-	}
-	return ids
-}
-
 // processOf returns the QEMU process of a machine's UUID.
 func processOf(uuid string) (int, error) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed
@@ -217,30 +187,11 @@ func (h *Host) SerialText(ctx context.Context, m hypervisor.Machine, max int64) 
 	for _, tag := range []string{"serial", "console"} {
 		for _, el := range l.live.FindElements("devices/" + tag + "[@type='file']") {
 			if path := attr(el, "source", "path"); path != "" {
-				return fileTail(path, max)
+				return console.Tail(path, max)
 			}
 		}
 	}
 	return "", nil
-}
-
-func fileTail(path string, max int64) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	size := min(info.Size(), max)
-	text := make([]byte, size)
-	n, err := f.ReadAt(text, info.Size()-size)
-	if int64(n) == size {
-		err = nil
-	}
-	return string(text[:n]), err
 }
 
 // RemoveTraces removes what libvirt keeps of a machine that was removed: its log.

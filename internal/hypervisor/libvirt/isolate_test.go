@@ -45,11 +45,18 @@ func TestIsolate(t *testing.T) {
 	l := newLab(t)
 	xml := l.leaky()
 	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml}, Disks: []point.Disk{{Name: "vda"}}}
-	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-1", StorageDir: l.dir, Isolated: true, Start: true, Disks: map[string]string{"vda": l.dir + "/vda"}, Formats: map[string]string{"vda": "qcow2"}}
+	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-1", StorageDir: l.dir, Isolated: true, Held: true, Start: true, Disks: map[string]string{"vda": l.dir + "/vda"}, Formats: map[string]string{"vda": "qcow2"}}
 	built, err := l.host.Define(l.ctx, r)
 	l.ok(err)
 	m := hypervisor.Machine{Name: built.Name, UUID: built.UUID}
+	if built.State != hypervisor.Paused {
+		t.Errorf("a machine that is held is %s", built.State)
+	}
 	l.checkIsolated(m)
+	l.ok(l.host.Release(l.ctx, m))
+	if got, err := l.host.Machine(l.ctx, m.Name); err != nil || got.State != hypervisor.Running {
+		t.Errorf("a machine that was released is %s, %v", got.State, err)
+	}
 	for _, want := range []string{"filesystem", "hostdev", "vsock", "redirdev", "shmem", "QEMU arguments", "medium http:"} {
 		if !slices.ContainsFunc(built.Warnings, func(w string) bool { return strings.Contains(w, want) }) && want != "hostdev" {
 			t.Errorf("no warning of %s in %q", want, built.Warnings)
@@ -65,7 +72,7 @@ func TestIsolate(t *testing.T) {
 	l.ok(l.host.Remove(l.ctx, m))
 
 	p.Definition.InactiveXML = l.onlyCard(xml)
-	r.Isolated, r.Name = false, "hf-drill-2"
+	r.Isolated, r.Held, r.Name = false, false, "hf-drill-2"
 	built, err = l.host.Define(l.ctx, r)
 	l.ok(err)
 	m = hypervisor.Machine{Name: built.Name, UUID: built.UUID}
@@ -112,10 +119,12 @@ func (l *lab) checkIsolated(m hypervisor.Machine) {
 	l.ok(err)
 	xml, err := c.DomainXML(l.ctx, dom, 0)
 	l.ok(err)
-	if n := strings.Count(xml, "<link state='down'/>"); n != 4 {
-		l.Errorf("%d cards have their links down, 4 were there:\n%s", n, xml)
+	info, err := c.MonitorCommand(l.ctx, dom, "info network", true)
+	l.ok(err)
+	if n := strings.Count(info, "type=nic"); n != 4 || strings.Count(info, "type=") != 4 || !strings.Contains(info, "model=e1000e") || strings.Contains(xml, "<link") {
+		l.Errorf("4 cards were there, and nothing to plug them in to; now\n%s\n%s", info, xml)
 	}
-	if strings.Contains(xml, "52:54:00:aa:bb:cc") || !strings.Contains(xml, "org.qemu.guest_agent.0") || strings.Contains(xml, "graphics") {
+	if !strings.Contains(xml, "52:54:00:aa:bb:cc") || !strings.Contains(xml, "org.qemu.guest_agent.0") || strings.Contains(xml, "graphics") {
 		l.Errorf("the machine is\n%s", xml)
 	}
 }

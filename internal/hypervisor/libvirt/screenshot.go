@@ -6,8 +6,8 @@ import (
 	"fmt"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/console"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
-	"github.com/holdfast-vm/holdfast/internal/hypervisor/picture"
 )
 
 // maxPicture is the largest picture that is taken, in bytes.
@@ -29,7 +29,7 @@ func (h *Host) Screenshot(ctx context.Context, m hypervisor.Machine) ([]byte, er
 		err = fmt.Errorf("%w: %w", hypervisor.ErrNoScreen, err)
 	}
 	if err == nil {
-		data, err = picture.PNG(data)
+		data, err = console.PNG(data)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("take a screenshot of %s: %w", m.Name, err)

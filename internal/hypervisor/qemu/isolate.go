@@ -3,11 +3,11 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/console"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/isolation"
 )
 
@@ -125,7 +125,7 @@ func (w *rewriter) cutNetworks() {
 	if !had && !w.cl.has("nodefaults") { // QEMU would add a card on a network of its own making
 		id := next()
 		w.cl.options = append(w.cl.options, option{name: "netdev", value: "hubport,id=hfhub" + id + ",hubid=" + id, hasValue: true},
-			option{name: "net", value: "nic,netdev=hfhub" + id + ",macaddr=" + newMAC(), hasValue: true})
+			option{name: "net", value: "nic,netdev=hfhub" + id, hasValue: true})
 	}
 	w.cl.edit("device", func(_ *option, p *props) {
 		if p.get("netdev") != "" {
@@ -308,6 +308,20 @@ func (h *Host) Isolation(ctx context.Context, m hypervisor.Machine) (isolation.R
 	return report.Add(isolation.Backends(info)...), nil
 }
 
+// Release lets a machine run that was built to be held.
+func (h *Host) Release(ctx context.Context, m hypervisor.Machine) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	c, err := h.reach(ctx, m)
+	if err == nil {
+		err = c.Execute(ctx, "cont", nil, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("let machine %s run: %w", m.Name, err)
+	}
+	return nil
+}
+
 // SerialText returns the last max bytes that the machine wrote to its first serial port, "" if that is not kept in a file.
 func (h *Host) SerialText(ctx context.Context, m hypervisor.Machine, max int64) (string, error) {
 	c, err := h.reach(ctx, m)
@@ -323,7 +337,7 @@ func (h *Host) SerialText(ctx context.Context, m hypervisor.Machine, max int64) 
 	if path == "" {
 		return "", nil
 	}
-	return fileTail(p.resolve(path), max)
+	return console.Tail(p.resolve(path), max)
 }
 
 // serialFile returns the file behind the first serial port.
@@ -349,24 +363,4 @@ func (cl *commandLine) serialFile() string {
 		}
 	}
 	return ""
-}
-
-// fileTail returns the last max bytes of a file.
-func fileTail(path string, max int64) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	size := min(info.Size(), max)
-	text := make([]byte, size)
-	n, err := f.ReadAt(text, info.Size()-size)
-	if int64(n) == size {
-		err = nil
-	}
-	return string(text[:n]), err
 }

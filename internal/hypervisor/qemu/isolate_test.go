@@ -24,11 +24,11 @@ func isolated(dir, args string) *rewriter {
 func TestIsolate(t *testing.T) {
 	const nodefaults = "-nodefaults "
 	for _, tt := range []struct{ name, in, want, not string }{
-		{"netdev", nodefaults + "-netdev tap,id=n,ifname=t0,script=no,vhost=on -device virtio-net-pci,netdev=n,mq=on", "-netdev hubport,id=n,hubid=7001|virtio-net-pci,netdev=n,mac=", "tap mq"},
+		{"netdev", nodefaults + "-netdev tap,id=n,ifname=t0,script=no,vhost=on -device virtio-net-pci,netdev=n,mq=on,mac=52:54:00:aa:bb:cc", "-netdev hubport,id=n,hubid=7001|virtio-net-pci,netdev=n,mac=52:54:00:aa:bb:cc", "tap mq"},
 		{"netdev in JSON", nodefaults + `-netdev {"type":"user","id":"n","hostfwd":[{"str":"tcp::1-:2"}]}`, "-netdev hubport,id=n,hubid=7001", "user hostfwd"},
-		{"nic", nodefaults + "-nic user,model=e1000,hostfwd=tcp::1-:2 -nic bridge,br=br0", "-nic hubport,hubid=7001,model=e1000,mac=|-nic hubport,hubid=7002,mac=", "user bridge"},
-		{"net", nodefaults + "-net nic,model=e1000 -net user -net tap", "-net nic,model=e1000,macaddr=|netdev=hfhub7001|-netdev hubport,id=hfhub7001,hubid=7001", "user tap"},
-		{"QEMU's own network", "-m 64", "-netdev hubport,id=hfhub7001,hubid=7001|-net nic,netdev=hfhub7001", "user"},
+		{"nic", nodefaults + "-nic user,model=e1000,mac=52:54:00:aa:bb:cc,hostfwd=tcp::1-:2 -nic bridge,br=br0", "-nic hubport,hubid=7001,model=e1000,mac=52:54:00:aa:bb:cc|-nic hubport,hubid=7002 ", "user bridge"},
+		{"net", nodefaults + "-net nic,model=e1000,macaddr=52:54:00:aa:bb:cc -net user -net tap", "-net nic,model=e1000,macaddr=52:54:00:aa:bb:cc|netdev=hfhub7001|-netdev hubport,id=hfhub7001,hubid=7001", "user tap"},
+		{"QEMU's own network", "-m 64", "-netdev hubport,id=hfhub7001,hubid=7001|-net nic,netdev=hfhub7001 ", "user"},
 		{"no network", "-nic none", "-nic none", "hubport"},
 		{"no defaults", nodefaults, "-nodefaults", "hubport"},
 		{"shares", nodefaults + "-virtfs local,path=/,mount_tag=x,security_model=none -fsdev local,id=f,path=/ -device virtio-9p-pci,fsdev=f,mount_tag=y -device vhost-user-fs-pci,chardev=c -chardev socket,id=c,path=/run/virtiofsd",
@@ -94,7 +94,7 @@ func TestIsolation(t *testing.T) {
 			}
 			defer h.Close()
 			p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu", Args: append([]string{"qemu-system-x86_64"}, strings.Fields(tt.args)...)}}
-			r := hypervisor.Rebuild{Point: p, Name: "new", StorageDir: dir, Isolated: !tt.open, Start: true}
+			r := hypervisor.Rebuild{Point: p, Name: "new", StorageDir: dir, Isolated: !tt.open, Held: !tt.open, Start: true}
 			if tt.open {
 				r.SameIdentity = true
 			}
@@ -112,6 +112,9 @@ func TestIsolation(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if r.Held {
+				checkHeld(ctx, t, h, m)
+			}
 			if report.Isolated() == tt.open || report.Sockets == 0 {
 				t.Errorf("found %q, %d sockets", report.Found, report.Sockets)
 			}
@@ -127,5 +130,23 @@ func TestIsolation(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// checkHeld fails the test unless the machine waits for its release, and runs after it.
+func checkHeld(ctx context.Context, t *testing.T, h *Host, m hypervisor.Machine) {
+	t.Helper()
+	c, err := h.Client(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"prelaunch", "running"} {
+		var s struct{ Status string }
+		if err := c.Execute(ctx, "query-status", nil, &s); err != nil || s.Status != want {
+			t.Errorf("the machine is %s, want %s (%v)", s.Status, want, err)
+		}
+		if err := h.Release(ctx, m); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -57,6 +57,9 @@ func (w *rewriter) rewrite() {
 	w.dropTransient()
 	w.holdOnErrors()
 	w.isolate()
+	if w.r.Held {
+		w.cl.options = append(w.cl.options, option{name: "S"})
+	}
 }
 
 // old returns the absolute form of a path of the old command line.
@@ -148,6 +151,15 @@ func (w *rewriter) setIdentity() {
 		if p.get("driver") == "vmgenid" {
 			p.set("guid", "auto")
 		}
+	})
+	if !w.r.Isolated {
+		w.setAddresses()
+	}
+}
+
+// setAddresses gives every network card a fresh MAC address.
+func (w *rewriter) setAddresses() {
+	w.cl.edit("device", func(_ *option, p *props) {
 		if p.get("netdev") != "" || p.get("mac") != "" {
 			p.set("mac", newMAC())
 		}

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
-	"github.com/holdfast-vm/holdfast/internal/hypervisor/picture"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/console"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
@@ -47,5 +47,5 @@ func (h *Host) screenshot(ctx context.Context, m hypervisor.Machine) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	return picture.PNG(data)
+	return console.PNG(data)
 }

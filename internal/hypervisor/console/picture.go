@@ -1,7 +1,4 @@
-// Package picture turns what hypervisors give as the picture of a console into a PNG.
-//
-// It reads PNG and binary PPM (P6, 8 bits a colour). Nothing of what it reads is trusted: sizes are checked before memory is taken for them.
-package picture
+package console
 
 import (
 	"bytes"
