@@ -90,7 +90,7 @@ func (r *run) try(ctx context.Context, guest runner, c *pending, deadline time.T
 		res.Output, c.final = err.Error(), true
 		return nil
 	}
-	res.Command, _ = lastArg(command)
+	res.Command = command.Shown
 	limited, cancel := context.WithTimeout(ctx, max(deadline.Sub(r.o.Now()), leastTime))
 	defer cancel()
 	out, err := guest.Run(limited, command)
@@ -111,18 +111,6 @@ func (r *run) try(ctx context.Context, guest runner, c *pending, deadline time.T
 		}
 	}
 	return nil
-}
-
-// lastArg is what a command runs, as far as people care.
-func lastArg(c inside.Command) (string, bool) {
-	if len(c.Args) == 0 {
-		return c.Path, false
-	}
-	text := c.Args[len(c.Args)-1]
-	if first, rest, ok := strings.Cut(text, "\n"); ok && strings.HasPrefix(first, "exec 2>&1") {
-		return rest, true
-	}
-	return text, true
 }
 
 // unmet returns the verdict of checks that have not passed, nil if all have.

@@ -25,7 +25,7 @@ type fakeGuest struct {
 func (g *fakeGuest) Windows() bool { return g.windows }
 
 func (g *fakeGuest) Run(ctx context.Context, c inside.Command) (inside.Outcome, error) {
-	text, _ := lastArg(c)
+	text := c.Shown
 	g.tries[text]++
 	if g.broken != nil {
 		return inside.Outcome{}, g.broken
@@ -59,6 +59,16 @@ type fakeHost struct {
 
 func (h fakeHost) Machines(context.Context) ([]hypervisor.Machine, error) {
 	return []hypervisor.Machine{{Name: h.name, State: hypervisor.Running, Agent: true}}, nil
+}
+
+// agentHost is a host with one agent.
+type agentHost struct {
+	fakeHost
+	agent hypervisor.Agent
+}
+
+func (h agentHost) OpenAgent(context.Context, hypervisor.Machine) (hypervisor.Agent, error) {
+	return h.agent, nil
 }
 
 // Checks are tried until they pass, all of them, and none longer than there is time.

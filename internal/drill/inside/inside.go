@@ -30,6 +30,7 @@ type Command struct {
 	Path  string
 	Args  []string
 	Input []byte // standard input
+	Shown string // what it is, for people
 }
 
 // Outcome is what a command came to.

@@ -1,7 +1,7 @@
 // Package role knows by what commands a system shows that it does what it is there for.
 //
 // Everything here is a pure function that returns commands to be run in the guest. An exit status of 0 says yes, [Final] that trying again can not help, any
-// other not yet. Commands for Windows have not been tried on one.
+// other not yet. A Windows is asked by PowerShell, in commands that no program between here and there has to quote; see windows.go.
 package role
 
 import (
@@ -38,14 +38,14 @@ func (c Check) For(windows bool) (inside.Command, error) {
 		return c.Unix, nil
 	}
 	if c.Windows.Path == "" {
-		return inside.Command{}, fmt.Errorf("%s can not be checked in a Windows: %s", c.Name, c.NotWindows)
+		return inside.Command{}, fmt.Errorf("it can not be checked in a Windows: %s", c.NotWindows)
 	}
 	return c.Windows, nil
 }
 
 // known are the roles.
 var known = map[string]func(arg string) (Check, error){
-	"systemd": systemd, "tcp": tcp, "postgresql": postgresql, "http": web, "file": file, "sqlite": sqlite,
+	"systemd": systemd, "service": service, "tcp": tcp, "postgresql": postgresql, "http": web, "file": file, "sqlite": sqlite,
 }
 
 // Names returns the roles that are known.
@@ -78,20 +78,26 @@ func Parse(s string) (Check, error) {
 
 // Given is a check by a command line of the user's.
 func Given(command string) Check {
-	return Check{Name: command, Unix: shell(command), Windows: inside.Command{Path: `C:\Windows\System32\cmd.exe`, Args: []string{"/d", "/s", "/c", command}}}
+	c := Check{Name: command, Unix: shell(command), Windows: cmdLine(command)}
+	switch {
+	case strings.ContainsAny(command, "\r\n"):
+		c.Windows, c.NotWindows = inside.Command{}, "cmd.exe takes one line; use --script"
+	case len(command) > maxCmdLine:
+		c.Windows, c.NotWindows = inside.Command{}, "the line is too long for cmd.exe; use --script"
+	}
+	return c
 }
 
-// Script is a check by a script of the user's. In a Unix it may have an interpreter of its own.
+// Script is a check by a script of the user's. In a Unix it may have an interpreter of its own; in a Windows it is one of PowerShell, or by its name's end
+// (.cmd, .bat) one of cmd.exe.
 func Script(name string, text []byte) (Check, error) {
 	if len(text) > MaxScript {
 		return Check{}, fmt.Errorf("script %s has %d bytes, %d are the most", name, len(text), MaxScript)
 	}
 	run := shell(runScript)
-	run.Input = text
-	return Check{Name: "script " + name, Unix: run, Windows: inside.Command{Path: powershellPath, Args: []string{"-NoProfile", "-NonInteractive", "-Command", "-"}, Input: text}}, nil
+	run.Input, run.Shown = text, "script "+name
+	return Check{Name: "script " + name, Unix: run, Windows: windowsScript(name, text)}, nil
 }
-
-const powershellPath = `C:\Windows\System32\WindowsPowerShell\v1.0\powershell.exe`
 
 // runScript copies standard input to a file that can be run, and runs it.
 const runScript = `for d in /tmp /var/tmp /run /root; do
@@ -107,23 +113,14 @@ rm -f "$f"
 exit $s`
 
 func shell(script string) inside.Command {
-	return inside.Command{Path: "/bin/sh", Args: []string{"-c", "exec 2>&1; PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n" + script}}
-}
-
-func powershell(script string) inside.Command {
-	return inside.Command{Path: powershellPath, Args: []string{"-NoProfile", "-NonInteractive", "-Command", script}}
+	return inside.Command{Path: "/bin/sh", Args: []string{"-c", "exec 2>&1; PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n" + script}, Shown: script}
 }
 
 // quote writes s as one word of a shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// quotePS writes s as one word of PowerShell.
-func quotePS(s string) string {
-	return "'" + strings.NewReplacer("'", "''", "‘", "‘‘", "’", "’’", "‚", "‚‚", "‛", "‛‛").Replace(s) + "'"
-}
-
 func systemd(unit string) (Check, error) {
-	const windows = "it has no systemd"
+	const windows = "it has no systemd; use --role service"
 	if unit != "" {
 		return Check{Unix: shell("s=$(systemctl is-active -- " + quote(unit) + ")\necho \"$s\"\n[ \"$s\" = active ]"), NotWindows: windows}, nil
 	}
@@ -136,6 +133,16 @@ echo "systemd is ${s:-not there}"
 exit 1`)}, nil
 }
 
+// service is a unit of systemd's, or a service of Windows.
+func service(name string) (Check, error) {
+	c, err := systemd(name)
+	c.NotWindows = ""
+	if c.Windows = powershell(failedServices); name != "" {
+		c.Windows = powershell(oneService(name))
+	}
+	return c, err
+}
+
 func tcp(port string) (Check, error) {
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
@@ -144,7 +151,7 @@ func tcp(port string) (Check, error) {
 	row := fmt.Sprintf(`^ *[0-9]+: [0-9A-F]+:%04X [0-9A-F]+:0000 0A `, n)
 	return Check{
 		Unix:    shell(fmt.Sprintf("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qE %s && exit 0\necho \"nothing listens on TCP port %d\"\nexit 1", quote(row), n)),
-		Windows: powershell(fmt.Sprintf("if (Get-NetTCPConnection -State Listen -LocalPort %d -ErrorAction SilentlyContinue) { exit 0 } else { exit 1 }", n)),
+		Windows: powershell(listens(n)),
 	}, nil
 }
 
@@ -156,7 +163,7 @@ func postgresql(port string) (Check, error) {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return Check{}, fmt.Errorf("%q is not the number of a port", port)
 	}
-	return Check{NotWindows: "use --check with psql", Unix: shell(`for d in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin; do PATH=$PATH:$d; done
+	return Check{Windows: powershell(postgresReady(port)), Unix: shell(`for d in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin; do PATH=$PATH:$d; done
 if command -v pg_isready >/dev/null; then pg_isready -q -p ` + port + ` || { pg_isready -p ` + port + `; exit 1; }; fi
 q='SELECT 1; SELECT count(*) FROM pg_database; SELECT count(*) FROM pg_class'
 c="psql -XAtq -v ON_ERROR_STOP=1 -p ` + port + ` -d postgres"
@@ -167,7 +174,7 @@ fi`)}, nil
 }
 
 func web(url string) (Check, error) {
-	if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") {
+	if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") || strings.ContainsAny(url, " \t\"") {
 		return Check{}, fmt.Errorf("%q is no URL", url)
 	}
 	u := quote(url)
@@ -176,7 +183,7 @@ func web(url string) (Check, error) {
 if command -v wget >/dev/null; then exec wget -q -T 20 -O /dev/null ` + u + `; fi
 echo "the guest has neither curl nor wget"
 exit 3`),
-		Windows: powershell("try { Invoke-WebRequest -UseBasicParsing -TimeoutSec 20 " + quotePS(url) + " | Out-Null; exit 0 } catch { Write-Output $_.Exception.Message; exit 1 }"),
+		Windows: powershell(request(url)),
 	}, nil
 }
 
@@ -186,7 +193,7 @@ func file(path string) (Check, error) {
 	}
 	return Check{
 		Unix:    shell("[ -r " + quote(path) + " ] && exit 0\necho 'it can not be read'\nexit 1"),
-		Windows: powershell("if (Test-Path -LiteralPath " + quotePS(path) + ") { exit 0 } else { exit 1 }"),
+		Windows: powershell(readable(path)),
 	}, nil
 }
 

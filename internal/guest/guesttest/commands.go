@@ -184,17 +184,23 @@ func (g *Guest) fileRead(args json.RawMessage) []byte {
 
 func (g *Guest) exec(args json.RawMessage) []byte {
 	var a struct {
-		Path string
-		Arg  []string
+		Path  string
+		Arg   []string
+		Input []byte `json:"input-data"`
 	}
 	if err := json.Unmarshal(args, &a); err != nil {
 		return errorReply("GenericError", err.Error())
 	}
 	out, code := "", 127
-	if g.Programs != nil {
+	status := map[string]any{"exited": true}
+	if g.Exec != nil {
+		errs := ""
+		out, errs, code = g.Exec(a.Path, a.Arg, a.Input)
+		status["err-data"] = base64.StdEncoding.EncodeToString([]byte(errs))
+	} else if g.Programs != nil {
 		out, code = g.Programs(a.Path, a.Arg)
 	}
-	status := map[string]any{"exited": true, "exitcode": code, "out-data": base64.StdEncoding.EncodeToString([]byte(out))}
+	status["exitcode"], status["out-data"] = code, base64.StdEncoding.EncodeToString([]byte(out))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.next++

@@ -20,6 +20,8 @@ type Guest struct {
 	NoOSInfo bool              // an agent too old to say what system it runs on
 	Files    map[string]string // what guest-file-open finds
 	Programs func(name string, args []string) (out string, code int)
+	// Exec is Programs with all that a program has: its input, and what it writes to each of its outputs. It goes before Programs.
+	Exec     func(path string, args []string, input []byte) (out, errs string, code int)
 	Disabled []string           // commands the agent does not allow
 	Faults   map[string][]Fault // by command: the first call commits the first fault, and so on; calls beyond them go well
 
