@@ -81,7 +81,7 @@ var causes = []cause{
 	{errUsage, "usage", StatusUsage, ""},
 	{errDamage, "damage", StatusDamage, "points that are not named above are whole; restore what was hit from another vault or back it up again"},
 	{protect.ErrConsistency, "consistency", StatusConsistency, "leave out --require to accept a lower level, or see the reason above: is the guest agent installed and running in the guest?"},
-	{drill.ErrNotVerified, "not_verified", StatusNotVerified, "what was found out is on the point: `holdfast point show`; --json shows the output of the checks"},
+	{drill.ErrNotVerified, "not_verified", StatusNotVerified, "what was found out is on the point: `holdfast point show POINT --json` has the whole output of the checks and of the console"},
 	{drill.ErrNoDefinition, "no_definition", StatusError, "it is a point of disk images: there is no machine to boot"},
 	{drill.ErrOtherKind, "other_kind", StatusError, "name a host of libvirt with --connect, such as qemu:///system"},
 	{errNoKey, "no_key", StatusKey, "give --key-file FILE, --passphrase-file FILE, or set HOLDFAST_PASSPHRASE"},

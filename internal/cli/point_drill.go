@@ -30,9 +30,9 @@ func (a *app) pointDrill() *cobra.Command {
 		args: cobra.ExactArgs(1),
 		long: pointArgHelp + `
 
-Boots the machine of the point under a name, UUID and addresses of its own, on disks that read the
+Boots the machine of the point under a name and UUID of its own, on disks that read the
 point and keep what is written in temporary files, with no way out to any network. That it has no
-way out is checked from outside when it runs and again in the end; if it has one, it is removed at
+way out is checked from outside, before it runs and all the time; if it has one, it is removed at
 once. Then waits for the guest agent, checks the guest's file systems, and runs what is given, each
 again until it passes or --timeout is over. In the end all is discarded, and the verdict, with
 times, output and a picture of the console, is written on the point. "point show" shows it.
@@ -41,12 +41,14 @@ times, output and a picture of the console, is written on the point. "point show
 an exit status of 0 is what passes. --role knows what to look at:
 
   systemd          all units are well           systemd=UNIT    this unit is active
+  service          the same, also of a Windows  service=NAME    this service runs
   tcp=PORT         something listens there      file=PATH       the file can be read
   postgresql       the server answers queries   sqlite=PATH     the database is whole
   http=URL         a request succeeds, in the guest itself
 
 A machine of libvirt's is started by the host given with --connect. A plain QEMU needs no --connect.
-What a killed drill has left the next one removes. The real machine is never touched.`,
+What a killed drill has left the next one removes, or "host reconcile". The real machine is never
+touched.`,
 		examples: `
 holdfast --vault /srv/vault point drill web@latest --role systemd --role tcp=443
 holdfast --vault /srv/vault point drill 3fa9 --role postgresql --check 'test -e /srv/app/ready' --timeout 10m
@@ -206,9 +208,23 @@ func (a *app) printDrill(res drill.Result) error {
 		err = errors.Join(err, a.println(""), a.printTable([]string{"check", "result", ">after", ">tries", "output"}, rows))
 	}
 	if !res.Verified && res.Console != "" {
-		err = errors.Join(err, a.println("\nthe end of the serial console:\n"+res.Console))
+		err = errors.Join(err, a.println("\n"+lastLines(res.Console, consoleLines, res.Point)))
 	}
 	return err
+}
+
+// consoleLines is how much of a serial console people are shown.
+const consoleLines = 15
+
+// lastLines returns the last most lines of a serial console, and where there are more.
+func lastLines(text string, most int, id point.ID) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	head := "the end of the serial console:"
+	if more := len(lines) - most; more > 0 {
+		lines = lines[more:]
+		head = fmt.Sprintf("the last %d lines of the serial console; `holdfast point show %s --json` has %d before them:", most, id.Short(), more)
+	}
+	return head + "\n  " + strings.Join(lines, "\n  ")
 }
 
 // listedPoint is a point with the verdict of its last drill.

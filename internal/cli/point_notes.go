@@ -19,6 +19,8 @@ type shownNote struct {
 	Verified *bool     `json:"verified,omitempty"` // of a drill
 	Reason   string    `json:"reason,omitempty"`   // of a drill: why not verified
 	Damaged  string    `json:"damaged,omitempty"`  // why it can not be read
+
+	Result json.RawMessage `json:"result,omitempty"` // of a drill: all that is known
 }
 
 // notesOf returns the notes of a point, oldest first, with what drills say; the last tells of damaged ones.
@@ -60,7 +62,7 @@ func (n *shownNote) readDrill(body []byte) {
 		n.Damaged = "it can not be read as what came of a drill"
 		return
 	}
-	n.Verified, n.Reason = result.Verified, result.Reason
+	n.Verified, n.Reason, n.Result = result.Verified, result.Reason, body
 }
 
 func (n *shownNote) verdict() string {

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/drill"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/protect"
 	"github.com/holdfast-vm/holdfast/internal/vault"
@@ -21,7 +22,7 @@ func (a *app) hostCommands() *cobra.Command {
 type Reconciled struct {
 	VM    string   `json:"vm"`
 	UUID  string   `json:"uuid,omitempty"`
-	Host  string   `json:"host"`
+	Host  string   `json:"host,omitempty"`
 	Did   []string `json:"did"` // in words
 	Error string   `json:"error,omitempty"`
 }
@@ -29,11 +30,14 @@ type Reconciled struct {
 func (a *app) hostReconcile() *cobra.Command {
 	var release bool
 	cmd := command{
-		use: "reconcile [--release]", short: "Clean up what a killed backup left in the machines of a host", args: cobra.NoArgs,
+		use: "reconcile [--release]", short: "Clean up what killed backups and drills left on a host", args: cobra.NoArgs,
 		long: `
 Releases guests that still hold their writes and removes jobs, nodes, exports and scratch
 files. Every backup does this for its own machine; after a kill or a crash this command does it
 for all at once. Running backups are not disturbed.
+
+What killed drills left is removed too, machines, disks and processes, by the notes of drills in
+the scratch directory (HOLDFAST_SCRATCH). Running drills are not disturbed.
 
 With --vault, records of changes that no point of that vault counts from are removed too. With
 --release all records of that vault are: the next backup of each machine reads everything and
@@ -57,13 +61,12 @@ holdfast --connect qemu:///system --vault /srv/vault host reconcile --release`,
 }
 
 func (a *app) reconcileHosts(ctx context.Context, v *vault.Vault, release bool) error {
+	list, drills, failed := a.reconcileDrills(ctx)
 	hosts, err := a.openHosts(a.connections())
 	if err != nil {
-		return err
+		return errors.Join(failed, err)
 	}
 	defer closeHosts(hosts)
-	var list []Reconciled
-	var failed error
 	for _, h := range hosts {
 		machines, err := h.Machines(ctx)
 		if err != nil {
@@ -71,6 +74,9 @@ func (a *app) reconcileHosts(ctx context.Context, v *vault.Vault, release bool) 
 			continue
 		}
 		for _, m := range machines {
+			if drills[m.Name] {
+				continue
+			}
 			done, err := a.reconcileMachine(ctx, h, v, m, release)
 			failed = errors.Join(failed, err)
 			list = append(list, done)
@@ -88,6 +94,28 @@ func (a *app) reconcileHosts(ctx context.Context, v *vault.Vault, release bool) 
 		}
 	}
 	return failed
+}
+
+// reconcileDrills removes what killed drills have left. drills holds the machines of those that run, by name.
+func (a *app) reconcileDrills(ctx context.Context) (list []Reconciled, drills map[string]bool, failed error) {
+	scratch, err := a.scratchSpace()
+	if err != nil {
+		return nil, nil, err
+	}
+	drills = make(map[string]bool)
+	for _, l := range drill.CleanUp(ctx, scratch.Dir, a.drillHost) {
+		done := Reconciled{VM: l.Machine, UUID: l.UUID, Host: l.Host, Did: []string{}}
+		if l.Did != "" {
+			done.Did = append(done.Did, l.Did)
+		}
+		if l.Err != nil {
+			done.Error = oneLine(l.Err.Error())
+			failed = errors.Join(failed, l.Err)
+		}
+		drills[l.Machine] = l.Running
+		list = append(list, done)
+	}
+	return list, drills, failed
 }
 
 func (a *app) reconcileMachine(ctx context.Context, h host, v *vault.Vault, m hypervisor.Machine, release bool) (Reconciled, error) {

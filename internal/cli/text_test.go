@@ -20,6 +20,19 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
+// Of a long console people see the end, and are told where the rest is.
+func TestLastLines(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"one", "the end of the serial console:\n  one"},
+		{"one\ntwo\n", "the end of the serial console:\n  one\n  two"},
+		{"one\ntwo\nthree\nfour", "the last 2 lines of the serial console; `holdfast point show 01234567 --json` has 2 before them:\n  three\n  four"},
+	} {
+		if got := lastLines(tt.in, 2, "0123456789abcdef0123456789abcdef"); got != tt.want {
+			t.Errorf("lastLines(%q) = %q, want %q", tt.in, got, tt.want)
+		}
+	}
+}
+
 func TestParseSize(t *testing.T) {
 	for _, tt := range []struct {
 		in   string

@@ -3,10 +3,10 @@
 //
 // The promises, in order of importance:
 //
-//   - The machine that runs reaches nothing: its definition leaves it no way out, and its process is looked at from outside, when it has started and
-//     again in the end. One with a way out is removed at once.
+//   - The machine that runs reaches nothing: its definition leaves it no way out, and its process is looked at from outside, before its first
+//     instruction, every few seconds while it runs, and in the end. One with a way out is removed at once.
 //   - Nothing of the real machine is touched. The drill's has a name, a UUID, addresses and files of its own, and its disks read the point through an export.
-//   - Whatever happens, nothing is left: what a killed process has left is noted in the state directory, and the next drill removes it.
+//   - Whatever happens, nothing is left: what a killed process has left is noted in the state directory, and the next drill or [CleanUp] removes it.
 //   - A point is verified when the guest agent answered and every check passed, and not otherwise. What could not be found out is not verified, and says why.
 package drill
 
@@ -40,7 +40,9 @@ type Host interface {
 	hypervisor.Host
 	hypervisor.Remover
 	hypervisor.Screen
-	// Isolation looks for ways out of a running machine.
+	// Release lets a machine run that was built to be held.
+	Release(ctx context.Context, m hypervisor.Machine) error
+	// Isolation looks for ways out of a machine that runs or is held.
 	Isolation(ctx context.Context, m hypervisor.Machine) (isolation.Report, error)
 	// SerialText returns the last max bytes that a machine wrote to its first serial port, "" if they are not kept.
 	SerialText(ctx context.Context, m hypervisor.Machine, max int64) (string, error)
@@ -151,12 +153,13 @@ func Run(ctx context.Context, v *vault.Vault, req Request, o Options) (Result, e
 	if err := req.check(); err != nil {
 		return Result{}, err
 	}
-	did, err := CleanUp(ctx, req.StateDir, o.Open)
-	for _, d := range did {
-		o.Log("%s", d)
-	}
-	if err != nil {
-		o.Log("warning: %v", err)
+	for _, l := range CleanUp(ctx, req.StateDir, o.Open) {
+		switch {
+		case l.Err != nil:
+			o.Log("warning: %v", l.Err)
+		case !l.Running:
+			o.Log("%s: %s", l.Machine, l.Did)
+		}
 	}
 	r := newRun(v, req, o)
 	res, err := r.run(ctx)

@@ -77,7 +77,7 @@ func makePlace(stateDir string, n note) (*place, error) {
 	}
 	p := &place{note: n, file: filepath.Join(dir, n.Name+".json"), lock: filepath.Join(dir, n.Name+".lock")}
 	var err error
-	if p.held, err = lockFile(p.lock); err != nil {
+	if p.held, err = lockFile(p.lock, true); err != nil { // who cleans up may have it for a moment, before there is a note
 		return nil, fmt.Errorf("note the drill: %w", err)
 	}
 	text, err := json.Marshal(n)
@@ -101,21 +101,37 @@ func makePlace(stateDir string, n note) (*place, error) {
 
 var errHeld = errors.New("a living process has it")
 
-// lockFile takes a lock that ends with the process; errHeld if another process has it.
-func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+// lockFile takes a lock that ends with the process. If another process has it, it waits, or the error is errHeld.
+func lockFile(path string, wait bool) (*os.File, error) {
+	how := unix.F_OFD_SETLK
+	if wait {
+		how = unix.F_OFD_SETLKW
 	}
-	whole := unix.Flock_t{Type: unix.F_WRLCK}
-	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &whole)
-	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-		err = errHeld
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		whole := unix.Flock_t{Type: unix.F_WRLCK}
+		err = unix.FcntlFlock(f.Fd(), how, &whole)
+		switch {
+		case err == nil && isAt(f, path):
+			return f, nil
+		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
+			err = errHeld
+		case errors.Is(err, unix.EINTR):
+			err = nil
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		} // else whoever had it has removed the file
 	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+}
+
+func isAt(f *os.File, path string) bool {
+	a, errA := f.Stat()
+	b, errB := os.Stat(path)
+	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
 // leave gives the place up to whoever cleans up next.
@@ -150,51 +166,73 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// CleanUp removes what drills of killed processes have left, and returns in words what it did. Drills that run are left alone.
-func CleanUp(ctx context.Context, stateDir string, open func(uri string) (Host, error)) (did []string, err error) {
-	found, _ := filepath.Glob(filepath.Join(stateDir, noteDir, namePrefix+"*.json")) // the pattern is well formed, unless the directory's name is odd
-	for _, file := range found {
-		what, cleanErr := cleanOne(ctx, file, open)
-		if what != "" {
-			did = append(did, what)
-		}
-		if cleanErr != nil {
-			err = errors.Join(err, fmt.Errorf("clean up the drill %s: %w", strings.TrimSuffix(filepath.Base(file), ".json"), cleanErr))
-		}
-	}
-	return did, err
+// Leftover is a drill that was found noted on this host.
+type Leftover struct {
+	Machine string
+	UUID    string
+	Host    string // URI
+	Did     string // in words
+	Running bool   // a living process has it: it was left alone
+	Err     error  // why it could not be removed; it stays noted
 }
 
-func cleanOne(ctx context.Context, file string, open func(uri string) (Host, error)) (string, error) {
-	lock := strings.TrimSuffix(file, ".json") + ".lock"
-	held, err := lockFile(lock)
+// CleanUp removes what drills of killed processes have left, and says what it did. Drills that run are left alone.
+func CleanUp(ctx context.Context, stateDir string, open func(uri string) (Host, error)) []Leftover {
+	entries, err := os.ReadDir(filepath.Join(stateDir, noteDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return []Leftover{{Err: fmt.Errorf("look for what drills have left: %w", err)}}
+	}
+	var names []string
+	for _, e := range entries {
+		name, _, _ := strings.Cut(e.Name(), ".")
+		if strings.HasPrefix(name, namePrefix) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	var list []Leftover
+	for _, name := range names {
+		l := Leftover{Machine: name}
+		if err := l.clean(ctx, filepath.Join(stateDir, noteDir, name), open); err != nil {
+			l.Err = fmt.Errorf("clean up the drill %s: %w", name, err)
+		}
+		if l.Did != "" || l.Err != nil {
+			list = append(list, l)
+		}
+	}
+	return list
+}
+
+// clean removes what is noted at path, without its extension.
+func (l *Leftover) clean(ctx context.Context, path string, open func(uri string) (Host, error)) error {
+	p := &place{file: path + ".json", lock: path + ".lock"}
+	var err error
+	p.held, err = lockFile(p.lock, false)
 	if errors.Is(err, errHeld) {
-		return "", nil
+		l.Running, l.Did = true, "left alone: the drill runs"
+		return nil
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
-	p := &place{file: file, lock: lock, held: held}
-	text, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) { // another one was faster
-		return "", errors.Join(removeIfThere(lock), held.Close())
+	text, err := os.ReadFile(p.file)
+	if errors.Is(err, fs.ErrNotExist) { // another one was faster, or the drill was killed before or after there was anything
+		return errors.Join(removeIfThere(p.file+".new"), removeIfThere(p.lock), p.held.Close())
 	}
 	if err == nil {
 		err = json.Unmarshal(text, &p.note)
 	}
-	if err == nil && (filepath.Base(p.note.Dir) != p.note.Name || !strings.HasPrefix(p.note.Name, namePrefix) || p.note.Name+".json" != filepath.Base(file)) {
-		err = fmt.Errorf("the note %s is damaged", file)
+	if err == nil && (filepath.Base(p.note.Dir) != l.Machine || !filepath.IsAbs(p.note.Dir) || p.note.Name != l.Machine) {
+		err = fmt.Errorf("the note %s is damaged", p.file)
+	}
+	if err == nil {
+		l.UUID, l.Host = p.note.UUID, p.note.Host
+		err = p.note.clean(ctx, open)
 	}
 	if err != nil {
-		return "", errors.Join(err, held.Close())
+		return errors.Join(err, p.held.Close())
 	}
-	if err := p.note.clean(ctx, open); err != nil {
-		return "", errors.Join(err, held.Close())
-	}
-	if err := p.remove(); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("removed the machine %s of a drill that was killed at %s UTC", p.note.Name, p.note.Began.Format(time.DateTime)), nil
+	l.Did = fmt.Sprintf("removed: its drill was killed after %s UTC", p.note.Began.Format(time.DateTime))
+	return p.remove()
 }
 
 // clean opens the host and removes the machine.

@@ -2,7 +2,9 @@ package drill
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,19 +52,19 @@ func TestCleanUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := &removing{fail: errors.New("the host is away")}
-	clean := func() ([]string, error) {
+	clean := func() []Leftover {
 		return CleanUp(t.Context(), state, func(string) (Host, error) { return h, nil })
 	}
-	if did, err := clean(); len(did) > 0 || err != nil || len(h.removed) > 0 {
-		t.Fatalf("a drill that runs: %q, %v, removed %q", did, err, h.removed)
+	if got := clean(); len(got) != 1 || !got[0].Running || got[0].Err != nil || len(h.removed) > 0 {
+		t.Fatalf("a drill that runs: %+v, removed %q", got, h.removed)
 	}
 	p.leave()
-	if did, err := clean(); len(did) > 0 || err == nil || !strings.Contains(err.Error(), "the host is away") {
-		t.Fatalf("a host that is away: %q, %v", did, err)
+	if got := clean(); len(got) != 1 || got[0].Did != "" || !strings.Contains(fmt.Sprint(got[0].Err), "the host is away") {
+		t.Fatalf("a host that is away: %+v", got)
 	}
 	h.fail = hypervisor.ErrNoMachine
-	if did, err := clean(); len(did) != 1 || err != nil || !strings.Contains(did[0], n.Name) {
-		t.Fatalf("a drill that was killed: %q, %v", did, err)
+	if got := clean(); len(got) != 1 || got[0].Err != nil || got[0].Running || got[0].Machine != n.Name || got[0].UUID != n.UUID || got[0].Host != n.Host || got[0].Did == "" {
+		t.Fatalf("a drill that was killed: %+v", got)
 	}
 	if want := []string{n.Name, n.Name}; !slices.Equal(h.removed, want) {
 		t.Errorf("removed %q, want %q", h.removed, want)
@@ -72,8 +74,107 @@ func TestCleanUp(t *testing.T) {
 			t.Errorf("%s still has %v", dir, left)
 		}
 	}
-	if did, err := clean(); len(did) > 0 || err != nil {
-		t.Errorf("again: %q, %v", did, err)
+	if got := clean(); len(got) > 0 {
+		t.Errorf("again: %+v", got)
+	}
+}
+
+// A drill that was killed between any two steps of making or removing its place leaves nothing after a clean-up.
+func TestCleanUpEveryStep(t *testing.T) {
+	full := []string{"lock", "json.new", "json", "dir", "file"} // in the order of being made
+	for made := range len(full) + 1 {
+		for removed := range len(full) + 1 { // in the order of being removed: the directory first
+			state, storage := t.TempDir(), t.TempDir()
+			n := note{Name: namePrefix + "1", UUID: "u", Host: "qemu:///x", Dir: filepath.Join(storage, namePrefix+"1")}
+			text, err := json.Marshal(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			there := map[string]bool{}
+			for _, what := range full[:made] {
+				there[what] = true
+			}
+			there["json.new"] = there["json.new"] && !there["json"]
+			for _, what := range []string{"file", "dir", "json.new", "json", "lock"}[:removed] {
+				there[what] = false
+			}
+			base := filepath.Join(state, noteDir, n.Name)
+			must := func(err error) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			must(os.MkdirAll(filepath.Dir(base), 0o700))
+			for _, what := range []string{"lock", "json.new", "json"} {
+				if there[what] {
+					must(os.WriteFile(base+"."+what, text, 0o600))
+				}
+			}
+			if there["dir"] {
+				must(os.Mkdir(n.Dir, 0o700))
+			}
+			if there["file"] {
+				must(os.WriteFile(n.path("f"), nil, 0o600))
+			}
+			h := &removing{fail: hypervisor.ErrNoMachine}
+			for _, l := range CleanUp(t.Context(), state, func(string) (Host, error) { return h, nil }) {
+				if l.Err != nil {
+					t.Errorf("%d made, %d removed: %v", made, removed, l.Err)
+				}
+			}
+			for _, dir := range []string{storage, filepath.Dir(base)} {
+				if left, _ := os.ReadDir(dir); len(left) > 0 {
+					t.Errorf("%d made, %d removed: %s still has %v", made, removed, dir, left)
+				}
+			}
+		}
+	}
+}
+
+// Drills begin and end while others clean up: none is hurt, and nothing is left.
+func TestCleanUpBeside(t *testing.T) {
+	state, storage := t.TempDir(), t.TempDir()
+	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}, Host: "qemu:///x", Storage: storage, StateDir: state}
+	done := make(chan struct{})
+	cleaned := make(chan []Leftover)
+	go func() {
+		var all []Leftover
+		defer func() { cleaned <- all }()
+		for {
+			all = append(all, CleanUp(context.Background(), state, func(string) (Host, error) { return &removing{}, nil })...)
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	}()
+	for range 300 {
+		n, err := newNote(req, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := makePlace(state, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(n.path("f"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.remove(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(done)
+	for _, l := range <-cleaned {
+		if l.Err != nil || !l.Running {
+			t.Fatalf("%+v", l)
+		}
+	}
+	for _, dir := range []string{storage, filepath.Join(state, noteDir)} {
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Errorf("%s still has %v", dir, left)
+		}
 	}
 }
 
@@ -89,8 +190,8 @@ func TestCleanUpDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := &removing{}
-		if did, err := CleanUp(t.Context(), state, func(string) (Host, error) { return h, nil }); err == nil || len(did) > 0 || len(h.removed) > 0 {
-			t.Errorf("note %d: %q, %v, removed %q", i, did, err, h.removed)
+		if got := CleanUp(t.Context(), state, func(string) (Host, error) { return h, nil }); len(got) != 1 || got[0].Err == nil || len(h.removed) > 0 {
+			t.Errorf("note %d: %+v, removed %q", i, got, h.removed)
 		}
 	}
 	if _, err := os.Stat(precious); err != nil {

@@ -123,7 +123,7 @@ func (r *run) listen(ctx context.Context) (net.Listener, error) {
 func (r *run) rebuild(ctx context.Context) (hypervisor.Rebuild, error) {
 	p := r.req.Point
 	out := hypervisor.Rebuild{
-		Point: p, Name: r.note.Name, UUID: r.note.UUID, StorageDir: r.note.Dir, Isolated: true, Start: true,
+		Point: p, Name: r.note.Name, UUID: r.note.UUID, StorageDir: r.note.Dir, Isolated: true, Held: true, Start: true,
 		Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{}, Files: map[string]string{},
 	}
 	socket := r.note.path("nbd")

@@ -89,19 +89,23 @@ func (r *run) rehearse(ctx context.Context) error {
 	if err := r.start(ctx); err != nil {
 		return err
 	}
-	err := r.isolated(ctx)
-	if err != nil {
-		return err // the machine is removed at once: no picture of it is worth the time
+	if err := r.isolated(ctx); err != nil {
+		return err // the machine is removed at once: it has not run yet
+	}
+	if err := r.host.Release(ctx, r.machine()); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return failed("the machine does not start: %v", err)
 	}
 	r.o.Log("%s runs as %s, isolated: looked at descriptors of its process: %d", r.req.Point.VM, r.note.Name, r.res.Isolation.Files)
-	err = r.ask(ctx)
-	if ctx.Err() == nil {
-		r.takePicture(ctx)
-		if isolationErr := r.isolated(ctx); err == nil {
-			err = isolationErr
+	return r.guarded(ctx, func(ctx context.Context) error {
+		err := r.ask(ctx)
+		if ctx.Err() == nil {
+			r.takePicture(ctx)
 		}
-	}
-	return err
+		return err
+	})
 }
 
 // start has the host make and start the machine. It can not be interrupted, so that what was made is known.
@@ -122,27 +126,6 @@ func (r *run) start(ctx context.Context) error {
 	if err != nil {
 		return failed("the machine does not start: %v", err)
 	}
-	return nil
-}
-
-// isolated looks for ways out of the machine.
-func (r *run) isolated(ctx context.Context) error {
-	report, err := r.host.Isolation(ctx, r.machine())
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, hypervisor.ErrNoMachine):
-		return failed("the machine has ended by itself")
-	case err != nil:
-		return failed("it can not be told whether the machine was isolated: %v", err)
-	}
-	i := &r.res.Isolation
-	i.Files, i.Sockets = report.Files, report.Sockets
-	if !report.Isolated() {
-		i.Found = report.Found
-		return failed("the machine was not isolated, and was removed: %s", list(report.Found))
-	}
-	i.Checks++
 	return nil
 }
 

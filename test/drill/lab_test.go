@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/drill"
+	"github.com/holdfast-vm/holdfast/internal/qmp"
 	"github.com/holdfast-vm/holdfast/test/vm"
 	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
 )
@@ -164,6 +165,9 @@ func (l *lab) nothingLeft() {
 			l.t.Errorf("left behind: %s", path)
 		}
 	}
+	if dirs, _ := filepath.Glob(filepath.Join(l.dir, "scratch/hf-drill-*")); len(dirs) > 0 {
+		l.t.Errorf("left behind: %q", dirs)
+	}
 	for pid, args := range l.processes() {
 		l.t.Errorf("still runs: %d %s", pid, args)
 	}
@@ -178,6 +182,45 @@ func (l *lab) nothingLeft() {
 		if left, _ := filepath.Glob(filepath.Join(l.daemon.Dir, pattern)); len(left) > 0 {
 			l.t.Errorf("left in libvirt's directory: %q", left)
 		}
+	}
+}
+
+// machines returns how many machines of drills there are.
+func (l *lab) machines() int {
+	if l.daemon == nil {
+		return len(l.processes())
+	}
+	out, err := l.virsh("list", "--all", "--name")
+	if err != nil {
+		l.t.Fatal(out)
+	}
+	return strings.Count(out, "hf-drill-")
+}
+
+// leak gives the machine of the drill that runs a network.
+func (l *lab) leak() {
+	l.t.Helper()
+	dirs, _ := filepath.Glob(filepath.Join(l.dir, "scratch/hf-drill-*"))
+	if len(dirs) != 1 {
+		l.t.Fatalf("of the drill there are %q", dirs)
+	}
+	if l.daemon != nil {
+		if out, err := l.virsh("qemu-monitor-command", filepath.Base(dirs[0]), "--hmp", "netdev_add user,id=leak"); err != nil {
+			l.t.Fatal(out)
+		}
+		return
+	}
+	monitors, _ := filepath.Glob(filepath.Join(dirs[0], "*.qmp*.sock")) // the lab's own
+	if len(monitors) != 1 {
+		l.t.Fatalf("further monitors: %q", monitors)
+	}
+	c, err := qmp.Dial(l.t.Context(), monitors[0])
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Execute(l.t.Context(), "netdev_add", map[string]string{"type": "user", "id": "leak"}, nil); err != nil {
+		l.t.Fatal(err)
 	}
 }
 
