@@ -128,3 +128,53 @@ func (l *lab) checkIsolated(m hypervisor.Machine) {
 		l.Errorf("the machine is\n%s", xml)
 	}
 }
+
+// Cards of all models, UEFI whose variables are not in the point, a TPM, and disks on USB and SATA: an isolated machine has them all and leaves nothing.
+func TestIsolateHardware(t *testing.T) {
+	l := newLab(t)
+	l.image("sda")
+	l.image("sdb")
+	cards := ""
+	models := []string{"virtio", "e1000", "e1000e", "rtl8139", "virtio-non-transitional"}
+	for i, model := range models {
+		cards += fmt.Sprintf("<interface type='network'><mac address='52:54:00:aa:bb:%02x'/><source network='lan'/><model type='%s'/></interface>", i, model)
+	}
+	xml := fmt.Sprintf(`<domain type='qemu'><name>old</name><uuid>%s</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>
+<nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>%[2]s/gone_VARS.fd</nvram></os><features><acpi/></features>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%[2]s/sda'/><target dev='sda' bus='usb'/></disk>
+<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%[2]s/sdb'/><target dev='sdb' bus='sata'/></disk>
+<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>%[3]s</devices></domain>`, uuid, l.dir, cards)
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml}, Disks: []point.Disk{{Name: "sda"}, {Name: "sdb"}}}
+	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-3", StorageDir: l.dir, Isolated: true, Held: true, Start: true,
+		Disks: map[string]string{"sda": l.dir + "/sda", "sdb": l.dir + "/sdb"}, Formats: map[string]string{"sda": "qcow2", "sdb": "qcow2"}}
+	built, err := l.host.Define(l.ctx, r)
+	l.ok(err)
+	m := hypervisor.Machine{Name: built.Name, UUID: built.UUID}
+	report, err := l.host.Isolation(l.ctx, m)
+	l.ok(err)
+	if !report.Isolated() {
+		t.Errorf("found %q", report.Found)
+	}
+	c := l.d.Client()
+	dom, err := c.DomainByName(l.ctx, m.Name)
+	l.ok(err)
+	info, err := c.MonitorCommand(l.ctx, dom, "info network", true)
+	l.ok(err)
+	for i := range models {
+		if !strings.Contains(info, fmt.Sprintf("52:54:00:aa:bb:%02x", i)) {
+			t.Errorf("card %s is not there:\n%s", models[i], info)
+		}
+	}
+	if strings.Count(info, "type=") != len(models) {
+		t.Errorf("networks are there:\n%s", info)
+	}
+	text, err := c.DomainXML(l.ctx, dom, 0)
+	l.ok(err)
+	if !strings.Contains(text, l.dir+"/hf-drill-3_VARS.fd</nvram>") {
+		t.Errorf("the firmware's variables are elsewhere:\n%s", text)
+	}
+	l.ok(l.host.Release(l.ctx, m))
+	l.ok(l.host.Remove(l.ctx, m))
+}

@@ -76,6 +76,9 @@ func TestIsolation(t *testing.T) {
 	}{
 		{"isolated", "-machine pc -m 16 -nodefaults -netdev user,id=n -device e1000,netdev=n -nic user,model=rtl8139 -chardev udp,id=u,host=127.0.0.1,port=9 -vnc 127.0.0.1:77 -serial udp:127.0.0.1:9", false, nil},
 		{"default network", "-machine pc -m 16", false, nil},
+		{"hardware", "-machine q35 -m 16 -nodefaults -drive if=pflash,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd,format=raw " +
+			"-nic user,model=virtio-net-pci -nic user,model=rtl8139 -netdev tap,id=a -device e1000e,netdev=a -device qemu-xhci -netdev user,id=b -device usb-net,netdev=b " +
+			"-drive if=none,id=n,file=/o/nvme.img,format=raw -device nvme,drive=n,serial=1 -drive if=none,id=u,file=/o/usb.img,format=raw -device usb-storage,drive=u", false, nil},
 		{"user network", machine + "-nodefaults -netdev user,id=n -netdev socket,id=s,udp=127.0.0.1:9,localaddr=127.0.0.1:0", true, []string{"network n of type user", "network s of type", "UDP socket"}},
 		{"hub that is shared", machine + "-nodefaults -netdev user,id=n -netdev hubport,id=a,hubid=1,netdev=n", true, []string{"type user"}},
 		{"listens", machine + "-nodefaults -chardev udp,id=c,host=127.0.0.1,port=9,localaddr=127.0.0.1,localport=0", true, []string{"UDP socket 127.0.0.1"}},
@@ -94,7 +97,8 @@ func TestIsolation(t *testing.T) {
 			}
 			defer h.Close()
 			p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu", Args: append([]string{"qemu-system-x86_64"}, strings.Fields(tt.args)...)}}
-			r := hypervisor.Rebuild{Point: p, Name: "new", StorageDir: dir, Isolated: !tt.open, Held: !tt.open, Start: true}
+			images := imagesOf(t, p, dir, "nvme", "usb")
+			r := hypervisor.Rebuild{Disks: images, Point: p, Name: "new", StorageDir: dir, Isolated: !tt.open, Held: !tt.open, Start: true}
 			if tt.open {
 				r.SameIdentity = true
 			}
@@ -149,4 +153,22 @@ func checkHeld(ctx context.Context, t *testing.T, h *Host, m hypervisor.Machine)
 			t.Error(err)
 		}
 	}
+}
+
+// imagesOf makes an image for each of the disks that the command line of a point names.
+func imagesOf(t *testing.T, p *point.RecoveryPoint, dir string, names ...string) map[string]string {
+	t.Helper()
+	images := map[string]string{}
+	for _, name := range names {
+		file := "/o/" + name + ".img"
+		if !strings.Contains(strings.Join(p.Definition.Args, " "), file) {
+			continue
+		}
+		images[name] = filepath.Join(dir, name+".img")
+		if err := os.WriteFile(images[name], make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p.Disks = append(p.Disks, point.Disk{Name: name, Size: 1 << 20, Source: point.Source{File: file}})
+	}
+	return images
 }
