@@ -19,7 +19,8 @@ func (a *app) diskHydrate() *cobra.Command {
 		long: `
 A disk made from a snapshot or point stands on the vault until it is filled. If the command
 that made it was killed, this one serves the snapshot again, lets a machine that waits for
-it go on, and fills the disk. A disk that is filled is left alone.
+it go on, and fills the disk: what was copied is not copied again. Where the pool has no
+room it waits. A disk that is filled is left alone.
 
 ` + poolHelp,
 		examples: "holdfast --pool /srv/images --vault /srv/vault disk hydrate copy",
@@ -68,6 +69,9 @@ func (a *app) hydrateDisk(ctx context.Context, p *pooled, v *vault.Vault, d *dis
 		},
 		Ready:    func(d *disks.Disk) { a.remark("disk %s can be used now; it is filled meanwhile", d.Name) },
 		Progress: func(done, total int64) { m.Update("hydrate "+name, done, total) },
+		Waits: func(why error) {
+			a.remark("disk %s can be used, but is not filled further: %s; it goes on when there is room", name, oneLine(why.Error()))
+		},
 	})
 	m.Close()
 	if err != nil {
@@ -76,7 +80,7 @@ func (a *app) hydrateDisk(ctx context.Context, p *pooled, v *vault.Vault, d *dis
 	return a.printNewDisk(p, d)
 }
 
-func (a *app) contentOf(v *vault.Vault, p *point.RecoveryPoint, name string) (disks.Content, error) {
+func (a *app) contentOf(v *vault.Vault, p *point.RecoveryPoint, name string) (disks.PartContent, error) {
 	for _, d := range p.Disks {
 		if d.Name == name {
 			return v.OpenDisk(d.Root, d.Size)

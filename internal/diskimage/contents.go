@@ -21,6 +21,8 @@ type qcow2Contents struct{ *qcow2.Writer }
 
 func (c qcow2Contents) finish() error { return c.Close() }
 func (c qcow2Contents) drop() error   { return c.Writer.Abort() }
+func (c qcow2Contents) sync() error   { return c.Sync() }
+func (c qcow2Contents) leave() error  { return c.Leave() }
 
 // rawContents is a sparse file of the disk's size.
 type rawContents struct {
@@ -66,6 +68,9 @@ func (c *rawContents) finish() error {
 	}
 	return c.f.Close()
 }
+
+func (c *rawContents) sync() error  { return c.f.Sync() }
+func (c *rawContents) leave() error { return c.f.Close() }
 
 func (c *rawContents) drop() error {
 	c.f.Close()

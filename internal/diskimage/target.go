@@ -95,11 +95,13 @@ func resolve(path string) (string, error) {
 	return filepath.Join(dir, filepath.Base(path)), nil
 }
 
-// contents is the inside of a file target: finish makes it durable and closes it, drop closes and removes it.
+// contents is the inside of a file target: finish makes it durable and closes it, drop closes and removes it, leave only closes it.
 type contents interface {
 	io.WriterAt
+	sync() error
 	finish() error
 	drop() error
+	leave() error
 }
 
 // fileTarget is a file under a temporary name beside its own.
@@ -130,11 +132,11 @@ func createFile(path string, old *os.File, size int64, format string, data exten
 
 // checkSpace returns ErrNoSpace if the file system of dir has no room for need bytes.
 func checkSpace(dir string, need int64) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return fmt.Errorf("free space of %s: %w", dir, err)
+	have, err := Room(dir)
+	if err != nil {
+		return err
 	}
-	if have := int64(fs.Bavail) * fs.Bsize; have < need {
+	if have < need {
 		return fmt.Errorf("%w in %s: %d bytes needed, %d free", ErrNoSpace, dir, need, have)
 	}
 	return nil

@@ -44,7 +44,7 @@ func (p *Pool) open(name string) (*Disk, func(), error) {
 	if _, err := p.Disk(name); err != nil { // before a lock file is made for nothing
 		return nil, nil, err
 	}
-	unlock, err := p.lock(name, workLock)
+	unlock, err := p.lockBetween(name)
 	if err != nil {
 		return nil, nil, err
 	}

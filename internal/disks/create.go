@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/durable"
@@ -233,8 +232,3 @@ func (c imageContent) Restore(ctx context.Context, w io.WriterAt, progress func(
 	}
 	return nil
 }
-
-// counter adds up what parts report, from several goroutines.
-type counter struct{ n atomic.Int64 }
-
-func (c *counter) add(more int64) int64 { return c.n.Add(more) }

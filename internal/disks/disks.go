@@ -61,6 +61,13 @@ type Content interface {
 	Restore(ctx context.Context, w io.WriterAt, progress func(bytes int64)) error
 }
 
+// PartContent is a content of which parts can be had. *vault.Disk is one.
+type PartContent interface {
+	Content
+	// RestorePart is Restore of the ranges that part touches. It writes nothing twice, and from several goroutines.
+	RestorePart(ctx context.Context, part extent.Set, w io.WriterAt, progress func(bytes int64)) error
+}
+
 // Options tunes a Pool. The zero value of each field is its default.
 type Options struct {
 	// Open returns the host of a URI, for disks that are attached; nil asks no host.
@@ -76,7 +83,9 @@ type Pool struct {
 	fs   durable.FS
 	opts Options
 	// step is called between any two steps; an error is a crash there: nothing is undone.
-	step func(name string) error
+	step       func(name string) error
+	checkpoint time.Duration // between two times that a copy is made durable and recorded
+	roomPause  time.Duration // between two looks whether there is room
 }
 
 // OpenPool returns the pool in dir, which must exist.
@@ -97,7 +106,7 @@ func OpenPool(dir string, o Options) (*Pool, error) {
 	if o.Changed == nil {
 		o.Changed = func(context.Context) error { return nil }
 	}
-	return &Pool{dir: dir, fs: durable.OS{}, opts: o, step: func(string) error { return nil }}, nil
+	return &Pool{dir: dir, fs: durable.OS{}, opts: o, step: func(string) error { return nil }, checkpoint: saveCopyEvery, roomPause: lookForRoom}, nil
 }
 
 // Dir returns the pool's directory, absolute.

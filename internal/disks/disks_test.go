@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -422,10 +421,20 @@ func TestDeleteRefuses(t *testing.T) {
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"version":1,"id":"a","name":"data","file":"data.raw","format":"raw","size":512,"hydration":{"final":"x"}}`))
 	f.Add([]byte(`{"version":1,"file":"../../etc/passwd"}`))
+	f.Add([]byte(`{"version":1,"id":"a","name":"data","file":"data.raw.overlay","format":"raw","size":512,"hydration":{"final":"data.raw",` +
+		`"partial":{"file":".data.raw.ABCDEFGH.hf","unit":1048576,"done":"/w=="}}}`))
+	f.Add([]byte(`{"version":1,"id":"a","name":"data","file":"data.raw.overlay","format":"raw","size":512,"hydration":{"final":"data.raw",` +
+		`"partial":{"file":".data.raw./../../x.hf","unit":1,"done":"AA=="}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		d, err := parseRecord(data)
 		if err != nil {
 			return
+		}
+		if d.Hydration != nil && d.Hydration.Partial != nil {
+			if name := d.Hydration.Partial.File; filepath.Dir(filepath.Join("/pool", name)) != "/pool" {
+				t.Fatalf("%q leads out of the pool", name)
+			}
+			d.Hydration.Partial.missing(extent.Set{{Off: 0, Len: 1 << 40}})
 		}
 		for _, file := range []string{d.File, filepath.Join("pool", d.File)} {
 			if strings.Contains(file, "..") && filepath.Dir(filepath.Join("/pool", d.File)) != "/pool" {
@@ -440,66 +449,6 @@ func FuzzRecord(f *testing.F) {
 			t.Fatalf("%s: %v", again, err)
 		}
 	})
-}
-
-// A disk is filled from whatever was written to its overlay by then, and from nothing else.
-func TestHydrateDetached(t *testing.T) {
-	ctx := context.Background()
-	rng := rand.New(rand.NewPCG(1, 1))
-	base := make([]byte, mib)
-	for i := range base[:mib/2] {
-		base[i] = byte(rng.Uint32())
-	}
-	for name, written := range map[string]bool{"untouched": false, "written": true} {
-		t.Run(name, func(t *testing.T) {
-			for at := 0; ; at++ {
-				dir, err := os.MkdirTemp("", "hf")
-				ok(t, err)
-				defer os.RemoveAll(dir)
-				p := newPool(t, dir, newModel())
-				want := slices.Clone(base)
-				_, err = p.CreateOverlay(ctx, CreateRequest{Name: "data", Format: "raw", Content: content(string(base))})
-				ok(t, err)
-				if written {
-					copy(want[100<<10:], bytes.Repeat([]byte{7}, 64<<10))
-				}
-				steps, broken := 0, false
-				p.step = func(string) error {
-					if steps++; steps > at {
-						broken = true
-						return errCrash
-					}
-					return nil
-				}
-				req := HydrateRequest{Content: content(string(base)), Serve: func(_ context.Context, h *Hydration) (func() error, error) {
-					return serveFile(t, dir, h, base)
-				}, Ready: func(d *Disk) {
-					if written {
-						tool(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P 7 %d %d", 100<<10, 64<<10), p.Path(d))
-					}
-				}}
-				_, err = p.Hydrate(ctx, "data", req)
-				if broken != errors.Is(err, errCrash) || !broken && err != nil {
-					t.Fatalf("broken off %t: %v", broken, err)
-				}
-				p.step = func(string) error { return nil }
-				req.Ready = nil
-				d, err := p.Hydrate(ctx, "data", req)
-				ok(t, err)
-				if d.Hydration != nil || d.File != "data.raw" {
-					t.Fatalf("filled: %+v", d)
-				}
-				got, err := os.ReadFile(p.Path(d))
-				if err != nil || !bytes.Equal(got, want) {
-					t.Fatalf("broken off at step %d: the disk is not what was written, %v", at, err)
-				}
-				if !broken {
-					requireWhole(t, p)
-					return
-				}
-			}
-		})
-	}
 }
 
 func tool(t *testing.T, name string, args ...string) {

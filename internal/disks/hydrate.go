@@ -5,14 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
-	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
@@ -20,7 +20,9 @@ import (
 const (
 	hydratePause   = 250 * time.Millisecond // between two looks at a copy, or at what others do to the disk
 	saveEvery      = 2 * time.Second        // how often the record is told how far it is
-	reconnectDelay = 60                     // seconds that a machine waits for an export that is gone
+	saveCopyEvery  = 5 * time.Second        // how often our own copy is made durable
+	lookForRoom    = 3 * time.Second
+	reconnectDelay = 60 // seconds that a machine waits for an export that is gone
 )
 
 // errAgain says that the disk was changed by somebody, or is being: look again.
@@ -28,20 +30,24 @@ var errAgain = errors.New("look again")
 
 // HydrateRequest says how a disk is filled.
 type HydrateRequest struct {
-	Content Content
+	Content PartContent
 	// Serve serves the export that the disk's overlay stands on until stop is called.
 	Serve    func(ctx context.Context, h *Hydration) (stop func() error, err error)
 	Ready    func(d *Disk)           // told once the disk can be used; nil discards
 	Progress func(done, total int64) // bytes; nil discards
+	Waits    func(why error)         // told when the pool has no room, once for each time; nil discards
 }
 
 // CreateOverlay makes a disk that stands on an export of its content: it can be used as soon as [Pool.Hydrate] serves that, and depends on nothing once
-// Hydrate has returned nil.
+// Hydrate has returned nil. On error there is none; the error is diskimage.ErrNoSpace if the pool has too little room for what is to be copied.
 func (p *Pool) CreateOverlay(ctx context.Context, req CreateRequest) (*Disk, error) {
 	if err := req.complete(); err != nil {
 		return nil, fmt.Errorf("create disk %q: %w", req.Name, err)
 	}
 	data, err := req.Content.Extents(ctx)
+	if err == nil {
+		err = p.checkRoom(data.Bytes())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create disk %s: %w", req.Name, err)
 	}
@@ -99,11 +105,16 @@ func (p *Pool) makeOverlay(d *Disk) error {
 
 // Hydrate serves what a disk stands on and copies it to the pool, until the disk depends on nothing. Meanwhile it can be used, attached and detached by other
 // processes. A disk that is attached to a running machine is copied by its hypervisor, any other by us. It may be called again after an error or
-// a crash, and begins the copy anew. A disk that depends on nothing is left alone.
+// a crash, and goes on where the copy came to: that of a hypervisor goes on by itself as long as the machine runs, and begins anew when it was begun by another.
+// Where the pool has no room it waits, while the disk can be used. A disk that depends on nothing is left alone.
 func (p *Pool) Hydrate(ctx context.Context, name string, req HydrateRequest) (*Disk, error) {
 	d, err := p.Disk(name)
-	if err != nil || d.Hydration == nil {
+	if err == nil && d.Hydration == nil {
+		_, err = p.dropOverlay(d)
 		return d, err
+	}
+	if err != nil {
+		return nil, err
 	}
 	unlock, err := p.lock(name, hydrateLock)
 	if err != nil {
@@ -116,6 +127,9 @@ func (p *Pool) Hydrate(ctx context.Context, name string, req HydrateRequest) (*D
 	stop, err := req.Serve(ctx, d.Hydration)
 	if err != nil {
 		return nil, fmt.Errorf("serve what disk %s stands on: %w", name, err)
+	}
+	if req.Waits == nil {
+		req.Waits = func(error) {}
 	}
 	f := &filling{pool: p, req: req, name: name}
 	err = f.run(ctx)
@@ -134,6 +148,9 @@ type filling struct {
 
 	telling sync.Mutex // guards saved
 	saved   time.Time  // when the record was last told how far it is
+
+	waits   bool // for room
+	resumed bool // the copy of a hypervisor, which had stopped
 }
 
 func (f *filling) run(ctx context.Context) error {
@@ -145,28 +162,50 @@ func (f *filling) run(ctx context.Context) error {
 		if !told && f.req.Ready != nil {
 			f.req.Ready(d)
 		}
-		switch {
-		case d.Doing != nil && f.pool.held(f.name, workLock):
-			err = errAgain
-		case d.Doing != nil:
-			return fmt.Errorf("%w: %s", ErrUnfinished, d.Doing.What)
-		case d.Attached != nil:
-			err = f.attached(ctx, d)
-		default:
-			err = f.copy(ctx, d, nil)
-		}
-		if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, ErrBusy) {
-			return err
-		}
-		if err == nil {
+		pause := hydratePause
+		switch err := f.try(ctx, d); {
+		case err == nil:
+			f.waits = false
 			continue
+		case errors.Is(err, diskimage.ErrNoSpace):
+			f.wait(err)
+			pause = f.pool.roomPause
+		case !errors.Is(err, errAgain) && !errors.Is(err, ErrBusy):
+			return err
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(hydratePause):
+		case <-time.After(pause):
 		}
 	}
+}
+
+// try fills a disk as its record says that it can be. errAgain is to look again later.
+func (f *filling) try(ctx context.Context, d *Disk) error {
+	switch {
+	case d.Doing != nil && f.pool.held(f.name, workLock):
+		return errAgain
+	case d.Doing != nil:
+		return fmt.Errorf("%w: %s", ErrUnfinished, d.Doing.What)
+	case d.Attached != nil:
+		return f.attached(ctx, d)
+	}
+	return f.copy(ctx, d, nil)
+}
+
+// wait says that there is no room.
+func (f *filling) wait(why error) {
+	if !f.waits {
+		f.req.Waits(why)
+	}
+	f.waits = true
+	f.pool.change(f.name, func(d *Disk) error { // that it waits matters to nobody but people
+		if d.Hydration != nil {
+			d.Hydration.Waits = why.Error()
+		}
+		return nil
+	})
 }
 
 // tell says how far it is, to the caller and now and then to the record. Several goroutines may.
@@ -182,7 +221,7 @@ func (f *filling) tell(done, total int64) {
 	f.saved = time.Now()
 	f.pool.change(f.name, func(d *Disk) error { // how far it is matters to nobody but people
 		if d.Hydration != nil {
-			d.Hydration.Done, d.Hydration.Total = done, total
+			d.Hydration.Done, d.Hydration.Total, d.Hydration.Waits = done, total, ""
 		}
 		return nil
 	})
@@ -216,22 +255,12 @@ func overlayWritten(path string) (bool, error) {
 	return len(data)+len(zero) > 0, err
 }
 
-// copy fills a disk that no machine runs with. While nobody has written to it, it is filled from its content, and may be attached meanwhile; else from the
-// overlay, locked. settle is called before the record names the copy; nil does nothing.
+// copy fills a disk that no machine runs with: with its content, while it may be used, and then, locked, with what was written to its overlay. settle is called
+// before the record names the copy; nil does nothing.
 func (f *filling) copy(ctx context.Context, d *Disk, settle func() error) error {
 	p := f.pool
-	written, err := overlayWritten(p.Path(d))
-	if err != nil {
+	if err := f.fetch(ctx, d); err != nil {
 		return err
-	}
-	final := filepath.Join(p.dir, d.Hydration.Final)
-	if err := errors.Join(removeFile(final), p.dropUnfinished(d.Hydration.Final)); err != nil {
-		return err
-	}
-	if !written {
-		if err := f.write(ctx, d, f.req.Content); err != nil {
-			return err
-		}
 	}
 	if err := p.step("hydrate: copied"); err != nil {
 		return err
@@ -248,29 +277,24 @@ func (f *filling) copy(ctx context.Context, d *Disk, settle func() error) error 
 	if now.Doing != nil || (now.Attached == nil) != (d.Attached == nil) {
 		return errAgain
 	}
-	return f.settleCopy(ctx, now, written, settle)
+	return f.settleCopy(ctx, now, settle)
 }
 
-// settleCopy has the disk be its copy, if that is what the overlay shows. The lock on the overlay keeps every machine from using it meanwhile.
-func (f *filling) settleCopy(ctx context.Context, d *Disk, written bool, settle func() error) error {
-	overlay, err := diskimage.Open(ctx, f.pool.Path(d), diskimage.Options{Format: "qcow2"})
+// settleCopy has the disk be its copy, once that has what was written to the overlay too. The lock on the overlay keeps every machine from using it meanwhile.
+func (f *filling) settleCopy(ctx context.Context, d *Disk, settle func() error) error {
+	overlay, err := diskimage.Hold(f.pool.Path(d))
+	if errors.Is(err, diskimage.ErrInUse) && d.Attached != nil {
+		return errAgain // its machine was started
+	}
 	if err != nil {
 		return err
 	}
 	defer overlay.Close()
-	after, err := overlayWritten(f.pool.Path(d))
-	if err != nil {
+	if err := f.pool.mergeOverlay(ctx, d); err != nil {
 		return err
 	}
-	if after {
-		if !written {
-			if err := removeFile(filepath.Join(f.pool.dir, d.Hydration.Final)); err != nil {
-				return err
-			}
-		}
-		if err := f.write(ctx, d, ImageContent(overlay)); err != nil {
-			return err
-		}
+	if err := f.pool.step("hydrate: merged"); err != nil {
+		return err
 	}
 	if settle != nil {
 		if err := settle(); err != nil {
@@ -280,22 +304,47 @@ func (f *filling) settleCopy(ctx context.Context, d *Disk, written bool, settle 
 	return f.pool.localize(d)
 }
 
-// write makes the image to be.
-func (f *filling) write(ctx context.Context, d *Disk, from Content) error {
-	data, err := from.Extents(ctx)
+// mergeOverlay writes what a disk's overlay holds over its copy. The overlay keeps it, so that this can be done again. The caller holds the overlay.
+func (p *Pool) mergeOverlay(ctx context.Context, d *Disk) error {
+	written, err := overlayWritten(p.Path(d))
+	if err != nil || !written {
+		return err
+	}
+	type node struct {
+		Driver   string `json:"driver"`
+		Filename string `json:"filename,omitempty"`
+		Locking  string `json:"locking,omitempty"`
+		File     *node  `json:"file,omitempty"`
+		Backing  *node  `json:"backing,omitempty"`
+	}
+	final := filepath.Join(p.dir, d.Hydration.Final)
+	top, err := json.Marshal(node{
+		Driver: "qcow2", File: &node{Driver: "file", Filename: p.Path(d), Locking: "off"},
+		Backing: &node{Driver: d.Format, File: &node{Driver: "file", Filename: final}},
+	})
 	if err != nil {
 		return err
 	}
-	t, err := diskimage.Create(filepath.Join(f.pool.dir, d.Hydration.Final), d.Size, d.Format, data, false)
+	if err := runTool(ctx, "qemu-img", "commit", "-q", "-d", "json:"+string(top)); err != nil {
+		return noSpace(err)
+	}
+	return syncFile(final)
+}
+
+// noSpace adds diskimage.ErrNoSpace to what a tool says when a file system is full.
+func noSpace(err error) error {
+	if err != nil && strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+		return fmt.Errorf("%w: %w", diskimage.ErrNoSpace, err)
+	}
+	return err
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	var sum counter
-	err = from.Restore(ctx, t, func(more int64) { f.tell(sum.add(more), data.Bytes()) })
-	if err != nil {
-		return errors.Join(err, t.Abort())
-	}
-	return t.Commit()
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // localize makes the record name the image that depends on nothing, and removes the overlay. The caller has the lock.
@@ -314,119 +363,11 @@ func (p *Pool) localize(d *Disk) error {
 	return p.fs.SyncDir(p.dir)
 }
 
-// attached fills a disk that a machine has.
-func (f *filling) attached(ctx context.Context, d *Disk) error {
-	h, m, err := f.pool.machineOf(ctx, d.Attached)
-	if errors.Is(err, hypervisor.ErrNoMachine) {
-		_, err = f.pool.Reconcile(ctx, f.name)
-		return errors.Join(errAgain, err)
+// dropOverlay removes the overlay of a disk that depends on nothing any more, where a process that was killed left it, and reports whether there was one.
+func (p *Pool) dropOverlay(d *Disk) (bool, error) {
+	overlay := p.Path(d) + hypervisor.OverlaySuffix
+	if _, err := os.Lstat(overlay); err != nil || d.Hydration != nil {
+		return false, nil
 	}
-	if err != nil {
-		return err
-	}
-	if c, ok := h.(io.Closer); ok {
-		defer c.Close() // others want to speak to the machine too; it is opened again when it is used again
-	}
-	able, ok := h.(hypervisor.Hydrator)
-	if !ok {
-		return fmt.Errorf("host %s can not copy a disk while its machine runs: detach it", h.URI())
-	}
-	t := hypervisor.HydrationTarget{Disk: d.Attached.As, File: filepath.Join(f.pool.dir, d.Hydration.Final), Format: d.Format, Size: d.Size}
-	only := hypervisor.Settlement{Targets: []hypervisor.HydrationTarget{t}, StayPaused: true}
-	if m.State == hypervisor.Off {
-		return f.copy(ctx, d, func() error { return able.FinishHydration(ctx, m, only) })
-	}
-	now, err := able.Hydration(ctx, m, t)
-	switch {
-	case err != nil:
-		return err
-	case now.Local:
-		return f.switched(ctx, h, m, nil)
-	case now.Ready:
-		return f.switched(ctx, h, m, func() error { return able.FinishHydration(ctx, m, only) })
-	case now.Err != nil:
-		return now.Err
-	case !now.Running:
-		return errors.Join(f.begin(ctx, able, m, t), errAgain)
-	}
-	f.tell(now.Done, now.Total)
-	return errAgain
-}
-
-// begin lets a machine that waits for the export go on, and starts the copy.
-func (f *filling) begin(ctx context.Context, h hypervisor.Hydrator, m hypervisor.Machine, t hypervisor.HydrationTarget) error {
-	if err := h.Continue(ctx, m); err != nil {
-		return err
-	}
-	if err := errors.Join(removeFile(t.File), f.pool.dropUnfinished(filepath.Base(t.File))); err != nil {
-		return err
-	}
-	w, err := diskimage.Create(t.File, t.Size, t.Format, extent.Set{}, false)
-	if err != nil {
-		return err
-	}
-	if err := w.Commit(); err != nil {
-		return err
-	}
-	if err := h.Hydrate(ctx, m, t, 0); err != nil {
-		return err
-	}
-	return f.pool.step("hydrate: begun")
-}
-
-// switched moves the machine to the copy, records it, and only then lets the machine go on: whichever of both images is found after a crash in between holds
-// all that was written.
-func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, move func() error) error {
-	unlock, err := f.pool.lock(f.name, workLock)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	d, err := f.pool.Disk(f.name)
-	if err != nil {
-		return err
-	}
-	if d.Doing != nil || d.Attached == nil {
-		return errAgain
-	}
-	if move != nil {
-		if err := move(); err != nil {
-			return err
-		}
-	}
-	if err := f.pool.step("hydrate: moved"); err != nil {
-		return err
-	}
-	err = f.pool.localize(d)
-	if m.State == hypervisor.Running || move == nil {
-		err = errors.Join(err, h.Resume(context.WithoutCancel(ctx), m))
-	}
-	return err
-}
-
-// settle takes note that a machine runs on the image that was to be, which a process that moved it there did not live to record.
-func (p *Pool) settle(ctx context.Context, h Host, m hypervisor.Machine, d *Disk) error {
-	if d.Hydration == nil {
-		return nil
-	}
-	as, _, err := h.Attached(ctx, m, filepath.Join(p.dir, d.Hydration.Final))
-	if err != nil || as == "" {
-		return err
-	}
-	return p.localize(d)
-}
-
-// makeReachable lets a machine of another user connect to the export.
-func (h *Hydration) makeReachable(ctx context.Context, host Host) error {
-	o, ok := host.(interface {
-		MachineOwner(ctx context.Context) (uid, gid int, err error)
-	})
-	if !ok {
-		return nil
-	}
-	uid, gid, err := o.MachineOwner(ctx)
-	if err != nil || uid < 0 {
-		return err
-	}
-	return os.Chown(h.Socket, uid, gid)
+	return true, errors.Join(removeFile(overlay), p.fs.SyncDir(p.dir))
 }

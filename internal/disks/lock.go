@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,22 @@ func (p *Pool) lock(name, kind string) (unlock func(), err error) {
 			return func() { f.Close() }, nil
 		}
 		f.Close() // the disk was deleted between the two, and its lock with it
+	}
+}
+
+// Who fills a disk takes the lock of work for moments, to record how far it is: others wait for that, for so long.
+const (
+	fillerPatience = 5 * time.Second
+	fillerPause    = 10 * time.Millisecond
+)
+
+// lockBetween takes the lock of work, if need be between two moments of a process that fills the disk.
+func (p *Pool) lockBetween(name string) (unlock func(), err error) {
+	for began := time.Now(); ; time.Sleep(fillerPause) {
+		unlock, err := p.lock(name, workLock)
+		if !errors.Is(err, ErrBusy) || !p.held(name, hydrateLock) || time.Since(began) > fillerPatience {
+			return unlock, err
+		}
 	}
 }
 

@@ -34,6 +34,9 @@ func (p *Pool) Inspect(ctx context.Context, d *Disk) Status {
 		s.State = fmt.Sprintf("hydrating %d%%", d.Hydration.Percent())
 		if !p.held(d.Name, hydrateLock) {
 			s.Problem, s.Fix = "it is not filled and nobody serves the snapshot it stands on", "holdfast disk hydrate "+d.Name
+		} else if d.Hydration.Waits != "" {
+			s.State += ", waits for room"
+			s.Problem, s.Fix = "it can be used, but is not filled further: "+d.Hydration.Waits, "free space in the pool: it goes on by itself"
 		}
 	case d.Attached != nil:
 		s.State = "attached"
@@ -195,6 +198,11 @@ func (p *Pool) believe(ctx context.Context, d *Disk) (string, error) {
 	size, err := p.imageSize(ctx, d)
 	if err != nil {
 		return "", err
+	}
+	if left, err := p.dropOverlay(d); err != nil {
+		return "", err
+	} else if left && did == "" {
+		did = "removed what it stood on until it was filled"
 	}
 	if size != d.Size {
 		did = fmt.Sprintf("its image has %d bytes, and now the record too", size)

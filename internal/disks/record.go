@@ -79,6 +79,9 @@ type Hydration struct {
 	Final  string `json:"final"` // name of the image to be
 	Done   int64  `json:"done"`  // bytes
 	Total  int64  `json:"total"` // bytes
+
+	Partial *Partial `json:"partial,omitempty"` // our own copy; nil while there is none
+	Waits   string   `json:"waits,omitempty"`   // why it is not copied further; "" while it is
 }
 
 // Percent returns how much is done, 0 to 100.
@@ -142,6 +145,11 @@ func parseRecord(data []byte) (*Disk, error) {
 	for _, f := range files {
 		if f == "" || f != filepath.Base(f) || strings.HasPrefix(f, ".") {
 			return nil, fmt.Errorf("%q is no file of the pool", f)
+		}
+	}
+	if d.Hydration != nil && d.Hydration.Partial != nil {
+		if err := d.Hydration.Partial.check(d.Hydration.Final); err != nil {
+			return nil, err
 		}
 	}
 	if d.Size < 0 || d.ID == "" || CheckName(d.Name) != nil || d.Format != "raw" && d.Format != "qcow2" {

@@ -20,6 +20,8 @@ var (
 	ErrExists = errors.New("exists already")
 	// ErrUnreachable reports that a host could not be asked: nobody listens, permission is missing, or it does not answer.
 	ErrUnreachable = errors.New("the host can not be asked")
+	// ErrNoRoom reports that the copy of a disk stands still because its target's file system is full. It goes on with Hydrate.
+	ErrNoRoom = errors.New("no space is left for the copy")
 	// ErrNoAgent reports that the machine has no guest agent channel, or nothing answers on it.
 	ErrNoAgent = errors.New("no guest agent")
 	// ErrNoScreen reports that the machine has no display, or none whose picture can be had.

@@ -53,6 +53,28 @@ func NewWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writ
 	return w, nil
 }
 
+// ReopenWriter goes on with an image that NewWriter began with the same arguments and that was left before Close. What was written before a Sync
+// that succeeded is there.
+func ReopenWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writer, error) {
+	l, err := plan(size, data, o)
+	if err != nil {
+		return nil, fmt.Errorf("go on with qcow2 image %s: %w", path, err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("go on with qcow2 image: %w", err)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() != l.fileSize {
+		err = fmt.Errorf("it has %d bytes, not %d", info.Size(), l.fileSize)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("go on with qcow2 image %s: %w", path, err)
+	}
+	return &Writer{path: path, f: directio.On(f), l: l}, nil
+}
+
 // WriteAt writes p at off of the disk. Bytes outside the clusters given to NewWriter are an error, and then nothing may be written of p.
 func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 	for done := 0; done < len(p); {
@@ -72,6 +94,19 @@ func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 // StartWriteBack has the kernel begin to write what was written so far. It promises nothing.
 func (w *Writer) StartWriteBack() {
 	_ = unix.SyncFileRange(int(w.f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE) // the sync in Close tells of errors
+}
+
+// Sync makes what was written so far durable. The directory's entry is the caller's to sync.
+func (w *Writer) Sync() error { return w.f.Sync() }
+
+// Leave closes the file, which is no image yet, and leaves it for ReopenWriter. After Close and Abort it does nothing.
+func (w *Writer) Leave() error {
+	var err error
+	w.once.Do(func() {
+		err = w.f.Close()
+		w.result = fmt.Errorf("qcow2 image %s: %w", w.path, os.ErrClosed)
+	})
+	return err
 }
 
 // Close writes the header once all else is durable, and makes it durable too. The directory's entry is the caller's to sync.

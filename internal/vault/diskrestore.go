@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-vm/holdfast/internal/directio"
+	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 	"github.com/holdfast-vm/holdfast/internal/vault/index"
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
@@ -48,6 +49,11 @@ func (f *fetch) end() int64 {
 // authenticated. The first chunk that can not be read ends it with ErrCorrupt. WriteAt is called from several goroutines for
 // ranges that do not overlap.
 func (d *Disk) Restore(ctx context.Context, w io.WriterAt, progress func(bytes int64)) error {
+	return d.RestorePart(ctx, extent.Of(extent.Extent{Len: d.size}), w, progress)
+}
+
+// RestorePart is Restore of the chunks that part touches.
+func (d *Disk) RestorePart(ctx context.Context, part extent.Set, w io.WriterAt, progress func(bytes int64)) error {
 	sink := func(p []byte, off int64) error {
 		p = p[:min(int64(len(p)), d.size-off)]
 		if _, err := w.WriteAt(p, off); err != nil {
@@ -64,8 +70,20 @@ func (d *Disk) Restore(ctx context.Context, w io.WriterAt, progress func(bytes i
 	}
 	defer release()
 	return d.eachWindow(ctx, func(items []placed) error {
+		items = slices.DeleteFunc(items, func(i placed) bool { return !touches(part, d.clip(i.at*int64(d.v.conf.ChunkSize))) })
 		return d.parallel(ctx, plan(items), sink)
 	})
+}
+
+// touches says whether a set has any byte of e.
+func touches(set extent.Set, e extent.Extent) bool {
+	i, _ := slices.BinarySearchFunc(set, e.Off, func(s extent.Extent, off int64) int {
+		if s.End() <= off {
+			return -1
+		}
+		return 1
+	})
+	return i < len(set) && set[i].Off < e.End()
 }
 
 // eachWindow calls visit with the chunks of one window after the other, placed.

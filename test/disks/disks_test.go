@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/cli"
 	"github.com/holdfast-vm/holdfast/internal/disks"
 	"github.com/holdfast-vm/holdfast/internal/export"
+	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/qemu"
@@ -278,14 +279,14 @@ func (l *lab) host() disks.Host {
 
 // gate is a content that is not copied before it is opened.
 type gate struct {
-	disks.Content
+	disks.PartContent
 	open chan struct{}
 }
 
-func (g gate) Restore(ctx context.Context, w io.WriterAt, progress func(int64)) error {
+func (g gate) RestorePart(ctx context.Context, part extent.Set, w io.WriterAt, progress func(int64)) error {
 	select {
 	case <-g.open:
-		return g.Content.Restore(ctx, w, progress)
+		return g.PartContent.RestorePart(ctx, part, w, progress)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -322,7 +323,7 @@ func (l *lab) instant() {
 	}
 	g := gate{content, make(chan struct{})}
 	first, kill := context.WithCancel(ctx)
-	begin := func(ctx context.Context, content disks.Content) (wait func() error) {
+	begin := func(ctx context.Context, content disks.PartContent) (wait func() error) {
 		ready, ended := make(chan struct{}), make(chan error, 1)
 		go func() {
 			_, err := pool.Hydrate(ctx, "fast", disks.HydrateRequest{Content: content, Ready: func(*disks.Disk) { close(ready) },

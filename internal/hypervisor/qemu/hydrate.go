@@ -235,7 +235,7 @@ func (j *blockJob) err() error {
 	case j.Error != "":
 		return errors.New(j.Error)
 	case j.IOStatus == "nospace":
-		return errors.New("no space is left for the copy")
+		return hypervisor.ErrNoRoom
 	case j.stopped():
 		return errors.New("the copy met an I/O error and waits")
 	}

@@ -1,0 +1,39 @@
+package disks
+
+import (
+	"fmt"
+
+	"github.com/holdfast-vm/holdfast/internal/diskimage"
+)
+
+// checkRoom returns diskimage.ErrNoSpace if the pool can not take need bytes besides what the disks will need that are being filled.
+func (p *Pool) checkRoom(need int64) error {
+	all, _ := p.Disks() // what is wrong with the records of others is said elsewhere
+	promised := int64(0)
+	for _, d := range all {
+		if h := d.Hydration; h != nil && h.Partial == nil { // a copy of ours has its room from the beginning
+			promised += max(0, h.Total-h.Done)
+		}
+	}
+	free, err := diskimage.Room(p.dir)
+	if err != nil {
+		return err
+	}
+	if free-promised >= need {
+		return nil
+	}
+	why := ""
+	if promised > 0 {
+		why = fmt.Sprintf(", %d of them for disks that are being filled", promised)
+	}
+	return fmt.Errorf("%w in pool %s: %d bytes needed, %d free%s", diskimage.ErrNoSpace, p.dir, need, free, why)
+}
+
+// freeFor returns diskimage.ErrNoSpace if the pool can not take need bytes.
+func (p *Pool) freeFor(need int64) error {
+	free, err := diskimage.Room(p.dir)
+	if err == nil && free < need {
+		err = fmt.Errorf("%w in pool %s: %d bytes needed, %d free", diskimage.ErrNoSpace, p.dir, need, free)
+	}
+	return err
+}
