@@ -182,7 +182,7 @@ func (a *app) printDrill(res drill.Result) error {
 	} else if res.Isolation.Checks == 0 {
 		isolation = "not looked at"
 	}
-	picture := "kept with the point"
+	picture := "kept with the point; --screenshot FILE writes it to a file too"
 	if res.Picture() == nil {
 		picture = ""
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/drill/inside"
 	"github.com/holdfast-vm/holdfast/internal/drill/role"
+	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
@@ -134,4 +135,19 @@ func TestChecksInterrupted(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// A guest without an answer is told in words that people can act on.
+func TestSilence(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("machine m: %w: %w", hypervisor.ErrNoAgent, guest.ErrSilent), "the guest has not booted so far, or runs no agent; its console shows which"},
+		{errors.New("permission denied"), "permission denied"},
+	} {
+		if got := silence(tt.err); got != tt.want {
+			t.Errorf("silence(%v) = %q, want %q", tt.err, got, tt.want)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/drill/inside"
+	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -188,9 +189,17 @@ func (r *run) awaitAgent(ctx context.Context, deadline time.Time) (hypervisor.Ag
 			return nil, failed("the machine has no guest agent channel, and nothing else proves that it booted")
 		}
 		if now.After(deadline) {
-			return nil, failed("the guest agent did not answer within %v: %v", r.req.Timeout, err)
+			return nil, failed("the guest agent did not answer within %v: %s", r.req.Timeout, silence(err))
 		}
 	}
+}
+
+// silence says why no agent could be opened.
+func silence(err error) string {
+	if errors.Is(err, guest.ErrSilent) || errors.Is(err, hypervisor.ErrNoAgent) {
+		return "the guest has not booted so far, or runs no agent; its console shows which"
+	}
+	return err.Error()
 }
 
 func (r *run) pause(ctx context.Context) error {
