@@ -33,6 +33,7 @@ func (f *filling) attached(ctx context.Context, d *Disk) error {
 	t := hypervisor.HydrationTarget{Disk: d.Attached.As, File: filepath.Join(f.pool.dir, d.Hydration.Final), Format: d.Format, Size: d.Size}
 	only := hypervisor.Settlement{Targets: []hypervisor.HydrationTarget{t}, StayPaused: true}
 	if m.State == hypervisor.Off {
+		only.Off = true
 		return f.copy(ctx, d, func() error { return able.FinishHydration(ctx, m, only) })
 	}
 	now, err := able.Hydration(ctx, m, t)
@@ -63,7 +64,8 @@ func (f *filling) resume(ctx context.Context, h hypervisor.Hydrator, m hyperviso
 		return why
 	}
 	f.resumed = true
-	if err := errors.Join(h.Continue(ctx, m), h.Hydrate(ctx, m, t, 0)); err != nil {
+	_, err := h.Continue(ctx, m)
+	if err := errors.Join(err, h.Hydrate(ctx, m, t, 0)); err != nil {
 		return err
 	}
 	if full {
@@ -74,7 +76,7 @@ func (f *filling) resume(ctx context.Context, h hypervisor.Hydrator, m hyperviso
 
 // begin lets a machine that waits for the export go on, and starts the copy. It returns errAgain where that succeeds.
 func (f *filling) begin(ctx context.Context, h hypervisor.Hydrator, m hypervisor.Machine, t hypervisor.HydrationTarget) error {
-	if err := h.Continue(ctx, m); err != nil {
+	if _, err := h.Continue(ctx, m); err != nil {
 		return err
 	}
 	d, err := f.pool.Disk(f.name)
@@ -124,6 +126,9 @@ func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, mo
 	}
 	if move != nil {
 		if err := move(); err != nil {
+			if m.State == hypervisor.Running && !errors.Is(err, hypervisor.ErrStandsStill) {
+				err = errors.Join(err, h.Resume(context.WithoutCancel(ctx), m))
+			}
 			return err
 		}
 	}

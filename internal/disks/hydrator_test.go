@@ -50,8 +50,8 @@ func (c *copier) HydrationRate(context.Context, hypervisor.Machine, hypervisor.H
 func (c *copier) AbandonHydration(context.Context, hypervisor.Machine, hypervisor.HydrationTarget) error {
 	return nil
 }
-func (c *copier) Continue(context.Context, hypervisor.Machine) error      { return nil }
-func (c *copier) Start(context.Context, hypervisor.Machine, string) error { return nil }
+func (c *copier) Continue(context.Context, hypervisor.Machine) (bool, error) { return false, nil }
+func (c *copier) Start(context.Context, hypervisor.Machine, string) error    { return nil }
 
 // A copy that a hypervisor makes goes on after it stopped: once if it met an error, and as often as it takes if it lacked room.
 func TestFillOfAnAttachedDisk(t *testing.T) {

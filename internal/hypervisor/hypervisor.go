@@ -155,15 +155,16 @@ type Hydrator interface {
 	// HydrationRate changes the limit of a copy that runs, in bytes a second; 0 means no limit.
 	HydrationRate(ctx context.Context, m Machine, t HydrationTarget, rate int64) error
 	// FinishHydration makes the targets the machine's disks, now and in its definition, durably. Their copies must be Ready. The machine stands
-	// still meanwhile. Called again after a crash, or after an error, it does what is left. A copy that fails in the end leaves its disk on the overlay, and is an
-	// error. Of a machine that is off only the definition is changed.
+	// still meanwhile, for less than a minute. Called again after a crash, or after an error, it does what is left. A copy that fails in the end leaves its disk
+	// on the overlay, and is an error. A machine that is off unexpectedly is [ErrOff], and nothing was changed. After [ErrStandsStill] the machine has
+	// not gone on; after other errors it has, unless it was to stay paused.
 	FinishHydration(ctx context.Context, m Machine, s Settlement) error
 	// Settled returns the disks whose targets are in the machine's definition.
 	Settled(ctx context.Context, m Machine, s Settlement) (map[string]bool, error)
 	// AbandonHydration ends the copy; the machine stays on its overlay.
 	AbandonHydration(ctx context.Context, m Machine, t HydrationTarget) error
-	// Continue lets a machine go on that stopped on an I/O error. Others are left alone.
-	Continue(ctx context.Context, m Machine) error
+	// Continue lets a machine go on that stopped on an I/O error. One that stands still for another reason is left alone, and reported as paused.
+	Continue(ctx context.Context, m Machine) (paused bool, err error)
 	// Start boots a machine of Define that is off. storageDir is that of its Rebuild.
 	Start(ctx context.Context, m Machine, storageDir string) error
 }
@@ -184,7 +185,18 @@ type Settlement struct {
 	Targets    []HydrationTarget
 	StorageDir string // as in the machine's Rebuild; "" for disks that were attached to a machine of somebody else's
 	StayPaused bool   // the machine stood still before it began, and is to go on standing still
+	// Off says that the machine is off and that the targets hold all that was written: only its definition is changed, and a machine that runs
+	// is an error.
+	Off bool
 }
+
+var (
+	// ErrOff reports that a machine was found to be off, so that what its targets lack is known to nobody.
+	ErrOff = errors.New("the machine is off")
+	// ErrStandsStill reports that a machine was stopped for the move to its local disks and has not gone on: what its guest would write now might be
+	// lost if it died. Finishing the move lets it go on.
+	ErrStandsStill = errors.New("the machine stands still in the middle of its move")
+)
 
 // Hydration says how the copy of a disk stands.
 type Hydration struct {

@@ -142,10 +142,7 @@ func (i *instant) resume(ctx context.Context) (RestoredMachine, error) {
 
 // locked takes the lock, reads the state and goes on from it.
 func (i *instant) locked(ctx context.Context, first func() error) (RestoredMachine, error) {
-	if _, err := i.load(); err != nil {
-		return RestoredMachine{}, err // no lock file is made where there is nothing to lock
-	}
-	unlock, err := i.lock()
+	unlock, err := i.lockAfterRescue(ctx)
 	if err != nil {
 		return RestoredMachine{}, err
 	}
@@ -156,11 +153,32 @@ func (i *instant) locked(ctx context.Context, first func() error) (RestoredMachi
 	if err == nil {
 		err = first()
 	}
+	if err == nil && i.st.Step == InstantCleaning { // its host may have lost its power just now
+		err = i.startIfDue(ctx)
+	}
 	if err != nil {
 		unlock(errors.Is(err, ErrNoInstant))
 		return RestoredMachine{}, err
 	}
 	return i.run(ctx)
+}
+
+// lockAfterRescue takes the lock. A process that lets the machine go on after a kill in the middle of the move is waited for: it soon ends.
+func (i *instant) lockAfterRescue(ctx context.Context) (unlock func(remove bool), err error) {
+	until := i.opts.Now().Add(rescueTime)
+	for {
+		st, err := i.load()
+		if err != nil {
+			return nil, err // no lock file is made where there is nothing to lock
+		}
+		unlock, err := i.lock()
+		if !errors.Is(err, ErrInstantBusy) || st.Step != InstantSwitching || i.opts.Now().After(until) {
+			return unlock, err
+		}
+		if wait(ctx, lockPause); ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 func (i *instant) sameVault() error {

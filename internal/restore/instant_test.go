@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/durable"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
@@ -36,6 +38,7 @@ type world struct {
 	holds      map[string]int // image → last write
 	wrote      int            // last write of the guest, acknowledged and flushed
 	jobs       map[string]int // disk → looks until its copy is ready
+	stuck      int            // attempts to move after which it does not go on
 	starts     int
 
 	calls  int // of host and file system
@@ -158,7 +161,12 @@ func (w *world) Start(context.Context, hypervisor.Machine, string) error {
 	return nil
 }
 
-func (w *world) Continue(context.Context, hypervisor.Machine) error { return w.call("continue") }
+func (w *world) Continue(context.Context, hypervisor.Machine) (bool, error) {
+	err := w.call("continue")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.live != nil && w.paused, err
+}
 
 func (w *world) Hydrate(_ context.Context, _ hypervisor.Machine, t hypervisor.HydrationTarget, _ int64) error {
 	if err := w.call("hydrate " + t.Disk); err != nil {
@@ -208,7 +216,17 @@ func (w *world) FinishHydration(_ context.Context, _ hypervisor.Machine, s hyper
 	w.mu.Lock()
 	on := w.live != nil
 	w.paused = on
+	stuck := on && w.stuck > 0
+	if stuck {
+		w.stuck--
+	}
 	w.mu.Unlock()
+	switch {
+	case !on && !s.Off:
+		return hypervisor.ErrOff
+	case on && s.Off:
+		w.t.Errorf("a machine that runs was taken for one that is off (%q)", w.events)
+	}
 	var failed error
 	for _, t := range s.Targets {
 		if err := w.call("complete " + t.Disk); err != nil {
@@ -217,7 +235,7 @@ func (w *world) FinishHydration(_ context.Context, _ hypervisor.Machine, s hyper
 		w.mu.Lock()
 		left, running := w.jobs[t.Disk]
 		switch {
-		case !on:
+		case !on: // who calls has seen to that
 			w.holds[t.File] = w.wrote
 		case w.live[t.Disk] == t.File:
 		case running && left == 0:
@@ -238,6 +256,9 @@ func (w *world) FinishHydration(_ context.Context, _ hypervisor.Machine, s hyper
 		}
 	}
 	w.mu.Unlock()
+	if stuck {
+		return errors.Join(failed, hypervisor.ErrStandsStill)
+	}
 	if err := w.call("go on"); err != nil {
 		return err
 	}
@@ -388,9 +409,9 @@ func (l *instantLab) requireNothing(t *testing.T) {
 // Whichever call the process dies at, with the machine or without it, going on loses no write and ends with local disks and nothing else.
 func TestInstantSurvivesEveryDeath(t *testing.T) {
 	for _, tt := range []struct {
-		name       string
-		start, cut bool
-	}{{"running", true, false}, {"power cut", true, true}, {"off", false, false}} {
+		name                string
+		start, cut, rescued bool
+	}{{"running", true, false, false}, {"rescued", true, false, true}, {"power cut", true, true, false}, {"off", false, false, false}} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			for at := 1; ; at++ {
@@ -406,9 +427,69 @@ func TestInstantSurvivesEveryDeath(t *testing.T) {
 					}
 					return
 				}
+				if tt.rescued {
+					l.rescue(t)
+				}
 				l.goOn(t, tt.cut, at)
 			}
 		})
+	}
+}
+
+// rescue does what the guard does after a death: a machine that stands still goes on at once.
+func (l *instantLab) rescue(t *testing.T) {
+	t.Helper()
+	if err := restore.RescueInstant(context.Background(), l.w, l.storage, "web"); err != nil && !errors.Is(err, restore.ErrNoInstant) && !errors.Is(err, hypervisor.ErrOff) {
+		t.Fatalf("rescue: %v (%q)", err, l.w.events)
+	}
+	if l.w.live != nil && l.w.paused {
+		t.Fatalf("after its rescue the machine stands still (%q)", l.w.events)
+	}
+}
+
+// A machine that stands still after an attempt to move it goes on after the next.
+func TestInstantTriesAgain(t *testing.T) {
+	l := newInstantLab(t, true)
+	l.w.stuck = 3
+	if err := l.begin(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	l.requireDone(t)
+	if l.w.stuck != 0 {
+		t.Errorf("%d attempts were not made", l.w.stuck)
+	}
+}
+
+// Who resumes right after a kill in the middle of the move waits for the process that lets the machine go on.
+func TestInstantWaitsForRescue(t *testing.T) {
+	for at := 1; ; at++ {
+		l := newInstantLab(t, true)
+		if died, _ := l.mortal(at, l.begin); !died {
+			t.Fatal("it never died in the middle of the move")
+		}
+		if st, err := restore.ReadInstant(l.storage, "web"); err != nil || st.Step != restore.InstantSwitching {
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(l.storage, "web.instant.lock"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := unix.Flock_t{Type: unix.F_WRLCK}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &whole); err != nil {
+			t.Fatal(err)
+		}
+		o, looks := l.options(), 0
+		o.Now = func() time.Time {
+			if looks++; looks == 3 { // it has found the lock taken
+				f.Close()
+			}
+			return time.Now()
+		}
+		if _, err := restore.ResumeInstant(context.Background(), l.v, l.w, l.storage, "web", false, o); err != nil {
+			t.Fatal(err)
+		}
+		l.requireDone(t)
+		return
 	}
 }
 

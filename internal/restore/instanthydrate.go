@@ -121,7 +121,7 @@ func (h *hydration) look(ctx context.Context) error {
 	if wish.Abandon {
 		return h.enter(InstantAbandoning)
 	}
-	m, on, err := h.find(ctx)
+	_, on, err := h.find(ctx)
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,8 @@ func (h *hydration) look(ctx context.Context) error {
 		return h.offline(ctx)
 	}
 	h.st.Ended = false
-	if err := h.host.Continue(ctx, h.machine()); err != nil {
+	paused, err := h.host.Continue(ctx, h.machine())
+	if err != nil {
 		return err
 	}
 	all, left := true, int64(0)
@@ -144,7 +145,7 @@ func (h *hydration) look(ctx context.Context) error {
 		h.ready = time.Time{}
 		return failed
 	}
-	return h.allReady(ctx, m, left)
+	return h.allReady(ctx, paused, left)
 }
 
 // lookAtDisk sees to it that a disk is being copied.
@@ -183,7 +184,7 @@ func (h *hydration) lookAtDisk(ctx context.Context, d *InstantDisk, wish Instant
 }
 
 // allReady goes on to the move once little is left to copy, for the machine stands still while that is done.
-func (h *hydration) allReady(ctx context.Context, m hypervisor.Machine, left int64) error {
+func (h *hydration) allReady(ctx context.Context, paused bool, left int64) error {
 	now := h.opts.Now()
 	if h.ready.IsZero() {
 		h.ready = now
@@ -197,7 +198,7 @@ func (h *hydration) allReady(ctx context.Context, m hypervisor.Machine, left int
 	if left > closeEnough && now.Sub(h.ready) < patience {
 		return nil
 	}
-	h.st.StayPaused = m.State == hypervisor.Paused
+	h.st.StayPaused = paused
 	return h.enter(InstantSwitching)
 }
 

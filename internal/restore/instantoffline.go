@@ -111,7 +111,7 @@ func (h *hydration) copyOffline(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	settlement := hypervisor.Settlement{StorageDir: h.dir}
+	settlement := hypervisor.Settlement{StorageDir: h.dir, Off: true}
 	for _, d := range h.st.Disks {
 		if !d.Local {
 			settlement.Targets = append(settlement.Targets, d.HydrationTarget)

@@ -22,6 +22,11 @@ const (
 	// for a disk of theirs, and no longer than a monitor may be silent.
 	reconnectDelay = 10 * time.Second
 	undoTime       = time.Minute
+
+	// rescueTime is how long to wait for the process that lets a machine go on after a kill: it may have to wait until reads of the export that
+	// is gone have failed, and drains the copies.
+	rescueTime = 30 * time.Second
+	lockPause  = 100 * time.Millisecond
 )
 
 // run takes one step after the other until the machine depends on nothing of ours.
@@ -190,11 +195,23 @@ func (i *instant) switchOver(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start the process that lets %s go on if this one is killed: %w", i.name, err)
 	}
+	err = i.finish(ctx)
+	release()
+	if errors.Is(err, hypervisor.ErrStandsStill) { // the next attempt may do better, in this process or the next
+		i.trouble(err)
+		if err := i.saveState(); err != nil {
+			return err
+		}
+		wait(ctx, i.opts.Tick)
+		return context.Cause(ctx)
+	}
+	return i.settled(ctx, err)
+}
+
+func (i *instant) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
-	err = i.host.FinishHydration(ctx, i.machine(), i.settlement())
-	release()
-	return i.settled(ctx, err)
+	return i.host.FinishHydration(ctx, i.machine(), i.settlement())
 }
 
 // settlement is for the disks that are not local yet, or of which it is not known.
@@ -208,6 +225,8 @@ func (i *instant) settlement() hypervisor.Settlement {
 
 // settled notes which disks are local by the machine's definition, and goes on from there. cause is why not all may be.
 func (i *instant) settled(ctx context.Context, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
 	local, err := i.host.Settled(ctx, i.machine(), i.settlement())
 	if err != nil {
 		return errors.Join(cause, err)
@@ -220,7 +239,9 @@ func (i *instant) settled(ctx context.Context, cause error) error {
 	if all && cause == nil {
 		return i.enter(InstantCleaning)
 	}
-	i.trouble(cause)
+	if !errors.Is(cause, hypervisor.ErrOff) { // then it is started, or its disks are copied as they are
+		i.trouble(cause)
+	}
 	return i.enter(InstantHydrating)
 }
 

@@ -1,7 +1,11 @@
 package instant
 
 import (
+	"errors"
+	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -34,7 +38,7 @@ func TestInstant(t *testing.T) {
 			r = ends[what].do(l, r)
 			l.writesOn(5)
 		}
-		l.finish(r)
+		l.finish(r, rng)
 	})
 }
 
@@ -69,13 +73,32 @@ var ends = []struct {
 	}},
 }
 
-// finish lets the copying come to its end.
-func (l *lab) finish(r *program.Run) {
+// finish lets the copying come to its end, where holdfast is killed, alone or as a power cut would, in the middle of the move to the local disks.
+func (l *lab) finish(r *program.Run, rng *rand.Rand) {
 	l.t.Helper()
 	l.instant("limit", "--rate", "0")
 	program.Until(l.t, "it moves to its local disks", func() bool { return l.state().Step != restore.InstantHydrating || r.Ended() })
-	r.Wait(l.t)
-	r.Finish(l.t, 0)
+	<-time.After(time.Duration(rng.IntN(100)) * time.Millisecond)
+	r.Kill()
+	switch st := l.state(); {
+	case st.Name == "":
+		l.t.Log("it was done")
+		if err := os.Remove(filepath.Join(l.storage, name+".instant.lock")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			l.t.Fatal(err)
+		}
+	case rng.IntN(2) == 0:
+		l.t.Logf("holdfast was killed while it was %s", st.Step)
+		r = l.resume()
+		r.Wait(l.t)
+		r.Finish(l.t, 0)
+	default:
+		l.t.Logf("the host lost its power while it was %s", st.Step)
+		l.killQEMU()
+		r = l.resume("--start") // a definition that was changed already needs nothing of ours, so that it may be done before it starts
+		l.awaitUp(r)
+		r.Wait(l.t)
+		r.Finish(l.t, 0)
+	}
 	l.writesOn(5)
 	l.ownDisks()
 }

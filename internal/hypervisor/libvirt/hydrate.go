@@ -85,7 +85,7 @@ func (h *Host) hydrate(ctx context.Context, m hypervisor.Machine, t hypervisor.H
 	if err != nil || local {
 		return err
 	}
-	if _, found, err := l.c.BlockJobInfo(ctx, l.dom, t.Disk); err != nil || found {
+	if _, found, err := l.c.BlockJobInfo(ctx, l.dom, t.Disk); err != nil || found || copies(el) {
 		return err
 	}
 	xml, err := targetXML(el, t)
@@ -136,13 +136,19 @@ func (l look) hydration(ctx context.Context, t hypervisor.HydrationTarget) (hype
 		return hypervisor.Hydration{Local: local && !l.off()}, err
 	}
 	job, found, err := l.c.BlockJobInfo(ctx, l.dom, t.Disk)
-	if err != nil || !found {
+	if err != nil || !found && !copies(el) {
 		return hypervisor.Hydration{}, err
 	}
 	return hypervisor.Hydration{
-		Running: true, Ready: attr(el, "mirror", "ready") == "yes", Done: int64(job.Cur), Total: int64(job.End),
+		Running: true, Ready: attr(el, "mirror", "ready") == "yes" || pivots(el), Done: int64(job.Cur), Total: int64(job.End),
 	}, nil
 }
+
+// copies reports whether libvirt knows of a copy of a disk. QEMU's job ends before libvirt has seen what came of it: until then the target may be the disk.
+func copies(el *etree.Element) bool { return el.SelectElement("mirror") != nil }
+
+// pivots reports whether the copy of a disk was told to take its place.
+func pivots(el *etree.Element) bool { return attr(el, "mirror", "ready") == "pivot" }
 
 // HydrationRate implements [hypervisor.Hydrator].
 func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
@@ -176,17 +182,18 @@ func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.Hyd
 }
 
 // Continue implements [hypervisor.Hydrator].
-func (h *Host) Continue(ctx context.Context, m hypervisor.Machine) error {
+func (h *Host) Continue(ctx context.Context, m hypervisor.Machine) (paused bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	l, err := h.look(ctx, m)
-	if err == nil && l.state == (rpc.State{State: rpc.StatePaused, Reason: pausedIOError}) {
+	waits := l.state == rpc.State{State: rpc.StatePaused, Reason: pausedIOError}
+	if err == nil && waits {
 		err = l.c.DomainResume(ctx, l.dom)
 	}
 	if err != nil {
-		return fmt.Errorf("let %s continue: %w", m.Name, err)
+		return false, fmt.Errorf("let %s continue: %w", m.Name, err)
 	}
-	return nil
+	return l.state.State == rpc.StatePaused && !waits, nil
 }
 
 // Start implements [hypervisor.Hydrator].

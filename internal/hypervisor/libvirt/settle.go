@@ -12,8 +12,11 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// pivotPause is how long to wait between two looks at a copy that takes the place of its disk.
-const pivotPause = 5 * time.Millisecond
+const (
+	pivotPause = 50 * time.Millisecond // between two looks at a copy that takes the place of its disk
+	moveTime   = 40 * time.Second      // that a machine may stand still for its move: guests wait half a minute and more for a disk
+	settleTime = 30 * time.Second      // that libvirtd may take for what follows
+)
 
 // FinishHydration implements [hypervisor.Hydrator].
 func (h *Host) FinishHydration(ctx context.Context, m hypervisor.Machine, s hypervisor.Settlement) error {
@@ -27,31 +30,60 @@ func (h *Host) FinishHydration(ctx context.Context, m hypervisor.Machine, s hype
 
 func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hypervisor.Settlement) error {
 	l, err := h.look(ctx, m)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if l.off() {
+	case l.off() && s.Off:
 		return l.settle(ctx, s.Targets)
+	case l.off():
+		return hypervisor.ErrOff
+	case s.Off:
+		return errors.New("the machine runs")
 	}
-	if l.state.State != rpc.StatePaused {
-		if err := l.c.DomainSuspend(ctx, l.dom); err != nil {
-			return err
-		}
-	}
-	local, failed := h.pivotAll(ctx, m, s.Targets)
+	local, failed := h.pivotStill(ctx, m, l, s.Targets)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime) // whatever has taken too long, it is to go on
+	defer cancel()
 	if err := l.settle(ctx, local); err != nil {
-		return errors.Join(failed, err) // it stays stopped: what the guest wrote now would be lost if QEMU died
+		failed = errors.Join(failed, standsStill(err))
 	}
-	if s.StayPaused {
-		return failed
+	if !s.StayPaused && !errors.Is(failed, hypervisor.ErrStandsStill) {
+		failed = errors.Join(failed, standsStill(l.goOn(ctx)))
 	}
-	return errors.Join(failed, l.c.DomainResume(ctx, l.dom))
+	return failed
 }
 
-// pivotAll has all copies take the place of the overlays and returns those that did.
-func (h *Host) pivotAll(ctx context.Context, m hypervisor.Machine, targets []hypervisor.HydrationTarget) (local []hypervisor.HydrationTarget, failed error) {
+func standsStill(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", hypervisor.ErrStandsStill, err)
+}
+
+// goOn lets a machine run that was suspended. One that ended meanwhile needs nothing.
+func (l look) goOn(ctx context.Context) error {
+	err := l.c.DomainResume(ctx, l.dom)
+	if err == nil {
+		return nil
+	}
+	if state, stateErr := l.c.DomainState(ctx, l.dom); stateErr == nil && state.State != rpc.StatePaused {
+		return nil
+	}
+	return err
+}
+
+// pivotStill suspends the machine and has its copies, once nothing is left to copy, take the place of the overlays. It returns the disks that are on their
+// targets then.
+func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look, targets []hypervisor.HydrationTarget) (local []hypervisor.HydrationTarget, failed error) {
+	ctx, cancel := context.WithTimeout(ctx, moveTime)
+	defer cancel()
+	if l.state.State != rpc.StatePaused {
+		if err := l.c.DomainSuspend(ctx, l.dom); err != nil {
+			return nil, standsStill(err)
+		}
+	}
+	drained := hypervisor.Drain(ctx, h, m, targets)
 	for _, t := range targets {
-		done, err := h.pivot(ctx, m, t)
+		done, err := h.pivot(ctx, m, t, drained == nil)
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("disk %s: %w", t.Disk, err))
 		}
@@ -59,34 +91,54 @@ func (h *Host) pivotAll(ctx context.Context, m hypervisor.Machine, targets []hyp
 			local = append(local, t)
 		}
 	}
-	return local, failed
+	return local, errors.Join(drained, failed)
 }
 
-// pivot has a copy take the place of its disk, unless it has, and reports whether the machine is on the target.
-func (h *Host) pivot(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (bool, error) {
+// pivot has a copy take the place of its disk if tell is set or it was told before, unless it has, and reports whether the machine is on the target.
+func (h *Host) pivot(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, tell bool) (bool, error) {
 	l, err := h.look(ctx, m)
 	if err != nil {
 		return false, err
 	}
+	el, local, err := l.disk(t)
+	if err != nil || local || l.off() || !tell && !pivots(el) {
+		return local, err
+	}
 	now, err := l.hydration(ctx, t)
-	if err != nil || now.Local {
-		return now.Local, err
+	if err != nil || !now.Ready {
+		return false, errors.Join(err, errors.New("its copy is not ready"))
 	}
-	if !now.Ready {
-		return false, errors.New("its copy is not ready")
-	}
-	pivotErr := l.c.BlockJobAbort(ctx, l.dom, t.Disk, rpc.BlockJobAbortPivot)
-	for {
-		if l, err = h.look(ctx, m); err != nil {
-			return false, errors.Join(pivotErr, err)
+	if !pivots(el) {
+		err = l.c.BlockJobAbort(ctx, l.dom, t.Disk, rpc.BlockJobAbortPivot)
+		if err != nil && ctx.Err() == nil {
+			done, lookErr := h.pivoted(ctx, m, t)
+			if done {
+				return true, nil
+			}
+			return false, errors.Join(err, lookErr)
 		}
-		_, local, err := l.disk(t)
-		if err != nil || local || pivotErr != nil {
-			return local, errors.Join(pivotErr, err)
+	}
+	return h.pivoted(ctx, m, t)
+}
+
+// pivoted waits until a copy has taken the place of its disk, or has failed, and reports which. As long as that is not known the machine can not
+// go on: what it wrote would be in the image that the definition does not name.
+func (h *Host) pivoted(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (bool, error) {
+	for {
+		l, err := h.look(ctx, m)
+		if err != nil {
+			return false, standsStill(err)
+		}
+		el, local, err := l.disk(t)
+		switch {
+		case err != nil || local:
+			return local, err
+		case !pivots(el):
+			return false, errors.New("its copy could not take the disk's place")
 		}
 		select {
 		case <-ctx.Done():
-			return false, ctx.Err()
+			return false, standsStill(fmt.Errorf("its copy does not end: %w", ctx.Err()))
 		case <-time.After(pivotPause):
 		}
 	}

@@ -21,7 +21,6 @@ var (
 const (
 	localPrefix  = "local-" // before the name of the node that a local image takes the place of
 	nodeNameMax  = 31
-	completeTime = 2 * time.Minute // within which a copy that is ready must end
 	completePoll = 2 * time.Millisecond
 )
 
@@ -115,7 +114,7 @@ func (h *Host) hydrate(ctx context.Context, m hypervisor.Machine, t hypervisor.H
 	return d.mirror(ctx, c, t, rate)
 }
 
-// mirror opens the target and starts the job.
+// mirror opens the target and starts the job. Having copied everything it waits to be finalized: never does a machine move by itself.
 func (d backed) mirror(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget, rate int64) error {
 	name := localNode(d.node, t.Disk)
 	cache := map[string]any{"direct": d.direct, "no-flush": d.noSync}
@@ -128,7 +127,7 @@ func (d backed) mirror(ctx context.Context, c *qmp.Client, t hypervisor.Hydratio
 	}
 	err = c.Execute(ctx, "blockdev-mirror", map[string]any{
 		"job-id": jobID(t.Disk), "device": d.node, "target": name, "sync": "full", "copy-mode": "background", "speed": rate,
-		"on-source-error": "stop", "on-target-error": "stop", "auto-dismiss": false,
+		"on-source-error": "stop", "on-target-error": "stop", "auto-finalize": false, "auto-dismiss": false,
 	}, nil)
 	if err != nil {
 		return errors.Join(err, c.Execute(ctx, "blockdev-del", map[string]any{"node-name": name}, nil))
@@ -222,12 +221,22 @@ func findJob(ctx context.Context, c *qmp.Client, disk string) (*blockJob, error)
 
 func (j *blockJob) stopped() bool { return j.IOStatus != "" && j.IOStatus != "ok" }
 
+// still reports whether a copy waits, be it for a moment or because it met an error before "cont" reset its I/O status.
+func (j *blockJob) still() bool { return j.Status == "paused" || j.Status == "standby" }
+
+// ended reports whether nothing is left to copy and nothing can be added: the guest's writes wait until it is finalized.
+func (j *blockJob) ended() bool { return j.Status == "waiting" || j.Status == "pending" }
+
 // goOn lets a copy continue that stopped on an error.
 func (j *blockJob) goOn(ctx context.Context, c *qmp.Client) error {
-	if !j.stopped() {
+	if !j.stopped() && !j.still() {
 		return nil
 	}
-	return c.Execute(ctx, "block-job-resume", map[string]any{"device": j.ID}, nil)
+	err := c.Execute(ctx, "block-job-resume", map[string]any{"device": j.ID}, nil)
+	if qmp.Refused(err) { // it stood still for another reason, for a moment
+		return nil
+	}
+	return err
 }
 
 func (j *blockJob) err() error {
@@ -266,18 +275,50 @@ func (h *Host) hydration(ctx context.Context, m hypervisor.Machine, t hypervisor
 	if err != nil || job == nil {
 		return hypervisor.Hydration{}, err
 	}
+	if job.still() && !job.stopped() { // what stopped it shows again if it is still there
+		if err := job.goOn(ctx, c); err != nil {
+			return hypervisor.Hydration{}, err
+		}
+	}
+	dirty, err := dirtyBytes(ctx, c, t.Overlay())
+	if err != nil {
+		return hypervisor.Hydration{}, err
+	}
+	runs := job.Status != "concluded"
 	return hypervisor.Hydration{
-		Running: job.Status != "concluded", Ready: job.Ready && job.Status != "concluded", Done: job.Offset, Total: job.Len, Err: job.err(),
+		Running: runs, Ready: runs && (job.Ready || job.ended()), Done: job.Offset, Total: max(job.Len, job.Offset+dirty), Err: job.err(),
 	}, nil
+}
+
+// dirtyBytes returns how much of an image its copy has still to see. A job counts what is written only when it looks next, a tenth of a second later.
+func dirtyBytes(ctx context.Context, c *qmp.Client, file string) (n int64, err error) {
+	nodes, err := queryNodes(ctx, c)
+	for _, node := range nodes {
+		if nodeFile(node.File) != file {
+			continue
+		}
+		for _, b := range node.Bitmaps {
+			if b.Name == "" { // those of jobs have none
+				n += b.Count
+			}
+		}
+	}
+	return n, err
 }
 
 // HydrationRate implements [hypervisor.Hydrator].
 func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
-	return h.onJob(ctx, m, t, "limit the copy of disk", "block-job-set-speed", map[string]any{"device": jobID(t.Disk), "speed": rate})
+	return h.onJob(ctx, m, t, "limit the copy of disk", func(ctx context.Context, c *qmp.Client, job *blockJob) error {
+		if job.ended() {
+			return nil
+		}
+		return c.Execute(ctx, "block-job-set-speed", map[string]any{"device": job.ID, "speed": rate}, nil)
+	})
 }
 
-// onJob runs a command for a copy if it runs.
-func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, what, command string, args map[string]any) error {
+// onJob does something with a copy if it runs.
+func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, what string,
+	do func(context.Context, *qmp.Client, *blockJob) error) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	c, err := h.reach(ctx, m)
@@ -286,7 +327,7 @@ func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.Hyd
 		job, err = findJob(ctx, c, t.Disk)
 	}
 	if err == nil && job != nil && job.Status != "concluded" {
-		err = c.Execute(ctx, command, args, nil)
+		err = do(ctx, c, job)
 	}
 	if err != nil {
 		return fmt.Errorf("%s %s of %s: %w", what, t.Disk, m.Name, err)
@@ -296,7 +337,9 @@ func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.Hyd
 
 // AbandonHydration implements [hypervisor.Hydrator].
 func (h *Host) AbandonHydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) error {
-	err := h.onJob(ctx, m, t, "end the copy of disk", "block-job-cancel", map[string]any{"device": jobID(t.Disk), "force": true})
+	err := h.onJob(ctx, m, t, "end the copy of disk", func(ctx context.Context, c *qmp.Client, job *blockJob) error {
+		return c.Execute(ctx, "block-job-cancel", map[string]any{"device": job.ID, "force": true}, nil)
+	})
 	if err != nil {
 		return err
 	}
@@ -324,9 +367,6 @@ func awaitJob(ctx context.Context, c *qmp.Client, disk string) (*blockJob, error
 		if err != nil || job == nil || job.Status == "concluded" {
 			return job, err
 		}
-		if job.stopped() { // the machine must not stand still for it
-			return job, fmt.Errorf("the copy stopped on an I/O error (%s)", job.IOStatus)
-		}
 		select {
 		case <-ctx.Done():
 			return job, fmt.Errorf("the copy does not end: %w", ctx.Err())
@@ -336,7 +376,7 @@ func awaitJob(ctx context.Context, c *qmp.Client, disk string) (*blockJob, error
 }
 
 // Continue implements [hypervisor.Hydrator].
-func (h *Host) Continue(ctx context.Context, m hypervisor.Machine) error {
+func (h *Host) Continue(ctx context.Context, m hypervisor.Machine) (paused bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	c, err := h.reach(ctx, m)
@@ -345,10 +385,11 @@ func (h *Host) Continue(ctx context.Context, m hypervisor.Machine) error {
 		err = c.Execute(ctx, "query-status", nil, &status)
 	}
 	if err == nil && status.Status == "io-error" {
+		status.Status = "running"
 		err = c.Execute(ctx, "cont", nil, nil)
 	}
 	if err != nil {
-		return fmt.Errorf("let %s continue: %w", m.Name, err)
+		return false, fmt.Errorf("let %s continue: %w", m.Name, err)
 	}
-	return nil
+	return state(status.Status) == hypervisor.Paused, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,6 +29,7 @@ type instant struct {
 	dir     string
 	m       hypervisor.Machine
 	content map[string][]byte // of the exported disks
+	exports []*exec.Cmd       // in the order of the disks
 	targets []hypervisor.HydrationTarget
 }
 
@@ -55,9 +57,9 @@ func newInstant(t *testing.T) *instant {
 		if err := os.WriteFile(source, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		i.export(source, socket)
+		i.exports = append(i.exports, i.export(source, socket))
 		target := hypervisor.HydrationTarget{Disk: d.name, File: filepath.Join(dir, "new, "+d.name), Format: d.format, Size: diskBytes}
-		backing := fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"nbd","server":{"type":"unix","path":%q},"reconnect-delay":5}}`, socket)
+		backing := fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"nbd","server":{"type":"unix","path":%q},"reconnect-delay":1}}`, socket)
 		if err := qcow2.Create(target.Overlay(), diskBytes, qcow2.CreateOptions{BackingFile: backing, BackingFormat: "raw"}); err != nil {
 			t.Fatal(err)
 		}
@@ -82,10 +84,28 @@ func newInstant(t *testing.T) *instant {
 }
 
 // export serves a file, as another process.
-func (i *instant) export(file, socket string) {
+func (i *instant) export(file, socket string) *exec.Cmd {
 	i.Helper()
-	spawn(i.T, i.dir, "qemu-nbd", "-r", "-e", "4", "--persistent", "-t", "-f", "raw", "-k", socket, file)
+	os.Remove(socket)
+	cmd := spawn(i.T, i.dir, "qemu-nbd", "-r", "-e", "4", "--persistent", "-t", "-f", "raw", "-k", socket, file)
 	await(i.T, "the export", func() bool { return exists(socket) })
+	return cmd
+}
+
+// endExports kills all exports.
+func (i *instant) endExports() {
+	for _, cmd := range i.exports {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+}
+
+// exportAgain serves all disks where they were before.
+func (i *instant) exportAgain() {
+	i.Helper()
+	for n, t := range i.targets {
+		i.exports[n] = i.export(filepath.Join(i.dir, t.Disk+".source"), filepath.Join(i.dir, fmt.Sprintf("s%d", n)))
+	}
 }
 
 func (i *instant) ok(err error) {
@@ -98,6 +118,19 @@ func (i *instant) ok(err error) {
 // write has the machine write a MiB of a disk.
 func (i *instant) write(disk string, at int, value byte) {
 	i.Helper()
+	i.io(disk, fmt.Sprintf("write -P %d %d 1M", value, at))
+	copy(i.content[disk][at:], bytes.Repeat([]byte{value}, mib))
+}
+
+// failToWrite has the machine write a part of a disk whose rest would have to come from the export, which is gone.
+func (i *instant) failToWrite(disk string, at int) {
+	i.Helper()
+	i.io(disk, fmt.Sprintf("write -P 9 %d 4k", at))
+}
+
+// io has the machine run a command of qemu-io on a disk. What that says goes to QEMU's own output: what it did is to be seen on the disk.
+func (i *instant) io(disk, command string) {
+	i.Helper()
 	var device string
 	for _, d := range machine(i.T, i.h).Disks {
 		if d.Name == disk {
@@ -109,13 +142,8 @@ func (i *instant) write(disk string, at int, value byte) {
 	}
 	c, err := i.h.Client(i.Context())
 	i.ok(err)
-	var said string
 	i.ok(c.Execute(i.Context(), "human-monitor-command", map[string]any{
-		"command-line": fmt.Sprintf("qemu-io -d %s \"write -P %d %d 1M\"", device, value, at)}, &said))
-	if strings.Contains(said, "rror") {
-		i.Fatalf("write to %s: %s", disk, said)
-	}
-	copy(i.content[disk][at:], bytes.Repeat([]byte{value}, mib))
+		"command-line": fmt.Sprintf("qemu-io -d %s \"%s\"", device, command)}, nil))
 }
 
 func (i *instant) makeTarget(t hypervisor.HydrationTarget) {
@@ -291,6 +319,7 @@ func TestSettleOffline(t *testing.T) {
 	i.ok(i.h.Remove(t.Context(), i.m))
 	one := i.settlement()
 	one.Targets = one.Targets[:1]
+	one.Off = true
 	i.ok(i.h.FinishHydration(t.Context(), i.m, one))
 	settled, err := i.h.Settled(t.Context(), i.m, i.settlement())
 	if err != nil || !settled["vda"] || settled["sdb"] || settled["vdb"] {

@@ -45,7 +45,8 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func spawn(t *testing.T, dir, name string, args ...string) {
+// spawn starts a process, which is killed when the test ends.
+func spawn(t *testing.T, dir, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Dir, cmd.Stderr = dir, os.Stderr
@@ -54,6 +55,7 @@ func spawn(t *testing.T, dir, name string, args ...string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd
 }
 
 func connect(t *testing.T, uri string) *Host {

@@ -8,10 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
+
+// moveTime bounds how long a machine stands still for its move: guests wait half a minute and more for a disk.
+const moveTime = 40 * time.Second
 
 // FinishHydration implements [hypervisor.Hydrator].
 func (h *Host) FinishHydration(ctx context.Context, m hypervisor.Machine, s hypervisor.Settlement) error {
@@ -22,29 +26,59 @@ func (h *Host) FinishHydration(ctx context.Context, m hypervisor.Machine, s hype
 }
 
 func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hypervisor.Settlement) error {
-	ctx, cancel := context.WithTimeout(ctx, completeTime)
-	defer cancel()
-	c, err := h.reach(ctx, m)
-	if errors.Is(err, hypervisor.ErrNoMachine) {
+	c, err := h.reachSoon(ctx, m)
+	switch off := errors.Is(err, hypervisor.ErrNoMachine); {
+	case off && s.Off:
 		return settleDefinition(m, s, s.Targets)
-	}
-	if err != nil {
+	case off:
+		return fmt.Errorf("%w: %w", hypervisor.ErrOff, err)
+	case err != nil:
 		return err
+	case s.Off:
+		return errors.New("the machine runs")
 	}
-	if err := c.Execute(ctx, "stop", nil, nil); err != nil {
-		return err
-	}
-	local, failed := completeAll(ctx, c, s.Targets)
+	local, failed := h.completeStill(ctx, c, m, s.Targets)
 	if err := settleDefinition(m, s, local); err != nil {
-		return errors.Join(failed, err) // it stays stopped: what the guest wrote now would be lost if QEMU died
+		failed = errors.Join(failed, standsStill(err))
 	}
-	if !s.StayPaused {
-		failed = errors.Join(failed, c.Execute(ctx, "cont", nil, nil))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTime) // whatever has taken too long, it is to go on
+	defer cancel()
+	if !s.StayPaused && !errors.Is(failed, hypervisor.ErrStandsStill) {
+		failed = errors.Join(failed, standsStill(c.Execute(ctx, "cont", nil, nil)))
 	}
 	for _, t := range local {
 		failed = errors.Join(failed, closeOverlay(ctx, c, t))
 	}
 	return failed
+}
+
+// reachSoon is reach within the time of a command.
+func (h *Host) reachSoon(ctx context.Context, m hypervisor.Machine) (*qmp.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	return h.reach(ctx, m)
+}
+
+func standsStill(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", hypervisor.ErrStandsStill, err)
+}
+
+// completeStill stops the machine and has its copies, once nothing is left to copy, take the place of the overlays. It returns the disks that are on their
+// targets then.
+func (h *Host) completeStill(ctx context.Context, c *qmp.Client, m hypervisor.Machine, targets []hypervisor.HydrationTarget) ([]hypervisor.HydrationTarget, error) {
+	ctx, cancel := context.WithTimeout(ctx, moveTime)
+	defer cancel()
+	if err := c.Execute(ctx, "stop", nil, nil); err != nil {
+		return nil, standsStill(err)
+	}
+	if err := hypervisor.Drain(ctx, h, m, targets); err != nil {
+		local, _ := completeAll(ctx, c, targets, false) // what an earlier call has come to
+		return local, err
+	}
+	return completeAll(ctx, c, targets, true)
 }
 
 // settleDefinition changes the machine's start script. A machine without one, whose disk was plugged in while it ran, has nothing to change.
@@ -55,17 +89,18 @@ func settleDefinition(m hypervisor.Machine, s hypervisor.Settlement, targets []h
 	return settleScript(scriptPath(s.StorageDir, m.Name), targets)
 }
 
-// completeAll has all copies take the place of the overlays and returns those that did.
-func completeAll(ctx context.Context, c *qmp.Client, targets []hypervisor.HydrationTarget) (local []hypervisor.HydrationTarget, failed error) {
+// completeAll has the copies of a machine that stands still take the place of its overlays and returns the disks that are on their targets, also if
+// they were before. New copies are told to complete only if tell is set.
+func completeAll(ctx context.Context, c *qmp.Client, targets []hypervisor.HydrationTarget, tell bool) (local []hypervisor.HydrationTarget, failed error) {
 	for _, t := range targets {
 		job, err := findJob(ctx, c, t.Disk)
-		if err == nil && job != nil && job.Status == "ready" {
+		if err == nil && job != nil && (job.Status == "ready" || job.still() && job.Ready) && tell {
 			err = c.Execute(ctx, "job-complete", map[string]any{"id": job.ID}, nil)
 		}
 		failed = errors.Join(failed, about(t, err))
 	}
 	for _, t := range targets {
-		done, err := completed(ctx, c, t)
+		done, err := completed(ctx, c, t, tell)
 		failed = errors.Join(failed, about(t, err))
 		if done {
 			local = append(local, t)
@@ -81,36 +116,62 @@ func about(t hypervisor.HydrationTarget, err error) error {
 	return fmt.Errorf("disk %s: %w", t.Disk, err)
 }
 
-// completed waits for the end of a copy that was told to complete and reports whether the machine is on its target.
-func completed(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget) (bool, error) {
-	job, err := findJob(ctx, c, t.Disk)
-	if err != nil {
-		return false, err
-	}
-	if job != nil && (job.Status == "waiting" || job.Status == "pending" || job.Status == "ready" || job.Status == "standby") {
-		if job, err = awaitJob(ctx, c, t.Disk); err != nil {
-			return false, err
-		}
+// completed waits for the end of a copy that was told to complete, if it was, finalizes it, and reports whether the machine is on its target.
+func completed(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget, told bool) (bool, error) {
+	job, failed := awaitEnd(ctx, c, t.Disk, told)
+	if failed == nil && job != nil && job.ended() {
+		job, failed = finalize(ctx, c, job, t.Disk)
 	}
 	d, err := findBacked(ctx, c, t)
 	switch {
 	case err != nil:
-		return false, err
-	case !d.local && job != nil && job.Error != "":
-		return false, errors.New(job.Error)
-	case !d.local:
-		return false, errors.New("its copy is not ready")
-	case job != nil && job.Status == "concluded":
+		return false, errors.Join(failed, err)
+	case d.local && job != nil && job.Status == "concluded":
 		return true, c.Execute(ctx, "job-dismiss", map[string]any{"id": job.ID}, nil)
+	case d.local:
+		return true, nil
+	case failed != nil:
+		return false, failed
+	case job != nil && job.err() != nil:
+		return false, job.err()
+	default:
+		return false, errors.New("its copy is not ready")
 	}
-	return true, nil
+}
+
+// awaitEnd returns the copy of a disk when it has nothing left to do but what finalize does, or has ended; nil if there is none. One that was not told to
+// complete, or stopped on an error, is returned as it is: told to complete it will come to its end once it goes on, and wait there.
+func awaitEnd(ctx context.Context, c *qmp.Client, disk string, told bool) (*blockJob, error) {
+	for {
+		job, err := findJob(ctx, c, disk)
+		if err != nil || job == nil || job.stopped() || job.Status != "waiting" && !(told && (job.Status == "ready" || job.still())) {
+			return job, err
+		}
+		select {
+		case <-ctx.Done():
+			return job, fmt.Errorf("its copy does not end: %w", ctx.Err())
+		case <-time.After(completePoll):
+		}
+	}
+}
+
+// finalize has a copy take the place of its overlay and returns it concluded.
+func finalize(ctx context.Context, c *qmp.Client, job *blockJob, disk string) (*blockJob, error) {
+	if err := c.Execute(ctx, "job-finalize", map[string]any{"id": job.ID}, nil); err != nil {
+		return job, err
+	}
+	return awaitJob(ctx, c, disk)
 }
 
 // namedNode is an entry of query-named-block-nodes.
 type namedNode struct {
-	Name   string `json:"node-name"`
-	Driver string `json:"drv"`
-	File   string
+	Name    string `json:"node-name"`
+	Driver  string `json:"drv"`
+	File    string
+	Bitmaps []struct {
+		Name  string
+		Count int64 // bytes
+	} `json:"dirty-bitmaps"`
 }
 
 func queryNodes(ctx context.Context, c *qmp.Client) ([]namedNode, error) {

@@ -1,0 +1,187 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+)
+
+// stopped returns when the copy of a disk has met an error.
+func (i *instant) stopped(t hypervisor.HydrationTarget) {
+	i.Helper()
+	await(i.T, "the error of the copy of "+t.Disk, func() bool {
+		now, err := i.h.Hydration(i.Context(), i.m, t)
+		i.ok(err)
+		return now.Err != nil
+	})
+}
+
+func (i *instant) requireState(want hypervisor.State) {
+	i.Helper()
+	if m := machine(i.T, i.h); m.State != want {
+		i.Errorf("the machine is %s, want %s", m.State, want)
+	}
+}
+
+// goOn lets all copies go on and waits until they are ready. What meets the connection that is gone once more is told again.
+func (i *instant) goOn() {
+	i.Helper()
+	for _, t := range i.targets {
+		await(i.T, "the copy of "+t.Disk, func() bool {
+			i.ok(i.h.Hydrate(i.Context(), i.m, t, 0))
+			now, err := i.h.Hydration(i.Context(), i.m, t)
+			i.ok(err)
+			return now.Err == nil && (now.Local || now.Ready && now.Done == now.Total)
+		})
+	}
+}
+
+// Without the export a machine whose copies lack something goes on where it was and the error says what is left. With a new export it moves, also if "cont" has
+// made QEMU forget that the copy waits.
+func TestMoveWithoutExport(t *testing.T) {
+	i := newInstant(t)
+	i.hydrateAll(0)
+	i.awaitReady()
+	i.endExports()
+	i.failToWrite("sdb", 3*mib+4096)
+	err := i.h.FinishHydration(t.Context(), i.m, i.settlement())
+	if err == nil || errors.Is(err, hypervisor.ErrStandsStill) || !strings.Contains(err.Error(), "sdb") {
+		t.Errorf("without the export: %v", err)
+	}
+	if paused, err := i.h.Continue(t.Context(), i.m); err != nil || paused { // its firmware may have read a disk, and waits for the export
+		t.Errorf("the machine stands still: %v, %v", paused, err)
+	}
+	settled, err := i.h.Settled(t.Context(), i.m, i.settlement())
+	if err != nil || settled["vda"] || settled["sdb"] || settled["vdb"] {
+		t.Errorf("the definition is settled for %v, %v", settled, err)
+	}
+	i.stopped(i.targets[1])
+	i.exportAgain()
+	_, err = i.h.Continue(t.Context(), i.m)
+	i.ok(err)
+	i.goOn()
+	i.write("sdb", 3*mib, 5)
+	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
+	i.requireState(hypervisor.Running)
+	i.requireSettled()
+}
+
+// A copy that has copied everything moves the machine without the export, and what was written up to the last moment is in it.
+func TestMoveNeedsNoExport(t *testing.T) {
+	i := newInstant(t)
+	i.hydrateAll(0)
+	i.awaitReady()
+	i.endExports()
+	for n, disk := range []string{"vda", "sdb", "vdb"} {
+		i.write(disk, 2*mib, byte(n+1))
+	}
+	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
+	i.requireState(hypervisor.Running)
+	i.requireSettled()
+}
+
+// A copy that was told to complete and could not does not move the machine when it can: it waits for the next call.
+func TestNoMoveByItself(t *testing.T) {
+	i := newInstant(t)
+	i.hydrateAll(0)
+	i.awaitReady()
+	c, err := i.h.Client(t.Context())
+	i.ok(err)
+	sdb := i.targets[1]
+	i.ok(c.Execute(t.Context(), "stop", nil, nil))
+	i.endExports()
+	i.failToWrite("sdb", 3*mib+4096)
+	i.stopped(sdb)
+	i.ok(c.Execute(t.Context(), "job-complete", map[string]any{"id": jobID("sdb")}, nil)) // and then who gave the order is killed
+	i.ok(c.Execute(t.Context(), "cont", nil, nil))
+	i.exportAgain()
+	await(t, "the end of the copy", func() bool {
+		i.ok(i.h.Hydrate(t.Context(), i.m, sdb, 0))
+		job, err := findJob(t.Context(), c, "sdb")
+		i.ok(err)
+		return job.Status == "pending"
+	})
+	i.ok(i.h.HydrationRate(t.Context(), i.m, sdb, 0))
+	if now, err := i.h.Hydration(t.Context(), i.m, sdb); err != nil || now.Local || !now.Ready || now.Done != now.Total {
+		t.Errorf("the copy that has ended is %+v, %v", now, err)
+	}
+	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
+	i.requireState(hypervisor.Running)
+	i.requireSettled()
+}
+
+// A copy can be given up whatever it does: stopped on an error, or waiting for its last order.
+func TestAbandonStoppedCopy(t *testing.T) {
+	i := newInstant(t)
+	i.hydrateAll(0)
+	i.awaitReady()
+	c, err := i.h.Client(t.Context())
+	i.ok(err)
+	i.ok(c.Execute(t.Context(), "job-complete", map[string]any{"id": jobID("vda")}, nil))
+	await(t, "the end of the copy", func() bool {
+		job, err := findJob(t.Context(), c, "vda")
+		i.ok(err)
+		return job.Status == "pending"
+	})
+	i.endExports()
+	i.failToWrite("sdb", 3*mib+4096)
+	i.stopped(i.targets[1])
+	for _, target := range i.targets {
+		i.ok(i.h.AbandonHydration(t.Context(), i.m, target))
+		if now, err := i.h.Hydration(t.Context(), i.m, target); err != nil || now != (hypervisor.Hydration{}) {
+			t.Errorf("given up, the copy of %s is %+v, %v", target.Disk, now, err)
+		}
+	}
+	i.write("vda", mib, 8) // it is on its overlay
+	i.exportAgain()
+	i.hydrateAll(0)
+	i.goOn()
+	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
+	i.requireSettled()
+}
+
+// A machine that died in the middle is not moved to targets that may lack what it wrote.
+func TestMoveOfDeadMachine(t *testing.T) {
+	i := newInstant(t)
+	i.hydrateAll(0)
+	i.awaitReady()
+	offline := i.settlement()
+	offline.Off = true
+	if err := i.h.FinishHydration(t.Context(), i.m, offline); err == nil {
+		t.Error("a machine that runs was taken for one that is off")
+	}
+	i.ok(i.h.Remove(t.Context(), i.m))
+	if err := i.h.FinishHydration(t.Context(), i.m, i.settlement()); !errors.Is(err, hypervisor.ErrOff) {
+		t.Errorf("the move of a dead machine: %v", err)
+	}
+	settled, err := i.h.Settled(t.Context(), i.m, i.settlement())
+	if err != nil || settled["vda"] || settled["sdb"] || settled["vdb"] {
+		t.Errorf("the definition is settled for %v, %v", settled, err)
+	}
+}
+
+// A machine that was paused stays paused, and one whose start script can not be changed stands still until it can.
+func TestMoveStandsStill(t *testing.T) {
+	i := newInstant(t)
+	i.hydrateAll(0)
+	i.awaitReady()
+	wrong := i.settlement()
+	wrong.StorageDir += "/none"
+	if err := i.h.FinishHydration(t.Context(), i.m, wrong); !errors.Is(err, hypervisor.ErrStandsStill) {
+		t.Errorf("without its start script: %v", err)
+	}
+	i.requireState(hypervisor.Paused)
+	if paused, err := i.h.Continue(t.Context(), i.m); err != nil || !paused {
+		t.Errorf("of a machine that was stopped it is said: %v, %v", paused, err)
+	}
+	stay := i.settlement()
+	stay.StayPaused = true
+	i.ok(i.h.FinishHydration(context.Background(), i.m, stay))
+	i.requireState(hypervisor.Paused)
+	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
+	i.requireState(hypervisor.Running)
+	i.requireSettled()
+}
