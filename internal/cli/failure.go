@@ -85,6 +85,7 @@ var causes = []cause{
 	{drill.ErrNoDefinition, "no_definition", StatusError, "it is a point of disk images: there is no machine to boot"},
 	{drill.ErrOtherKind, "other_kind", StatusError, "name a host of libvirt with --connect, such as qemu:///system"},
 	{errNoKey, "no_key", StatusKey, "give --key-file FILE, --passphrase-file FILE, or set HOLDFAST_PASSPHRASE"},
+	{vault.ErrHeld, "held", StatusError, "let `holdfast instant resume` finish it there, or give it up with `holdfast instant abandon`; if it is gone, `holdfast point delete --force`"},
 	{vault.ErrWrongKey, "wrong_key", StatusKey, "give the key that the vault was made with, another of `holdfast vault key list`, or the recovery key"},
 	{vault.ErrNotVault, "not_a_vault", StatusKey, "check --vault; `holdfast vault init DIR` makes a new vault"},
 	{vault.ErrNewer, "newer_version", StatusError, "use a newer holdfast; this one changes nothing in such a vault"},

@@ -282,32 +282,51 @@ The machine is stopped at once, without asking its guest, and removed with every
 made for it: what the guest has written is lost. Nothing that was there before is touched.`,
 		examples: "holdfast instant abandon web --storage /srv/images",
 	}, nil, func(ctx context.Context, storage, name string) error {
-		st, err := restore.ReadInstant(storage, name)
-		if err != nil {
+		if _, err := restore.ReadInstant(storage, name); err != nil {
 			return err
 		}
-		h, closeHost, err := a.instantHost(st.Host)
-		if err != nil {
+		opened := false
+		var err error
+		if a.vaultPath() != "" {
+			err = a.withVault(ctx, func(v *vault.Vault) error {
+				opened = true
+				return a.abandonInstant(ctx, v, storage, name)
+			})
+		}
+		if opened {
 			return err
 		}
-		defer closeHost()
-		watch, err := restore.WatchInstant(storage, name)
-		if err != nil {
-			return err
-		}
-		defer watch.Close()
-		await, err := restore.AbandonInstant(ctx, h, storage, name, restore.InstantOptions{})
-		if err == nil && await {
-			err = awaitAbandoned(ctx, watch, storage, name)
-		}
-		if err != nil {
-			return err
-		}
-		if a.json {
-			return a.printJSON(map[string]string{"abandoned": name})
-		}
-		return a.println("removed " + name + " and all that was made for it")
+		return a.abandonInstant(ctx, nil, storage, name) // the vault may be what was lost
 	})
+}
+
+// abandonInstant gives an instant restore up. v is nil if the vault can not be opened.
+func (a *app) abandonInstant(ctx context.Context, v *vault.Vault, storage, name string) error {
+	st, err := restore.ReadInstant(storage, name)
+	if err != nil {
+		return err
+	}
+	h, closeHost, err := a.instantHost(st.Host)
+	if err != nil {
+		return err
+	}
+	defer closeHost()
+	watch, err := restore.WatchInstant(storage, name)
+	if err != nil {
+		return err
+	}
+	defer watch.Close()
+	await, err := restore.AbandonInstant(ctx, v, h, storage, name, restore.InstantOptions{Log: a.remark})
+	if err == nil && await {
+		err = awaitAbandoned(ctx, watch, storage, name)
+	}
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]string{"abandoned": name})
+	}
+	return a.println("removed " + name + " and all that was made for it")
 }
 
 const abandonPoll = 50 * time.Millisecond

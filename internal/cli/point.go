@@ -189,13 +189,24 @@ func (a *app) printDisks(disks []point.Disk) error {
 }
 
 func (a *app) pointDelete() *cobra.Command {
+	var force bool
 	cmd := command{
 		use: "delete POINT", short: "Delete a recovery point", args: cobra.ExactArgs(1), statuses: vaultStatuses,
-		long:     pointArgHelp + "\nNo other point needs it. Its space is freed by the next \"holdfast vault gc\".",
+		long: pointArgHelp + `
+No other point needs it. Its space is freed by the next "holdfast vault gc". A point that an
+instant restore still needs is not deleted; with --force it is, and that machine can not be
+finished any more. Use it where the restore is gone without having said so.`,
 		examples: "holdfast --vault /srv/vault point delete 3fa9c2d1",
 		run: func(cmd *cobra.Command, args []string) error {
 			return a.withPoint(cmd.Context(), args[0], func(v *vault.Vault, p *point.RecoveryPoint) error {
-				if err := a.deletePoint(cmd.Context(), v, p); err != nil {
+				var err error
+				if force {
+					err = v.Release(cmd.Context(), p.ID, "")
+				}
+				if err == nil {
+					err = a.deletePoint(cmd.Context(), v, p)
+				}
+				if err != nil {
 					return fmt.Errorf("delete point %s of %s: %w", p.ID.Short(), p.VM, err)
 				}
 				if a.json {
@@ -206,6 +217,7 @@ func (a *app) pointDelete() *cobra.Command {
 			})
 		},
 	}.build()
+	cmd.Flags().BoolVar(&force, "force", false, "also if an instant restore still needs it")
 	cmd.ValidArgsFunction = a.completePoints
 	return cmd
 }

@@ -231,7 +231,11 @@ func (i *instant) plan(ctx context.Context, req MachineRequest) error {
 		Version: instantVersion, Name: i.name, Host: i.host.URI(), Vault: i.v.ID(), Storage: i.dir, Point: *req.Point, Networks: req.Networks, Start: req.Start,
 		Began: i.opts.Now().UTC(), Step: InstantPreparing, Files: map[string]string{},
 	}
-	var err error
+	hostname, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	st.Hold = fmt.Sprintf("the instant restore of %s in %s on %s", i.name, i.dir, hostname)
 	if st.SameIdentity, st.Identity, err = identity(ctx, i.host, req); err != nil {
 		return err
 	}

@@ -525,11 +525,11 @@ func TestInstantAbandoned(t *testing.T) {
 		}
 		for die := range 4 {
 			l.mortal(1+die*2, func(ctx context.Context) error {
-				_, err := restore.AbandonInstant(ctx, l.w, l.storage, "web", l.options())
+				_, err := restore.AbandonInstant(ctx, l.v, l.w, l.storage, "web", l.options())
 				return err
 			})
 		}
-		_, err := restore.AbandonInstant(context.Background(), l.w, l.storage, "web", l.options())
+		_, err := restore.AbandonInstant(context.Background(), l.v, l.w, l.storage, "web", l.options())
 		switch {
 		case errors.Is(err, restore.ErrTooLate):
 			if err := l.resume(context.Background()); err != nil {
@@ -594,7 +594,7 @@ func TestInstantIsLookedAfter(t *testing.T) {
 	if err := l.begin(context.Background()); !errors.Is(err, restore.ErrInstantBusy) {
 		t.Errorf("the same again: %v", err)
 	}
-	if await, err := restore.AbandonInstant(context.Background(), l.w, dir, "web", l.options()); err != nil || !await {
+	if await, err := restore.AbandonInstant(context.Background(), l.v, l.w, dir, "web", l.options()); err != nil || !await {
 		t.Errorf("abandon: %v, %v", await, err)
 	}
 	if err := <-ended; !errors.Is(err, restore.ErrAbandoned) {

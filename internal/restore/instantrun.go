@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
+	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
 const (
@@ -36,7 +37,11 @@ func (i *instant) run(ctx context.Context) (RestoredMachine, error) {
 		i.unlock(false)
 		return RestoredMachine{}, i.undoFresh(err)
 	}
-	err = i.steps(ctx, export)
+	if err = i.hold(ctx); err == nil {
+		err = i.steps(ctx, export)
+	} else {
+		err = i.undoFresh(err)
+	}
 	if closeErr := export.close(); err == nil || errors.Is(err, ErrAbandoned) {
 		err = errors.Join(err, closeErr, i.forget())
 	}
@@ -267,8 +272,41 @@ func (i *instant) clean() error {
 	return syncDir(i.dir)
 }
 
+// hold keeps the point from being deleted also while no process serves the machine. A vault that can not be written does not keep a lost machine from coming
+// back.
+func (i *instant) hold(ctx context.Context) error {
+	if i.st.Hold == "" || i.st.Step == InstantCleaning || i.st.Step == InstantAbandoning {
+		return nil
+	}
+	err := i.v.Hold(ctx, i.st.Point.ID, i.st.Hold)
+	if errors.Is(err, vault.ErrNoPoint) || ctx.Err() != nil {
+		return err
+	}
+	if err != nil {
+		i.opts.Log("do not delete point %s until %s is done: that could not be noted in the vault: %v", i.st.Point.ID.Short(), i.name, err)
+	}
+	return nil
+}
+
+// release ends the hold. What can not be told to the vault now does not keep anything else from ending.
+func (i *instant) release() {
+	if i.st.Hold == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+	defer cancel()
+	err := errors.New("the vault is not at hand")
+	if i.v != nil && i.v.ID() == i.st.Vault {
+		err = i.v.Release(ctx, i.st.Point.ID, i.st.Hold)
+	}
+	if err != nil {
+		i.opts.Log("point %s stays marked as needed by %s: %v; `holdfast point delete --force` deletes it nevertheless", i.st.Point.ID.Short(), i.st.Hold, err)
+	}
+}
+
 // forget removes the notes; the state goes last.
 func (i *instant) forget() error {
+	i.release()
 	err := errors.Join(removeIfThere(i.st.Socket), removeIfThere(i.path(wishSuffix)), removeIfThere(i.path(stateSuffix)))
 	if syncErr := syncDir(i.dir); !errors.Is(syncErr, fs.ErrNotExist) {
 		err = errors.Join(err, syncErr)
@@ -321,13 +359,15 @@ func removeHalfWritten(path string) error {
 // AbandonInstant gives an instant restore up: the machine is stopped and removed, with its disks and all that was made for it. Nothing that was there
 // before is touched. A process that hydrates it does that itself; await tells that one does, and AbandonInstant then returns at once.
 // It returns [ErrTooLate] once the machine depends on nothing of ours.
-func AbandonInstant(ctx context.Context, host InstantHost, storage, name string, o InstantOptions) (await bool, err error) {
+//
+// v may be nil; then the vault keeps the mark that the point is needed.
+func AbandonInstant(ctx context.Context, v *vault.Vault, host InstantHost, storage, name string, o InstantOptions) (await bool, err error) {
 	o = o.withDefaults()
 	p, err := placeOf(o.FS, storage, name)
 	if err != nil {
 		return false, err
 	}
-	i := &instant{instantPlace: p, opts: o, host: host}
+	i := &instant{instantPlace: p, opts: o, v: v, host: host}
 	if i.st, err = p.load(); err != nil {
 		return false, err
 	}

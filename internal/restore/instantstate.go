@@ -57,6 +57,7 @@ type InstantState struct {
 	Networks     map[string]string   `json:"networks,omitempty"`
 	Start        bool                `json:"start"`
 	Began        time.Time           `json:"began"`
+	Hold         string              `json:"hold,omitempty"` // words by which the vault knows who needs the point
 
 	Step       InstantStep       `json:"step"`
 	Socket     string            `json:"socket"` // of the export

@@ -204,12 +204,12 @@ func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, er
 }
 
 // DeletePoint removes a point and its notes. The space that only it used is freed by the next CollectGarbage. After an error from deleting notes the
-// point is gone all the same, and the next CollectGarbage deletes them.
+// point is gone all the same, and the next CollectGarbage deletes them. It returns ErrHeld, and the point stays, while somebody holds it.
 func (v *Vault) DeletePoint(ctx context.Context, id point.ID) error {
 	if err := v.requirePoint(ctx, id); err != nil {
 		return err
 	}
-	if err := v.store.Delete(ctx, pointsPrefix+string(id)); err != nil {
+	if err := v.deleteManifest(ctx, id); err != nil {
 		return fmt.Errorf("delete point %s: %w", id, err)
 	}
 	if err := v.deleteNotes(ctx, id); err != nil {
