@@ -104,8 +104,12 @@ func (c *checker) packs(ctx context.Context) error {
 	for _, name := range c.v.index.Damaged() {
 		c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("%s is damaged; the tables of its packs are used instead, and the next session writes it anew", name))
 	}
-	packs := c.v.index.Packs()
-	for ref, size := range c.v.index.Missing() {
+	snap, err := c.v.index.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	packs := snap.Packs()
+	for ref, size := range snap.Missing() {
 		if now, ok := packs[ref]; ok { // one that is gone may have been garbage: the points tell
 			c.damage(ref.Name(), "it has %d bytes, %d were written", now, size)
 			c.badPacks[ref] = true
@@ -255,7 +259,11 @@ func (c *checker) pointsOnce(ctx context.Context) error {
 	if err := c.v.index.Refresh(ctx); err != nil {
 		return err
 	}
-	m := newMarks(c.v.index.Snapshot(), c.badPacks)
+	snap, err := c.v.index.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	m := newMarks(snap, c.badPacks)
 	lost := make(map[chunk.ID]bool)
 	m.missing = func(id chunk.ID) { lost[id] = true }
 	for _, p := range c.manifest {

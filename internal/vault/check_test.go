@@ -69,7 +69,7 @@ func objectsThatMatter(t *testing.T, store *mem.Store) (names []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if info.Name != "gc/reserve" { // zeros, kept to have room when the disk is full
+		if info.Name != "gc/reserve" && !strings.HasPrefix(info.Name, "index/") { // zeros, kept to have room when the disk is full, and a cache
 			names = append(names, info.Name)
 		}
 	}

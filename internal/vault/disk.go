@@ -108,7 +108,7 @@ func (d *Disk) find(ctx context.Context, id chunk.ID) (index.Loc, bool, error) {
 	if d.r != nil {
 		return d.r.find(ctx, id)
 	}
-	return d.v.index.Find(ctx, id, nil)
+	return d.v.find(ctx, id)
 }
 
 // Extents returns the ranges that are not holes, in whole chunks clipped at the disk's end.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -142,8 +143,12 @@ func (g *collector) mark(ctx context.Context) error {
 	for r := range damaged {
 		g.avoid[r] = true
 	}
-	g.packs = g.v.index.Packs()
-	g.marks = newMarks(g.v.index.Snapshot(), g.avoid)
+	snap, err := g.v.index.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	g.packs = maps.Clone(snap.Packs())
+	g.marks = newMarks(snap, g.avoid)
 	for i, trees := range needs {
 		if err := g.v.markTrees(ctx, g.marks, trees); err != nil {
 			return fmt.Errorf("%s: %w; run vault check", g.points[i], err)

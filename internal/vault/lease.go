@@ -23,6 +23,8 @@ const (
 	// A lease of another host that was not renewed for leaseTTL is taken for dead; of this host, when its process is gone.
 	leaseTTL   = time.Hour
 	leaseRenew = 10 * time.Minute
+
+	readerLease = "reader" // What of who stores nothing
 )
 
 // lease tells garbage collection that somebody works on the vault. Its object is renewed under a new name, since nothing is changed in place.
@@ -215,6 +217,39 @@ func (v *Vault) leasesOnce(ctx context.Context, except string) (live []lease, mo
 	return live, moved, nil
 }
 
+// learnSessions takes in what sessions have stored whose segment is not written yet: those at work, and those that were killed. So what a backup had stored
+// before it was interrupted is not stored again.
+func (v *Vault) learnSessions(ctx context.Context, except string) error {
+	known := map[string]bool{except: true}
+	for info, err := range v.store.List(ctx, leasePrefix) {
+		if err != nil {
+			return fmt.Errorf("list leases: %w", err)
+		}
+		raw, err := blob.Get(ctx, v.store, info.Name)
+		if errors.Is(err, blob.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read lease %s: %w", info.Name, err)
+		}
+		var l lease
+		if json.Unmarshal(raw, &l) != nil || l.What == readerLease || known[l.Session] || !isSession(l.Session) {
+			continue
+		}
+		known[l.Session] = true
+		if err := v.index.LearnSession(ctx, l.Session); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isSession reports whether s is the session of a lease.
+func isSession(s string) bool {
+	raw, err := hex.DecodeString(s)
+	return err == nil && len(raw) == 12 && strings.ToLower(s) == s
+}
+
 // readLease tells garbage collection that somebody reads, and takes in what others did before. A store that can not be written is read
 // without a lease.
 func (v *Vault) readLease(ctx context.Context) (release func(), err error) {
@@ -222,7 +257,7 @@ func (v *Vault) readLease(ctx context.Context) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := v.index.Refresh(ctx); err != nil { // after the lease: what it shows stays
+	if err := v.index.Reload(ctx); err != nil { // after the lease: what it shows stays
 		release()
 		return nil, err
 	}
@@ -233,7 +268,7 @@ func (v *Vault) takeReadLease(ctx context.Context) (release func(), err error) {
 	if v.opts.NoLease {
 		return func() {}, nil
 	}
-	h, err := takeLease(ctx, v.store, newLease(newSessionID(), "reader"))
+	h, err := takeLease(ctx, v.store, newLease(newSessionID(), readerLease))
 	switch {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS), errors.Is(err, blob.ErrNoSpace):
 		return func() {}, nil

@@ -44,11 +44,22 @@ func (c *nodeCache) put(id chunk.ID, n *tree.Node) {
 
 // Node reads a tree node. It implements tree.Reader.
 func (v *Vault) Node(ctx context.Context, id chunk.ID, level int) (*tree.Node, error) {
+	n, err := v.node(ctx, id, level)
+	if err == nil || !damage(err) {
+		return n, err
+	}
+	if more, lookErr := v.lookWider(ctx); lookErr != nil || !more {
+		return nil, errors.Join(err, lookErr)
+	}
+	return v.node(ctx, id, level)
+}
+
+func (v *Vault) node(ctx context.Context, id chunk.ID, level int) (*tree.Node, error) {
 	if n := v.nodes.get(id); n != nil && n.Level == level {
 		return n, nil
 	}
 	raw := make([]byte, tree.MaxNodeSize)
-	raw, err := v.readAny(ctx, id, raw)
+	raw, err := v.readPlaces(ctx, id, raw)
 	if err != nil {
 		return nil, fmt.Errorf("read tree node %s: %w", id, err)
 	}
@@ -63,6 +74,47 @@ func (v *Vault) Node(ctx context.Context, id chunk.ID, level int) (*tree.Node, e
 // readAny returns the plain bytes of a chunk or node in buf, which must be large enough, from the first place that is whole. Damage in all of them, or
 // no place at all, is ErrCorrupt.
 func (v *Vault) readAny(ctx context.Context, id chunk.ID, buf []byte) ([]byte, error) {
+	plain, err := v.readPlaces(ctx, id, buf)
+	if err == nil || !damage(err) {
+		return plain, err
+	}
+	if more, lookErr := v.lookWider(ctx); lookErr != nil || !more {
+		return nil, errors.Join(err, lookErr)
+	}
+	return v.readPlaces(ctx, id, buf)
+}
+
+// find returns a place of id.
+func (v *Vault) find(ctx context.Context, id chunk.ID) (index.Loc, bool, error) {
+	loc, found, err := v.index.Find(ctx, id, nil)
+	if err != nil || found {
+		return loc, found, err
+	}
+	if more, err := v.lookWider(ctx); err != nil || !more {
+		return loc, false, err
+	}
+	return v.index.Find(ctx, id, nil)
+}
+
+// lookWider has the index list all packs, unless it has done so already, and reports whether it may know more now: a segment may be missing, or be of an
+// older version, which wrote few.
+func (v *Vault) lookWider(ctx context.Context) (more bool, err error) {
+	if v.index.Listed() {
+		return false, nil
+	}
+	look := func() (any, error) { return nil, v.index.Refresh(context.WithoutCancel(ctx)) }
+	select {
+	case res := <-v.wider.DoChan("", look):
+		if res.Err != nil {
+			return false, fmt.Errorf("look for what was not found: %w", res.Err)
+		}
+		return true, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+func (v *Vault) readPlaces(ctx context.Context, id chunk.ID, buf []byte) ([]byte, error) {
 	locs, err := v.index.FindAll(ctx, id)
 	if err != nil {
 		return nil, err

@@ -34,8 +34,7 @@ type linked struct {
 // maxLinked is how many bytes of linked nodes are kept.
 const maxLinked = 96 << 20
 
-func newObjects(v *Vault, avoid map[pack.Ref]bool) *objects {
-	snap := v.index.Snapshot()
+func newObjects(v *Vault, snap *index.Snapshot, avoid map[pack.Ref]bool) *objects {
 	n := snap.Positions()
 	return &objects{v: v, snap: snap, avoid: avoid, young: make(map[place]uint32), size: make([]uint32, n), state: make([]uint32, n), nodes: make(map[uint32]*linked)}
 }

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -56,7 +57,10 @@ func (v *Vault) begin(ctx context.Context, what string) (*Session, error) {
 		return nil, err
 	}
 	if s.avoid, err = v.notCounted(ctx); err == nil {
-		err = v.index.Refresh(ctx)
+		err = v.index.Reload(ctx)
+	}
+	if err == nil {
+		err = v.learnSessions(ctx, hex.EncodeToString(s.id[:]))
 	}
 	if err != nil {
 		_ = s.lease.release(context.WithoutCancel(ctx))
@@ -211,7 +215,7 @@ func (s *Session) have(ctx context.Context, id chunk.ID) (bool, error) {
 	if !s.claims.take(id) {
 		return true, nil
 	}
-	_, found, err := s.v.index.Find(ctx, id, func(l index.Loc) bool { return l.Cut || s.avoid[l.Ref] })
+	_, found, err := s.v.index.FindKept(ctx, id, func(l index.Loc) bool { return l.Cut || s.avoid[l.Ref] })
 	if err != nil || found {
 		s.claims.mu.Lock()
 		delete(s.claims.ids, id)
@@ -311,7 +315,11 @@ func (s *Session) requireWhole(ctx context.Context, p *point.RecoveryPoint) erro
 	if err := s.v.index.Refresh(ctx); err != nil {
 		return err
 	}
-	m := newMarks(s.v.index.Snapshot(), nil)
+	snap, err := s.v.index.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	m := newMarks(snap, nil)
 	lost := 0
 	m.missing = func(chunk.ID) { lost++ }
 	if err := s.v.markPoint(ctx, m, p); err != nil {
@@ -335,8 +343,12 @@ func (s *Session) finish(ctx context.Context) error {
 
 // Abort ends the session without a point. Packs that were finished stay until garbage collection: another session may count on them.
 func (s *Session) Abort() {
+	if s.lease == nil {
+		return
+	}
 	s.data.abort()
 	s.meta.abort()
+	_ = s.v.index.SessionEnd(context.Background()) // without it the next session may store anew what this one has stored
 	s.end(context.Background())
 }
 

@@ -110,7 +110,11 @@ func (v *Vault) usageOnce(ctx context.Context, o UsageOptions) (UsageReport, err
 	if err != nil {
 		return UsageReport{}, err
 	}
-	u := &accountant{objects: newObjects(v, avoid), owners: owners, progress: o.Progress}
+	snap, err := v.index.Snapshot(ctx)
+	if err != nil {
+		return UsageReport{}, err
+	}
+	u := &accountant{objects: newObjects(v, snap, avoid), owners: owners, progress: o.Progress}
 	if err := u.hold(ctx); err != nil {
 		return UsageReport{}, err
 	}

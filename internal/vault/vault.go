@@ -20,6 +20,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 	"github.com/holdfast-vm/holdfast/internal/vault/index"
@@ -76,6 +78,7 @@ type Vault struct {
 	index   *index.Index
 	nodes   *nodeCache
 	known   knownPoints
+	wider   singleflight.Group // of lookWider
 }
 
 // Open opens the vault in s with key. It returns ErrNotVault, ErrNewer, ErrWrongKey or ErrCorrupt.

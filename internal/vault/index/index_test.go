@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"testing"
@@ -105,7 +106,7 @@ func (w *world) step(t *rapid.T) {
 	ctx := context.Background()
 	ix := w.open[rapid.IntRange(0, 1).Draw(t, "process")]
 	var err error
-	switch rapid.SampledFrom([]string{"add", "add", "add", "seal", "merge", "refresh", "end", "lose pack", "cut pack", "lose segment", "damage segment"}).Draw(t, "step") {
+	switch rapid.SampledFrom([]string{"add", "add", "add", "seal", "merge", "refresh", "reload", "end", "lose pack", "cut pack", "lose segment", "damage segment"}).Draw(t, "step") {
 	case "add":
 		kind := rapid.SampledFrom([]pack.Kind{pack.Data, pack.Meta}).Draw(t, "kind")
 		ref, entries := w.addPack(t, kind, rapid.SliceOfN(rapid.IntRange(0, ids-1), 1, 120).Draw(t, "members"))
@@ -118,6 +119,10 @@ func (w *world) step(t *rapid.T) {
 		err = ix.Merge(ctx)
 	case "refresh":
 		err = ix.Refresh(ctx)
+	case "reload":
+		if err = ix.Reload(ctx); err == nil {
+			w.requireKept(t, ix)
+		}
 	case "end":
 		err = ix.SessionEnd(ctx)
 	case "lose pack":
@@ -164,6 +169,28 @@ func (w *world) requireKnown(t *rapid.T, ix *index.Index, ref pack.Ref) {
 		_, ok, err := ix.Find(context.Background(), e.ID, func(l index.Loc) bool { return l.Ref != ref })
 		if err != nil || !ok {
 			t.Fatalf("entry %s of a pack just added: %v, %v", e.ID, ok, err)
+		}
+	}
+}
+
+// requireKept checks that an index that was reloaded counts only on whole packs, and finds in some pack what segments and it itself know of those.
+func (w *world) requireKept(t *rapid.T, ix *index.Index) {
+	ctx := context.Background()
+	for n := range ids {
+		l, found, err := ix.FindKept(ctx, id(n), func(index.Loc) bool { return false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := w.packs[l.Ref]; found && (p == nil || p.cut) {
+			t.Fatalf("counts on pack %s, which is not whole", l.Ref.Name())
+		}
+		all, err := ix.FindAll(ctx, id(n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := slices.ContainsFunc(all, func(l index.Loc) bool { return w.packs[l.Ref] != nil && !w.packs[l.Ref].cut })
+		if whole != found {
+			t.Fatalf("found %v in a whole pack, one is known: %v", found, whole)
 		}
 	}
 }
@@ -228,7 +255,10 @@ func TestIndexAgreesWithPacks(t *testing.T) {
 
 // requirePositions checks that the positions of a snapshot are below its count and each of one place only.
 func (w *world) requirePositions(t *rapid.T, ix *index.Index) {
-	snap := ix.Snapshot()
+	snap, err := ix.Snapshot(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
 	at := map[int64]string{}
 	for n := range ids {
 		locs, err := snap.FindAll(context.Background(), id(n))
@@ -243,6 +273,45 @@ func (w *world) requirePositions(t *rapid.T, ix *index.Index) {
 			at[l.Pos] = place
 		}
 	}
+}
+
+// What sessions have stored is found by others that list no packs, whether the session has ended or not.
+func TestReloadListsNoPacks(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	ref, entries := w.addPack(t, pack.Data, []int{1})
+	if err := errors.Join(w.open[0].Add(ctx, ref, w.size(t, ref), entries), w.open[0].SessionEnd(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	ix, err := index.Open(ctx, index.Source{Store: noLists{w.store, t}, Secret: w.src.Secret, Vault: w.src.Vault})
+	if err != nil {
+		t.Fatal(err)
+	}
+	atWork, _ := w.addPack(t, pack.Meta, []int{2})
+	if err := errors.Join(ix.Reload(ctx), ix.LearnSession(ctx, atWork.ID.String()[:24])); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= 2; n++ {
+		if l, found, err := ix.FindKept(ctx, id(n), func(index.Loc) bool { return false }); err != nil || !found {
+			t.Errorf("chunk %d: %+v, %v, %v", n, l, found, err)
+		}
+	}
+	if ix.Listed() {
+		t.Error("packs were listed")
+	}
+}
+
+// noLists is a store whose packs must not all be listed.
+type noLists struct {
+	*mem.Store
+	t *testing.T
+}
+
+func (n noLists) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+	if prefix == "data/" || prefix == "meta/" {
+		n.t.Errorf("%s was listed", prefix)
+	}
+	return n.Store.List(ctx, prefix)
 }
 
 // A snapshot whose segments were merged away says so, and does not take it for missing chunks.
@@ -261,7 +330,10 @@ func TestSnapshotGoesStale(t *testing.T) {
 	if err := w.open[1].Refresh(ctx); err != nil {
 		t.Fatal(err)
 	}
-	snap := w.open[1].Snapshot()
+	snap, err := w.open[1].Snapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := w.open[0].Merge(ctx); err != nil {
 		t.Fatal(err)
 	}

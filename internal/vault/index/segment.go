@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"io"
 	"sort"
+	"sync/atomic"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
@@ -76,25 +77,47 @@ type segment struct {
 	entries int64
 	blocks  int
 	packs   []packRow
-	now     []int64 // sizes that packs have in the store now, bytes; -1 for one that is gone
+	now     []atomic.Int64 // sizes that packs have in the store now, bytes, or gone or unseen
 	fence   []uint64
 	filter  []byte
 	base    int64 // position of the first entry among all segments
 }
 
-// see takes in which packs there are.
-func (s *segment) see(packs map[pack.Ref]int64) {
+// Sizes of packs that have none.
+const (
+	packGone   = -1
+	packUnseen = -2 // nobody has looked
+)
+
+func unseenPacks(n int) []atomic.Int64 {
+	now := make([]atomic.Int64, n)
+	for i := range now {
+		now[i].Store(packUnseen)
+	}
+	return now
+}
+
+// see takes in which packs there are. If all says that packs has every one, others are gone.
+func (s *segment) see(packs map[pack.Ref]int64, all bool) {
 	for i, p := range s.packs {
-		s.now[i] = -1
 		if size, ok := packs[p.ref]; ok {
-			s.now[i] = size
+			s.now[i].Store(size)
+		} else if all {
+			s.now[i].Store(packGone)
 		}
 	}
 }
 
-// holds reports whether the bytes of r are there. Segments are not authenticated: a row that no writer makes is passed over.
-func (s *segment) holds(r row) bool {
-	return int(r.pack) < len(s.packs) && int64(r.offset)+int64(r.stored) <= s.now[r.pack] && r.stored <= chunk.MaxSize+pack.TagSize && r.plain&0xffffff <= chunk.MaxSize
+// holds reports whether the bytes of r are there, and the size of their pack. A pack that nobody has looked at is taken to be as it was. Segments are not
+// authenticated: a row that no writer makes is passed over.
+func (s *segment) holds(r row) (size int64, ok bool) {
+	if int(r.pack) >= len(s.packs) {
+		return 0, false
+	}
+	if size = s.now[r.pack].Load(); size == packUnseen {
+		size = s.packs[r.pack].size
+	}
+	return size, int64(r.offset)+int64(r.stored) <= size && r.stored <= chunk.MaxSize+pack.TagSize && r.plain&0xffffff <= chunk.MaxSize
 }
 
 func fenceOf(id *chunk.ID) uint64 { return binary.BigEndian.Uint64(id[:8]) }
@@ -271,7 +294,7 @@ func (s *segment) parseTail(tail []byte) {
 		s.fence[i] = binary.LittleEndian.Uint64(tail[i*8:])
 	}
 	s.filter = tail[s.blocks*8:]
-	s.now = make([]int64, len(s.packs))
+	s.now = unseenPacks(len(s.packs))
 }
 
 // block reads block i into p, which has blockSize bytes, and returns its rows.

@@ -128,7 +128,7 @@ func FuzzSegment(f *testing.F) {
 func search(t *testing.T, store blob.Store, s *segment) {
 	ix := &Index{src: Source{Store: store}, blocks: newBlockCache(), segments: []*segment{s}}
 	for i := range s.now {
-		s.now[i] = s.packs[i].size
+		s.now[i].Store(s.packs[i].size)
 	}
 	for n := range 4 {
 		id := idOf(n)

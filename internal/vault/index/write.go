@@ -21,14 +21,8 @@ func newName() string {
 	return Prefix + hex.EncodeToString(b[:])
 }
 
-// SessionEnd writes a segment if the young entries are worth one, and merges segments if there are many.
+// SessionEnd writes a segment of the young entries, by which others find what the session stored without listing packs, and merges segments if there are many.
 func (ix *Index) SessionEnd(ctx context.Context) error {
-	ix.mu.RLock()
-	worth := len(ix.delta) >= sealEntries || len(ix.young) >= sealPacks
-	ix.mu.RUnlock()
-	if !worth {
-		return nil
-	}
 	if err := ix.Seal(ctx); err != nil {
 		return err
 	}
@@ -117,7 +111,7 @@ func (ix *Index) write(ctx context.Context, most int64, fill func(add func(row) 
 
 // install adds seg and removes those in drop. The caller holds ix.mu.
 func (ix *Index) install(seg *segment, drop []*segment) {
-	seg.see(ix.packs)
+	seg.see(ix.packs, ix.listed)
 	kept := make([]*segment, 0, len(ix.segments)+1)
 	for _, s := range append(slices.Clone(ix.segments), seg) {
 		if !slices.Contains(drop, s) {
@@ -159,7 +153,7 @@ func (ix *Index) mergeClasses(ctx context.Context) error {
 	}
 }
 
-// Merge merges all segments into one, drops entries of packs that are gone, and deletes damaged segments.
+// Merge merges all segments into one, drops entries of packs that the last Refresh has found gone, and deletes damaged segments.
 func (ix *Index) Merge(ctx context.Context) error {
 	if err := ix.deleteDamaged(ctx); err != nil {
 		return err
@@ -168,13 +162,23 @@ func (ix *Index) Merge(ctx context.Context) error {
 	all := slices.Clone(ix.segments)
 	stale := len(all) > 1
 	for _, s := range all {
-		stale = stale || slices.Contains(s.now, -1)
+		stale = stale || s.lacksPacks()
 	}
 	ix.mu.RUnlock()
 	if !stale {
 		return nil
 	}
 	return ix.merge(ctx, all)
+}
+
+// lacksPacks reports whether a pack of s is known to be gone.
+func (s *segment) lacksPacks() bool {
+	for i := range s.now {
+		if s.now[i].Load() == packGone {
+			return true
+		}
+	}
+	return false
 }
 
 // deleteDamaged deletes the segments that could not be read: what they covered was read from packs.
@@ -260,7 +264,7 @@ func (ix *Index) mergeRows(ctx context.Context, in []*segment, add func(row) err
 		c := &cursor{seg: s, ordinal: make([]uint32, len(s.packs)), buf: make([]byte, blockSize)}
 		for k, p := range s.packs {
 			c.ordinal[k] = gone
-			if s.now[k] >= 0 && !seen[p.ref] { // two processes may have sealed the same pack
+			if s.now[k].Load() != packGone && !seen[p.ref] { // two processes may have sealed the same pack
 				seen[p.ref] = true
 				c.ordinal[k] = uint32(len(packs))
 				packs = append(packs, p)
