@@ -25,7 +25,7 @@ const (
 	pointsChunk  = 64 << 10
 )
 
-// points measures what is done with one point of a disk that has 1, 100, 1,000 and 5,000 of them, each time by a process that has just opened the vault.
+// points measures what is done with one point of a disk that has 1, 500 and 5,000 of them, each time by a process that has just opened the vault.
 func (b *bench) points() error {
 	repo := filepath.Join(b.dir, "points")
 	defer os.RemoveAll(repo)
@@ -35,7 +35,7 @@ func (b *bench) points() error {
 	}
 	defer f.store.Close()
 	fmt.Printf("%-16s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "points, ms", "open", "take", "list", "again", "prefix", "latest", "diff", "restore", "usage", "delete")
-	for _, n := range []int{1, 100, 1000, 5000} {
+	for _, n := range manyCounts {
 		for len(f.taken) < n {
 			if err := f.take(f.v); err != nil {
 				return err

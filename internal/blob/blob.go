@@ -85,6 +85,26 @@ func Get(ctx context.Context, s Store, name string) ([]byte, error) {
 	return p[:n], err
 }
 
+// namer is a Store to which names alone come cheaper than with sizes.
+type namer interface {
+	// Names is List without the sizes.
+	Names(ctx context.Context, prefix string) iter.Seq2[string, error]
+}
+
+// Names yields the names of the objects that List of s would yield.
+func Names(ctx context.Context, s Store, prefix string) iter.Seq2[string, error] {
+	if n, ok := s.(namer); ok {
+		return n.Names(ctx, prefix)
+	}
+	return func(yield func(string, error) bool) {
+		for info, err := range s.List(ctx, prefix) {
+			if !yield(info.Name, err) {
+				return
+			}
+		}
+	}
+}
+
 // maxName is the longest name of an object, in bytes.
 const maxName = 255
 

@@ -1,14 +1,19 @@
 package cli
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/klauspost/compress/zstd"
 )
 
 func (a *app) printJSON(v any) error {
@@ -16,6 +21,47 @@ func (a *app) printJSON(v any) error {
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
+}
+
+// printJSONList prints list as printJSON would. There may be thousands of points with a definition each: what is to be printed is kept compressed until it is known
+// that there is no error.
+func printJSONList[T any](a *app, list iter.Seq2[T, error]) error {
+	var kept, one bytes.Buffer
+	out, err := zstd.NewWriter(&kept, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		return err
+	}
+	enc := json.NewEncoder(&one)
+	enc.SetIndent("  ", "  ")
+	enc.SetEscapeHTML(false)
+	before, after := "[\n  ", "[]\n"
+	for v, err := range list {
+		if err != nil {
+			return err
+		}
+		one.Reset()
+		one.WriteString(before)
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
+		if _, err := out.Write(bytes.TrimSuffix(one.Bytes(), []byte("\n"))); err != nil {
+			return err
+		}
+		before, after = ",\n  ", "\n]\n"
+	}
+	if _, err := io.WriteString(out, after); err != nil {
+		return err
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	in, err := zstd.NewReader(&kept, zstd.WithDecoderConcurrency(1))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	_, err = io.Copy(a.env.Stdout, in)
+	return err
 }
 
 func (a *app) println(line string) error {
@@ -65,12 +111,13 @@ func (a *app) printFields(fields ...[2]string) error {
 }
 
 func (a *app) printTrimmed(s string) error {
+	out := bufio.NewWriter(a.env.Stdout)
 	for line := range strings.Lines(strings.TrimRight(s, "\n")) {
-		if err := a.println(strings.TrimRight(line, " \n")); err != nil {
+		if _, err := fmt.Fprintln(out, strings.TrimRight(line, " \n")); err != nil {
 			return err
 		}
 	}
-	return nil
+	return out.Flush()
 }
 
 func plainTable() table.Style {

@@ -35,26 +35,46 @@ holdfast --vault /srv/vault point list
 holdfast --vault /srv/vault point list --vm web --json`,
 		run: func(cmd *cobra.Command, _ []string) error {
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
-				points, err := v.Points(cmd.Context())
-				if err != nil {
-					return fmt.Errorf("list the points of vault %s: %w", v.ShortID(), err)
-				}
-				if vm != "" {
-					points = slices.DeleteFunc(points, func(p *point.RecoveryPoint) bool { return p.VM != vm && p.MachineUUID != vm })
-				}
-				list, err := verdictsOf(cmd.Context(), v, points)
-				if err != nil {
-					return fmt.Errorf("list the drills of vault %s: %w", v.ShortID(), err)
-				}
-				if a.json {
-					return a.printJSON(orEmpty(list))
-				}
-				return a.printPoints(list)
+				return a.listPoints(cmd.Context(), v, func(p *point.RecoveryPoint) bool { return vm == "" || p.VM == vm || p.MachineUUID == vm })
 			})
 		},
 	}.build()
 	cmd.Flags().StringVar(&vm, "vm", "", "only points of the machine with this `name` or UUID")
 	return cmd
+}
+
+func (a *app) listPoints(ctx context.Context, v *vault.Vault, takes func(*point.RecoveryPoint) bool) error {
+	verdict, err := verdictsOf(ctx, v)
+	if err != nil {
+		return fmt.Errorf("list the drills of vault %s: %w", v.ShortID(), err)
+	}
+	if a.json {
+		err = printJSONList(a, func(yield func(listedPoint, error) bool) {
+			for p, err := range v.EachPoint(ctx, takes) {
+				if err != nil {
+					yield(listedPoint{}, err)
+				} else if !yield(verdict(p), nil) {
+					return
+				}
+			}
+		})
+	} else {
+		var points []*point.RecoveryPoint
+		var list []listedPoint
+		points, err = v.Summaries(ctx)
+		for _, p := range points {
+			if takes(p) {
+				list = append(list, verdict(p))
+			}
+		}
+		if err == nil {
+			err = a.printPoints(list)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("list the points of vault %s: %w", v.ShortID(), err)
+	}
+	return nil
 }
 
 func (a *app) printPoints(points []listedPoint) error {
@@ -250,7 +270,7 @@ func (a *app) completePoints(cmd *cobra.Command, args []string, _ string) ([]str
 	}
 	latest := map[string]bool{}
 	a.withVault(cmd.Context(), func(v *vault.Vault) error {
-		points, err := v.Points(cmd.Context())
+		points, err := v.Summaries(cmd.Context())
 		for _, p := range points {
 			out = append(out, p.ID.Short()+"\t"+p.VM+" "+humanTime(p.Time))
 			if !p.IsSnapshot() {

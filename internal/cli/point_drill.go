@@ -233,23 +233,18 @@ type listedPoint struct {
 	Verified *bool `json:"verified,omitempty"` // nil if no drill was made
 }
 
-// verdictsOf looks up what the last drill of each point came to.
-func verdictsOf(ctx context.Context, v *vault.Vault, points []*point.RecoveryPoint) ([]listedPoint, error) {
+// verdictsOf returns how to look up what the last drill of a point came to.
+func verdictsOf(ctx context.Context, v *vault.Vault) (func(*point.RecoveryPoint) listedPoint, error) {
 	drills, err := v.NotesByPoint(ctx, vault.NoteDrill)
-	if err != nil {
-		return nil, err
-	}
-	list := make([]listedPoint, 0, len(points))
-	for _, p := range points {
+	return func(p *point.RecoveryPoint) listedPoint {
 		l := listedPoint{RecoveryPoint: p}
 		if notes := drills[p.ID]; len(notes) > 0 {
 			var last shownNote
 			last.readDrill(notes[len(notes)-1].Body)
 			l.Verified = last.Verified
 		}
-		list = append(list, l)
-	}
-	return list, nil
+		return l
+	}, err
 }
 
 func (p listedPoint) verdict() string {

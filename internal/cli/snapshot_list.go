@@ -25,15 +25,10 @@ holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --js
 				return err
 			}
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
-				points, err := v.Points(cmd.Context())
-				if err != nil {
+				if err := a.listSnapshots(cmd.Context(), v, filter); err != nil {
 					return fmt.Errorf("list the snapshots of vault %s: %w", v.ShortID(), err)
 				}
-				list := snapshots.List(points, filter)
-				if a.json {
-					return a.printJSON(orEmpty(list))
-				}
-				return a.printSnapshots(list)
+				return nil
 			})
 		},
 	}.build()
@@ -42,6 +37,17 @@ holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --js
 	f.StringVar(&filter.VM, "vm", "", "only snapshots of disks of the machine with this `name` or UUID")
 	f.StringArrayVar(&tags, "tag", nil, "only snapshots with this `key=value`; repeatable")
 	return cmd
+}
+
+func (a *app) listSnapshots(ctx context.Context, v *vault.Vault, filter snapshots.Filter) error {
+	if a.json {
+		return printJSONList(a, v.EachPoint(ctx, filter.Takes))
+	}
+	points, err := v.Summaries(ctx)
+	if err != nil {
+		return err
+	}
+	return a.printSnapshots(snapshots.List(points, filter))
 }
 
 func (a *app) printSnapshots(list []*point.RecoveryPoint) error {

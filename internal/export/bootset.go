@@ -160,7 +160,7 @@ func (s *Server) findBootSet(ctx context.Context, p *point.RecoveryPoint, disk s
 	if !errors.Is(err, vault.ErrNoNote) {
 		return set, err
 	}
-	points, err := s.v.Points(ctx)
+	points, err := s.v.Summaries(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -60,11 +60,14 @@ func Find(ctx context.Context, v *vault.Vault, ref string) (*point.RecoveryPoint
 	if idRule.MatchString(ref) {
 		return byID(ctx, v, ref)
 	}
-	points, err := v.Points(ctx)
-	if err != nil {
-		return nil, err
+	var found []*point.RecoveryPoint
+	for p, err := range v.EachPoint(ctx, func(p *point.RecoveryPoint) bool { return p.IsSnapshot() && p.Name == ref }) {
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, p)
 	}
-	return ByName(points, ref)
+	return ByName(found, ref)
 }
 
 func byID(ctx context.Context, v *vault.Vault, ref string) (*point.RecoveryPoint, error) {
@@ -108,15 +111,16 @@ type Filter struct {
 func List(points []*point.RecoveryPoint, f Filter) []*point.RecoveryPoint {
 	var out []*point.RecoveryPoint
 	for _, p := range points {
-		if p.IsSnapshot() && f.takes(p) {
+		if f.Takes(p) {
 			out = append(out, p)
 		}
 	}
 	return out
 }
 
-func (f Filter) takes(p *point.RecoveryPoint) bool {
-	if f.VM != "" && p.VM != f.VM && !strings.EqualFold(p.MachineUUID, f.VM) {
+// Takes reports whether p is a snapshot that f chooses.
+func (f Filter) Takes(p *point.RecoveryPoint) bool {
+	if !p.IsSnapshot() || f.VM != "" && p.VM != f.VM && !strings.EqualFold(p.MachineUUID, f.VM) {
 		return false
 	}
 	for k, want := range f.Tags {

@@ -184,9 +184,10 @@ func (g *collector) tidyIndex(ctx context.Context) error {
 	if err := g.v.index.Refresh(ctx); err != nil {
 		return err
 	}
-	err := g.v.index.Merge(ctx)
-	if errors.Is(err, blob.ErrNoSpace) {
-		return nil // a larger index is no harm
+	for _, tidy := range []func(context.Context) error{g.v.index.Merge, func(ctx context.Context) error { return g.v.writeList(ctx, true) }} {
+		if err := tidy(ctx); err != nil && !errors.Is(err, blob.ErrNoSpace) { // larger caches are no harm
+			return err
+		}
 	}
-	return err
+	return nil
 }

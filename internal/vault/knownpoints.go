@@ -1,17 +1,11 @@
 package vault
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
-	"time"
 
-	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
@@ -62,85 +56,12 @@ func (v *Vault) knownPoint(ctx context.Context, name string) (*point.RecoveryPoi
 		}
 		v.known.put(name, p)
 	}
+	return owned(p), nil
+}
+
+// owned returns a copy of p that its owner may change.
+func owned(p *point.RecoveryPoint) *point.RecoveryPoint {
 	own := *p
 	own.Tags, own.Disks, own.Files, own.Warnings = maps.Clone(p.Tags), slices.Clone(p.Disks), slices.Clone(p.Files), slices.Clone(p.Warnings)
-	return &own, nil
-}
-
-// pointHeading is what finding the latest point of a machine takes of a manifest.
-type pointHeading struct {
-	vm   string
-	kind point.Kind
-	time time.Time
-}
-
-// latest returns the newest point of a machine, snapshots of its disks left out.
-func (v *Vault) latest(ctx context.Context, vm string) (*point.RecoveryPoint, error) {
-	var best string
-	var at time.Time
-	err := eachManifest(ctx, v, v.heading, func(name string, h pointHeading, err error) error {
-		if err != nil {
-			return fmt.Errorf("read point %s: %w", strings.TrimPrefix(name, pointsPrefix), err)
-		}
-		if h.vm == vm && h.kind != point.Snapshot && (best == "" || !h.time.Before(at)) {
-			best, at = name, h.time
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if best == "" {
-		return nil, fmt.Errorf("%w: %q has none", ErrNoPoint, vm)
-	}
-	return v.knownPoint(ctx, best)
-}
-
-// heading reads a manifest no further than it must.
-func (v *Vault) heading(ctx context.Context, name string) (pointHeading, error) {
-	if p := v.known.get(name); p != nil {
-		return pointHeading{p.VM, p.Kind, p.Time}, nil
-	}
-	raw, err := blob.Get(ctx, v.store, name)
-	if err != nil {
-		return pointHeading{}, err
-	}
-	plain, err := v.unsealPoint(name, raw)
-	if err != nil {
-		return pointHeading{}, err
-	}
-	h, err := parseHeading(plain)
-	if err != nil {
-		return h, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
-	}
-	return h, nil
-}
-
-// parseHeading reads JSON up to the last of the fields that it looks for: the kind, which most points lack, is written before the others.
-func parseHeading(text []byte) (h pointHeading, err error) {
-	d := json.NewDecoder(bytes.NewReader(text))
-	if open, err := d.Token(); err != nil || open != json.Delim('{') {
-		return h, fmt.Errorf("it is no object: %v", err)
-	}
-	for found := 0; found < 2 && d.More(); {
-		key, err := d.Token()
-		if err != nil {
-			return h, err
-		}
-		var to any = &json.RawMessage{}
-		switch key {
-		case "kind":
-			to = &h.kind
-		case "vm":
-			to = &h.vm
-			found++
-		case "time":
-			to = &h.time
-			found++
-		}
-		if err := d.Decode(to); err != nil {
-			return h, err
-		}
-	}
-	return h, nil
+	return &own
 }

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -12,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -75,19 +77,6 @@ func (v *Vault) sealPoint(p *point.RecoveryPoint) ([]byte, error) {
 }
 
 func (v *Vault) openPoint(name string, raw []byte) (*point.RecoveryPoint, error) {
-	plain, err := v.unsealPoint(name, raw)
-	if err != nil {
-		return nil, err
-	}
-	var p point.RecoveryPoint
-	if err := json.Unmarshal(plain, &p); err != nil {
-		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
-	}
-	return &p, nil
-}
-
-// unsealPoint returns the JSON of the point in the object name.
-func (v *Vault) unsealPoint(name string, raw []byte) ([]byte, error) {
 	id, err := hex.DecodeString(strings.TrimPrefix(name, pointsPrefix))
 	if err != nil || len(raw) < pointHead || string(raw[:8]) != pointMagic || string(raw[8:24]) != string(id) {
 		return nil, fmt.Errorf("%w: %s is not a point of this format", ErrCorrupt, name)
@@ -104,7 +93,11 @@ func (v *Vault) unsealPoint(name string, raw []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
 	}
-	return plain, nil
+	var p point.RecoveryPoint
+	if err := json.Unmarshal(plain, &p); err != nil {
+		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
+	}
+	return &p, nil
 }
 
 // readAhead is how many manifests are read at once: most of the time of a small object is waiting for it.
@@ -112,20 +105,29 @@ const readAhead = 16
 
 // eachPoint calls visit with every manifest's name and point, or with the error that keeps it from being read, in the order of names.
 func (v *Vault) eachPoint(ctx context.Context, visit func(name string, p *point.RecoveryPoint, err error) error) error {
-	return eachManifest(ctx, v, v.readPoint, visit)
+	names, err := v.pointNames(ctx, "")
+	if err != nil {
+		return err
+	}
+	return v.eachOf(ctx, names, v.readPoint, visit)
 }
 
-// eachManifest calls visit with what read makes of every manifest, in the order of names.
-func eachManifest[T any](ctx context.Context, v *Vault, read func(ctx context.Context, name string) (T, error), visit func(name string, m T, err error) error) error {
+// pointNames returns the objects of the points whose ID begins with prefix, in ascending order. Other objects there are no points.
+func (v *Vault) pointNames(ctx context.Context, prefix string) ([]string, error) {
 	var names []string
-	for info, err := range v.store.List(ctx, pointsPrefix) {
+	for name, err := range blob.Names(ctx, v.store, pointsPrefix+prefix) {
 		if err != nil {
-			return fmt.Errorf("list points: %w", err)
+			return nil, fmt.Errorf("list points: %w", err)
 		}
-		names = append(names, info.Name)
+		names = append(names, name)
 	}
+	return names, nil
+}
+
+// eachOf calls visit with what read makes of manifests, in the order of names. Those that are gone are left out.
+func (v *Vault) eachOf(ctx context.Context, names []string, read func(context.Context, string) (*point.RecoveryPoint, error), visit func(string, *point.RecoveryPoint, error) error) error {
 	for batch := range slices.Chunk(names, 16*readAhead) {
-		got, errs := make([]T, len(batch)), make([]error, len(batch))
+		got, errs := make([]*point.RecoveryPoint, len(batch)), make([]error, len(batch))
 		var g errgroup.Group
 		g.SetLimit(readAhead)
 		for i, name := range batch {
@@ -155,18 +157,79 @@ func (v *Vault) readPoint(ctx context.Context, name string) (*point.RecoveryPoin
 	return v.openPoint(name, raw)
 }
 
-// Points returns all points, oldest first. A manifest that can not be read is an error: `vault check` says what to do.
+// Points returns all points, oldest first, which takes reading the manifests of machines' points: Summaries is for who needs no definitions. A manifest
+// that can not be read is an error: `vault check` says what to do.
 func (v *Vault) Points(ctx context.Context) ([]*point.RecoveryPoint, error) {
 	var points []*point.RecoveryPoint
-	err := eachManifest(ctx, v, v.knownPoint, func(name string, p *point.RecoveryPoint, err error) error {
+	for p, err := range v.points(ctx, nil, v.knownPoint) {
 		if err != nil {
-			return fmt.Errorf("read point %s: %w", strings.TrimPrefix(name, pointsPrefix), err)
+			return nil, err
+		}
+		points = append(points, p)
+	}
+	return points, nil
+}
+
+// EachPoint yields the points whose summaries match, oldest first, and keeps few of them in memory. An error ends the sequence.
+func (v *Vault) EachPoint(ctx context.Context, match func(summary *point.RecoveryPoint) bool) iter.Seq2[*point.RecoveryPoint, error] {
+	return v.points(ctx, match, v.readPoint)
+}
+
+func (v *Vault) points(ctx context.Context, match func(*point.RecoveryPoint) bool, read func(context.Context, string) (*point.RecoveryPoint, error)) iter.Seq2[*point.RecoveryPoint, error] {
+	return func(yield func(*point.RecoveryPoint, error) bool) {
+		all, err := v.summaries(ctx)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		if match != nil {
+			all = slices.DeleteFunc(all, func(s *summary) bool { return !match(&s.RecoveryPoint) })
+		}
+		slices.SortFunc(all, func(a, b *summary) int { return byTime(&a.RecoveryPoint, &b.RecoveryPoint) })
+		for batch := range slices.Chunk(all, 16*readAhead) {
+			points, err := v.completed(ctx, batch, read)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, p := range points {
+				if !yield(p, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// completed returns the points of summaries. Those that are gone are left out.
+func (v *Vault) completed(ctx context.Context, batch []*summary, read func(context.Context, string) (*point.RecoveryPoint, error)) ([]*point.RecoveryPoint, error) {
+	points := make([]*point.RecoveryPoint, 0, len(batch))
+	var names []string
+	for _, s := range batch {
+		if s.whole {
+			points = append(points, owned(&s.RecoveryPoint))
+		} else {
+			names = append(names, pointsPrefix+string(s.ID))
+		}
+	}
+	err := v.eachOf(ctx, names, read, func(name string, p *point.RecoveryPoint, err error) error {
+		if err != nil {
+			return unreadable(name, err)
 		}
 		points = append(points, p)
 		return nil
 	})
-	slices.SortStableFunc(points, func(a, b *point.RecoveryPoint) int { return a.Time.Compare(b.Time) })
+	slices.SortFunc(points, byTime)
 	return points, err
+}
+
+func unreadable(name string, err error) error {
+	return fmt.Errorf("read point %s: %w", strings.TrimPrefix(name, pointsPrefix), err)
+}
+
+// byTime puts the oldest first; among those of one instant the order is that of their IDs.
+func byTime(a, b *point.RecoveryPoint) int {
+	return cmp.Or(a.Time.Compare(b.Time), strings.Compare(string(a.ID), string(b.ID)))
 }
 
 // Point returns the point named by ref: an ID, an unambiguous prefix of one, or NAME@latest. It returns ErrNoPoint or
@@ -178,22 +241,21 @@ func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, er
 	if ref == "" || len(ref) > 32 || strings.Trim(ref, "0123456789abcdef") != "" {
 		return nil, fmt.Errorf("%w: %q is neither the beginning of an ID nor NAME@latest", ErrNoPoint, ref)
 	}
-	var names []string
-	for info, err := range v.store.List(ctx, pointsPrefix+ref) {
-		if err != nil {
-			return nil, fmt.Errorf("list points: %w", err)
-		}
-		if isID(strings.TrimPrefix(info.Name, pointsPrefix)) {
-			names = append(names, info.Name)
-		}
+	if isID(ref) {
+		return v.pointOf(ctx, point.ID(ref))
 	}
+	names, err := v.pointNames(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !isID(strings.TrimPrefix(n, pointsPrefix)) })
 	switch len(names) {
 	case 0:
 		return nil, fmt.Errorf("%w: none begins with %q", ErrNoPoint, ref)
 	case 1:
 		p, err := v.knownPoint(ctx, names[0])
 		if err != nil {
-			return nil, fmt.Errorf("read point %s: %w", ref, err)
+			return nil, unreadable(ref, err)
 		}
 		return p, nil
 	}
@@ -201,6 +263,41 @@ func (v *Vault) Point(ctx context.Context, ref string) (*point.RecoveryPoint, er
 		names[i] = strings.TrimPrefix(n, pointsPrefix)[:12]
 	}
 	return nil, fmt.Errorf("%w: %q may be %s", ErrAmbiguous, ref, strings.Join(names, ", "))
+}
+
+// pointOf returns the point with an ID, without looking at any other.
+func (v *Vault) pointOf(ctx context.Context, id point.ID) (*point.RecoveryPoint, error) {
+	if err := v.requirePoint(ctx, id); err != nil {
+		return nil, err
+	}
+	p, err := v.knownPoint(ctx, pointsPrefix+string(id))
+	if err != nil {
+		return nil, unreadable(string(id), err)
+	}
+	return p, nil
+}
+
+// latest returns the newest point of a machine, snapshots of its disks left out.
+func (v *Vault) latest(ctx context.Context, vm string) (*point.RecoveryPoint, error) {
+	for try := 0; ; try++ {
+		all, err := v.summaries(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var best *summary
+		for _, s := range all {
+			if s.VM == vm && !s.IsSnapshot() && (best == nil || !s.Time.Before(best.Time)) {
+				best = s
+			}
+		}
+		if best == nil {
+			return nil, fmt.Errorf("%w: %q has none", ErrNoPoint, vm)
+		}
+		p, err := v.pointOf(ctx, best.ID)
+		if !errors.Is(err, ErrNoPoint) || try == maxStale { // deleted meanwhile: then another is the latest
+			return p, err
+		}
+	}
 }
 
 // DeletePoint removes a point and its notes. The space that only it used is freed by the next CollectGarbage. After an error from deleting notes the

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -21,30 +22,32 @@ import (
 // counted counts calls. Listing is one for each object that it shows, but points: they are listed to find one.
 type counted struct {
 	*mem.Store
-	calls int
+	count atomic.Int64
 }
 
+func (c *counted) calls() int { return int(c.count.Load()) }
+
 func (c *counted) Create(ctx context.Context, name string) (blob.Writer, error) {
-	c.calls++
+	c.count.Add(1)
 	return c.Store.Create(ctx, name)
 }
 
 func (c *counted) ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error) {
-	c.calls++
+	c.count.Add(1)
 	return c.Store.ReadAt(ctx, name, p, off)
 }
 
 func (c *counted) Stat(ctx context.Context, name string) (blob.Info, error) {
-	c.calls++
+	c.count.Add(1)
 	return c.Store.Stat(ctx, name)
 }
 
 func (c *counted) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
-	c.calls++
+	c.count.Add(1)
 	return func(yield func(blob.Info, error) bool) {
 		for info, err := range c.Store.List(ctx, prefix) {
 			if prefix != "" && !strings.HasPrefix(prefix, "points/") && !strings.HasPrefix(prefix, "index/") {
-				c.calls++
+				c.count.Add(1)
 			}
 			if !yield(info, err) {
 				return
@@ -54,7 +57,7 @@ func (c *counted) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, 
 }
 
 func (c *counted) Delete(ctx context.Context, name string) error {
-	c.calls++
+	c.count.Add(1)
 	return c.Store.Delete(ctx, name)
 }
 
@@ -103,15 +106,15 @@ func TestPointsDoNotSlowEachOther(t *testing.T) {
 			}},
 			{"note", func() error { _, err := v.AddNote(ctx, last.ID, "drill", nil); return err }},
 		} {
-			before := store.calls
+			before := store.calls()
 			if err := op.do(); err != nil {
 				t.Fatalf("%s: %v", op.what, err)
 			}
-			calls[op.what] = store.calls - before
+			calls[op.what] = store.calls() - before
 		}
-		before := store.calls
+		before := store.calls()
 		deletePoint(t, v, first.ID)
-		calls["delete"] = store.calls - before
+		calls["delete"] = store.calls() - before
 		return calls
 	}
 	take()

@@ -272,6 +272,11 @@ func (s *Session) Commit(ctx context.Context, p *point.RecoveryPoint) error {
 	if err := s.checkBases(ctx, p); err != nil {
 		return fmt.Errorf("commit point %s: %w", p.ID, err)
 	}
+	if p.CopiedFrom != nil {
+		if err := s.v.forgetListed(ctx, p.ID); err != nil {
+			return fmt.Errorf("commit point %s: %w", p.ID, err)
+		}
+	}
 	name := pointsPrefix + string(p.ID)
 	if err := blob.Put(ctx, s.v.store, name, raw); err != nil {
 		return fmt.Errorf("commit point %s: %w", p.ID, err)
@@ -281,6 +286,7 @@ func (s *Session) Commit(ctx context.Context, p *point.RecoveryPoint) error {
 		err = errors.Join(err, s.v.store.Delete(ctx, name))
 		return fmt.Errorf("commit point %s: %w", p.ID, err)
 	}
+	s.v.listPoint(ctx, p)
 	return nil
 }
 
@@ -290,7 +296,7 @@ func (s *Session) checkBases(ctx context.Context, p *point.RecoveryPoint) error 
 	if len(s.avoid) == 0 || len(s.bases) == 0 {
 		return nil
 	}
-	points, err := s.v.Points(ctx)
+	points, err := s.v.Summaries(ctx)
 	if err != nil {
 		return err
 	}

@@ -78,6 +78,7 @@ type Vault struct {
 	index   *index.Index
 	nodes   *nodeCache
 	known   knownPoints
+	lists   pointLists
 	wider   singleflight.Group // of lookWider
 }
 
@@ -244,7 +245,7 @@ func (v *Vault) Info(ctx context.Context) (Info, error) {
 			info.Packs++
 		}
 	}
-	points, err := v.Points(ctx)
+	points, err := v.Summaries(ctx)
 	if err != nil {
 		return info, err
 	}

@@ -108,6 +108,16 @@ func (s *subject) list(t *testing.T, prefix string) []string {
 		}
 		names = append(names, info.Name)
 	}
+	alone := []string{}
+	for name, err := range blob.Names(s.ctx, s.Store, prefix) {
+		if err != nil {
+			t.Fatalf("names %q: %v", prefix, err)
+		}
+		alone = append(alone, name)
+	}
+	if !slices.Equal(alone, names) {
+		t.Fatalf("list %q shows %q, without sizes %q", prefix, names, alone)
+	}
 	return names
 }
 

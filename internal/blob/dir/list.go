@@ -20,11 +20,16 @@ import (
 // List implements [blob.Store]. Names that are no object's are passed over.
 func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
-		l := lister{store: s, ctx: ctx, prefix: prefix, yield: yield}
-		start := s.innermost(prefix)
-		if err := l.folder(start, l.read(start)); err != nil && err != errStopped {
-			yield(blob.Info{}, fmt.Errorf("list objects of %s: %w", s.root, err))
-		}
+		l := lister{store: s, ctx: ctx, prefix: prefix, sizes: true, yield: yield}
+		l.run()
+	}
+}
+
+// Names is List without the sizes, which would have to be asked for one by one.
+func (s *Store) Names(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		l := lister{store: s, ctx: ctx, prefix: prefix, yield: func(i blob.Info, err error) bool { return yield(i.Name, err) }}
+		l.run()
 	}
 }
 
@@ -45,7 +50,15 @@ type lister struct {
 	store  *Store
 	ctx    context.Context
 	prefix string
+	sizes  bool // are wanted
 	yield  func(blob.Info, error) bool
+}
+
+func (l *lister) run() {
+	start := l.store.innermost(l.prefix)
+	if err := l.folder(start, l.read(start)); err != nil && err != errStopped {
+		l.yield(blob.Info{}, fmt.Errorf("list objects of %s: %w", l.store.root, err))
+	}
 }
 
 // folder is a directory as it was read.
@@ -145,7 +158,10 @@ func (l *lister) object(name string) error {
 	if !strings.HasPrefix(name, l.prefix) {
 		return nil
 	}
-	info, err := l.store.Stat(l.ctx, name)
+	info, err := blob.Info{Name: name}, l.ctx.Err()
+	if l.sizes {
+		info, err = l.store.Stat(l.ctx, name)
+	}
 	if errors.Is(err, blob.ErrNotExist) {
 		return nil // deleted meanwhile
 	}

@@ -1,0 +1,385 @@
+package vault
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/point"
+)
+
+// The format of a point list, docs/formats/list.md: magic, list ID (16 bytes), nonce (12), sealed zstd frame of a table of texts and of rows.
+const (
+	listsPrefix = "lists/"
+	listMagic   = "HFLIST01"
+	maxTexts    = 64 << 20 // bytes of a list before it is compressed
+)
+
+func (v *Vault) listAEAD(id []byte) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, v.sec.points[:], id, "holdfast list v1", 32)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+// summary is what a list has of a point: all but its definition, of which it has the kind.
+type summary struct {
+	point.RecoveryPoint
+	whole bool // the definition has nothing but the kind: this is all of the point
+}
+
+func summaryOf(p *point.RecoveryPoint) *summary {
+	s := &summary{RecoveryPoint: *p}
+	s.Definition = point.Definition{Kind: p.Definition.Kind}
+	s.whole = reflect.DeepEqual(s.Definition, p.Definition)
+	return s
+}
+
+// sealList returns the object that has the summaries of points, and its name.
+func (v *Vault) sealList(points []*summary) (name string, raw []byte, err error) {
+	plain := encodeList(points)
+	if len(plain) > maxTexts {
+		return "", nil, fmt.Errorf("a list of %d points takes %d bytes", len(points), len(plain))
+	}
+	id, nonce := make([]byte, 16), make([]byte, 12)
+	rand.Read(id)
+	rand.Read(nonce)
+	aead, err := v.listAEAD(id)
+	if err != nil {
+		return "", nil, err
+	}
+	head := append(append([]byte(listMagic), id...), nonce...)
+	return listsPrefix + hex.EncodeToString(id), aead.Seal(head, nonce, manifestEncoder.EncodeAll(plain, nil), head), nil
+}
+
+// openList returns the summaries in the object name.
+func (v *Vault) openList(name string, raw []byte) ([]*summary, error) {
+	id, err := hex.DecodeString(strings.TrimPrefix(name, listsPrefix))
+	if err != nil || len(raw) < pointHead || string(raw[:8]) != listMagic || string(raw[8:24]) != string(id) {
+		return nil, fmt.Errorf("%w: %s is not a point list of this format", ErrCorrupt, name)
+	}
+	aead, err := v.listAEAD(id)
+	if err != nil {
+		return nil, err
+	}
+	packed, err := aead.Open(nil, raw[24:pointHead], raw[pointHead:], raw[:pointHead])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s does not authenticate", ErrCorrupt, name)
+	}
+	plain, err := manifestDecoder.DecodeAll(packed, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
+	}
+	points, err := decodeList(plain)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
+	}
+	return points, nil
+}
+
+// rowCoder writes the fields of a row, or reads them, in one and the same order.
+type rowCoder interface {
+	text(s *string)
+	number(n *int64)
+	// count codes how long something is: 0 for nil, else one more than its length.
+	count(length int, isNil bool) (n int, none bool)
+	// reading says that values are to be changed, which writers leave alone: others may be reading them.
+	reading() bool
+	failed() bool
+}
+
+func encodeList(points []*summary) []byte {
+	w := &rowWriter{numbers: make(map[string]int64)}
+	for _, p := range points {
+		codePoint(w, p)
+	}
+	out := binary.AppendUvarint(nil, uint64(len(w.texts)))
+	for _, s := range w.texts {
+		out = append(binary.AppendUvarint(out, uint64(len(s))), s...)
+	}
+	return append(binary.AppendUvarint(out, uint64(len(points))), w.rows...)
+}
+
+func decodeList(plain []byte) ([]*summary, error) {
+	r := &rowReader{rest: plain}
+	all := string(plain) // texts share it
+	texts := make([]string, 0, r.atMost(1))
+	for range cap(texts) {
+		n := r.atMost(1)
+		at := len(all) - len(r.rest)
+		texts = append(texts, all[at:at+n])
+		r.rest = r.rest[n:]
+	}
+	r.texts = texts
+	points := make([]*summary, 0, r.atMost(minRow))
+	rows := make([]summary, cap(points))
+	for i := range rows {
+		codePoint(r, &rows[i])
+		points = append(points, &rows[i])
+	}
+	if len(r.rest) > 0 && r.err == nil {
+		r.err = errors.New("bytes are left after the last row")
+	}
+	return points, r.err
+}
+
+// minRow is the least that a row takes, in bytes.
+const minRow = 23
+
+type rowWriter struct {
+	texts   []string
+	numbers map[string]int64
+	rows    []byte
+}
+
+func (w *rowWriter) text(s *string) {
+	n, ok := w.numbers[*s]
+	if !ok {
+		n = int64(len(w.texts))
+		w.texts = append(w.texts, *s)
+		w.numbers[*s] = n
+	}
+	w.rows = binary.AppendUvarint(w.rows, uint64(n))
+}
+
+func (w *rowWriter) number(n *int64) { w.rows = binary.AppendVarint(w.rows, *n) }
+
+func (w *rowWriter) count(length int, isNil bool) (int, bool) {
+	if isNil {
+		w.rows = binary.AppendUvarint(w.rows, 0)
+	} else {
+		w.rows = binary.AppendUvarint(w.rows, uint64(length)+1)
+	}
+	return length, isNil
+}
+
+func (w *rowWriter) reading() bool { return false }
+
+func (w *rowWriter) failed() bool { return false }
+
+// rowReader reads zeros once something is wrong.
+type rowReader struct {
+	texts []string
+	rest  []byte
+	err   error
+}
+
+func (r *rowReader) reading() bool { return true }
+
+func (r *rowReader) failed() bool { return r.err != nil }
+
+func (r *rowReader) uvarint() uint64 {
+	n, used := binary.Uvarint(r.rest)
+	if used <= 0 {
+		r.fail()
+		return 0
+	}
+	r.rest = r.rest[used:]
+	return n
+}
+
+func (r *rowReader) fail() {
+	r.err = errors.New("it ends too early, or names what is not there")
+	r.rest = nil
+}
+
+// atMost reads how many things of at least size bytes follow.
+func (r *rowReader) atMost(size int) int {
+	n := r.uvarint()
+	if n > uint64(len(r.rest)/size) {
+		r.fail()
+		return 0
+	}
+	return int(n)
+}
+
+func (r *rowReader) text(s *string) {
+	n := r.uvarint()
+	if n >= uint64(len(r.texts)) {
+		r.fail()
+		return
+	}
+	*s = r.texts[n]
+}
+
+func (r *rowReader) number(n *int64) {
+	var used int
+	if *n, used = binary.Varint(r.rest); used <= 0 {
+		*n = 0
+		r.fail()
+		return
+	}
+	r.rest = r.rest[used:]
+}
+
+func (r *rowReader) count(int, bool) (int, bool) {
+	n := r.uvarint()
+	if n == 0 {
+		return 0, true
+	}
+	if n-1 > uint64(len(r.rest)) {
+		r.fail()
+		return 0, true
+	}
+	return int(n - 1), false
+}
+
+// codePoint codes a row.
+func codePoint(c rowCoder, p *summary) {
+	codeText(c, &p.ID)
+	codeText(c, &p.Kind)
+	c.text(&p.Name)
+	c.text(&p.VM)
+	c.text(&p.MachineUUID)
+	codeTime(c, &p.Time)
+	codeText(c, &p.Consistency)
+	c.text(&p.ConsistencyReason)
+	codeText(c, &p.Rung)
+	c.text(&p.RungReason)
+	codeText(c, &p.Parent)
+	codeTexts(c, &p.Tags)
+	codeSlice(c, &p.Disks, codeDisk)
+	codeSlice(c, &p.ExcludedDisks, rowCoder.text)
+	c.text(&p.Definition.Kind)
+	codeBool(c, &p.whole)
+	codeSlice(c, &p.Files, codeFile)
+	codeSlice(c, &p.Warnings, rowCoder.text)
+	c.text(&p.Holdfast)
+	codeFloat(c, &p.Took)
+	codeFloat(c, &p.FrozenSeconds)
+	if _, none := c.count(0, p.CopiedFrom == nil); none {
+		return
+	}
+	if c.reading() {
+		p.CopiedFrom = &point.Origin{}
+	}
+	c.text(&p.CopiedFrom.Vault)
+	codeText(c, &p.CopiedFrom.Point)
+	codeTexts(c, &p.CopiedFrom.Roots)
+}
+
+func codeDisk(c rowCoder, d *point.Disk) {
+	c.text(&d.Name)
+	c.number(&d.Size)
+	c.number(&d.Used)
+	c.number(&d.Added)
+	c.number(&d.Read)
+	codeBool(c, &d.Tracked)
+	c.text(&d.Reason)
+	c.text(&d.Root)
+	c.text(&d.Bitmap)
+	c.text(&d.Source.File)
+	c.text(&d.Source.Format)
+	c.text(&d.Source.Node)
+	c.text(&d.Source.Device)
+	c.text(&d.Source.Bus)
+	c.text(&d.Source.Serial)
+	codeBool(c, &d.Source.IOThread)
+	codeTexts(c, &d.Source.FormatOptions)
+	c.text(&d.Managed)
+	c.text(&d.ManagedID)
+}
+
+func codeFile(c rowCoder, f *point.File) {
+	c.text(&f.Role)
+	c.text(&f.Path)
+	c.text(&f.Name)
+	mode := int64(f.Mode)
+	if c.number(&mode); c.reading() {
+		f.Mode = uint32(mode)
+	}
+	c.number(&f.Size)
+	c.text(&f.Root)
+}
+
+func codeText[T ~string](c rowCoder, to *T) {
+	s := string(*to)
+	if c.text(&s); c.reading() {
+		*to = T(s)
+	}
+}
+
+func codeBool(c rowCoder, to *bool) {
+	var n int64
+	if *to {
+		n = 1
+	}
+	if c.number(&n); c.reading() {
+		*to = n != 0
+	}
+}
+
+func codeFloat(c rowCoder, to *float64) {
+	n := int64(math.Float64bits(*to))
+	if c.number(&n); c.reading() {
+		*to = math.Float64frombits(uint64(n))
+	}
+}
+
+func codeTime(c rowCoder, to *time.Time) {
+	sec, nsec := to.Unix(), int64(to.Nanosecond())
+	c.number(&sec)
+	if c.number(&nsec); c.reading() {
+		*to = time.Unix(sec, nsec).UTC()
+	}
+}
+
+func codeSlice[T any](c rowCoder, to *[]T, code func(rowCoder, *T)) {
+	n, none := c.count(len(*to), *to == nil)
+	if none {
+		return
+	}
+	if !c.reading() {
+		for i := range *to {
+			code(c, &(*to)[i])
+		}
+		return
+	}
+	*to = make([]T, 0, min(n, 16))
+	for len(*to) < n && !c.failed() {
+		var one T
+		code(c, &one)
+		*to = append(*to, one)
+	}
+}
+
+func codeTexts(c rowCoder, to *map[string]string) {
+	n, none := c.count(len(*to), *to == nil)
+	if none {
+		return
+	}
+	if !c.reading() {
+		for _, k := range slices.Sorted(maps.Keys(*to)) {
+			s := (*to)[k]
+			c.text(&k)
+			c.text(&s)
+		}
+		return
+	}
+	*to = make(map[string]string)
+	for range n {
+		var k, s string
+		c.text(&k)
+		if c.text(&s); c.failed() {
+			return
+		}
+		(*to)[k] = s
+	}
+}

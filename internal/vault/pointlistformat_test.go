@@ -1,0 +1,137 @@
+package vault
+
+import (
+	"encoding/hex"
+	"errors"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/point"
+)
+
+// fill gives every field below v a value that is unlikely to come about otherwise, so that one which is not coded is missed.
+func fill(v reflect.Value, rng *rand.Rand) {
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(strings.Repeat("x", rng.IntN(4)) + string(rune('a'+rng.IntN(26))))
+	case reflect.Bool:
+		v.SetBool(rng.IntN(2) == 0)
+	case reflect.Int64:
+		v.SetInt(rng.Int64() - rng.Int64())
+	case reflect.Uint32:
+		v.SetUint(uint64(rng.Uint32()))
+	case reflect.Float64:
+		v.SetFloat(rng.NormFloat64())
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(v.Elem(), rng)
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), rng.IntN(4), 4))
+		for i := range v.Len() {
+			fill(v.Index(i), rng)
+		}
+	case reflect.Map:
+		v.Set(reflect.MakeMap(v.Type()))
+		for range rng.IntN(4) {
+			k, e := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+			fill(k, rng)
+			fill(e, rng)
+			v.SetMapIndex(k, e)
+		}
+	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[time.Time]() {
+			v.Set(reflect.ValueOf(time.Unix(rng.Int64N(1<<40)-1<<39, rng.Int64N(1e9)).UTC()))
+			return
+		}
+		for i := range v.NumField() {
+			fill(v.Field(i), rng)
+		}
+	default:
+		panic("a point has fields that a list does not know: " + v.Kind().String())
+	}
+}
+
+// Whatever fields a point has, a list gives them back, those of the definition apart.
+func TestListsKeepEveryField(t *testing.T) {
+	v := &Vault{}
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 77))
+		var want []*summary
+		for range rng.IntN(6) {
+			p := &point.RecoveryPoint{}
+			if rng.IntN(4) > 0 {
+				fill(reflect.ValueOf(p).Elem(), rng)
+			}
+			p.Time = p.Time.UTC()
+			want = append(want, summaryOf(p))
+		}
+		name, raw, err := v.sealList(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := v.openList(name, raw)
+		if err != nil || len(got) != len(want) {
+			t.Fatalf("seed %d: %d points, %v; want %d", seed, len(got), err, len(want))
+		}
+		for i := range got {
+			if !reflect.DeepEqual(got[i], want[i]) {
+				t.Fatalf("seed %d: got\n%+v, want\n%+v", seed, got[i], want[i])
+			}
+		}
+	}
+}
+
+// A summary is the whole point exactly when the definition has no more than a kind.
+func TestSummariesKnowWhetherTheyAreWhole(t *testing.T) {
+	for _, tt := range []struct {
+		def  point.Definition
+		want bool
+	}{{point.Definition{}, true}, {point.Definition{Kind: "image"}, true}, {point.Definition{Kind: "qemu", Args: []string{"qemu"}}, false}, {point.Definition{LiveXML: "<domain/>"}, false}} {
+		if s := summaryOf(&point.RecoveryPoint{Definition: tt.def}); s.whole != tt.want || s.Definition.Kind != tt.def.Kind {
+			t.Errorf("%+v: whole %v", tt.def, s.whole)
+		}
+	}
+}
+
+// Any bytes open as a list or are ErrCorrupt; so do any that somebody with the key has sealed.
+func FuzzList(f *testing.F) {
+	v := &Vault{}
+	rng := rand.New(rand.NewPCG(1, 2))
+	p := &point.RecoveryPoint{}
+	fill(reflect.ValueOf(p).Elem(), rng)
+	for _, points := range [][]*summary{nil, {summaryOf(p)}, {summaryOf(p), summaryOf(&point.RecoveryPoint{})}} {
+		_, raw, err := v.sealList(points)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw, false)
+		f.Add(encodeList(points), true)
+	}
+	f.Add([]byte{1, 1, 'x', 0xff, 0xff, 0xff, 0xff, 0x0f}, true)
+	f.Fuzz(func(t *testing.T, b []byte, sealed bool) {
+		if sealed {
+			points, err := decodeList(b)
+			if err != nil {
+				return
+			}
+			again, err := decodeList(encodeList(points))
+			if err != nil || len(again) != len(points) {
+				t.Fatalf("%d points are written and %d read, %v", len(points), len(again), err)
+			}
+			return
+		}
+		name := listsPrefix + strings.Repeat("0", 32)
+		if len(b) >= 24 {
+			name = listsPrefix + hex.EncodeToString(b[8:24])
+		}
+		if _, err := v.openList(name, b); err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Fatal(err)
+		}
+		if points, err := v.openList(listsPrefix+"x", b); err == nil {
+			t.Fatalf("opens under another name, with %d points", len(points))
+		}
+	})
+}
