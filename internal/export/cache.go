@@ -10,6 +10,10 @@ import (
 // maxShards is how many parts a cache has at most: each has a lock of its own.
 const maxShards = 16
 
+// slabBytes is how much memory new buffers are cut from: of a size that the kernel gives at once, not page by page, each of which costs about as
+// much as reading the page's bytes from a pack.
+const slabBytes = 4 << 20
+
 // Cache keeps decoded chunks of any number of disks, up to a limit in bytes. Chunks are known by their ID, so that disks which share a chunk share
 // its place. What is being fetched is fetched once, however many ask for it. When it is full, a chunk that was not read since the
 // last look makes room. A Cache is safe for concurrent use.
@@ -27,6 +31,7 @@ type shard struct {
 	bytes   int64
 	limit   int64
 	spare   [][]byte // buffers of chunks that made room
+	slab    []byte   // where new buffers are cut from
 }
 
 type entry struct {
@@ -178,5 +183,19 @@ func (s *shard) buffer(size int64) []byte {
 			return b
 		}
 	}
-	return make([]byte, size)
+	return s.cut(size)
+}
+
+// cut takes a new buffer from the slab, and a new slab when that is used up.
+func (s *shard) cut(size int64) []byte {
+	if int64(len(s.slab)) < size {
+		if s.limit < 4*slabBytes || size > slabBytes {
+			return make([]byte, size)
+		}
+		s.slab = make([]byte, slabBytes)
+		hugePages(s.slab)
+	}
+	b := s.slab[:size:size]
+	s.slab = s.slab[size:]
+	return b
 }

@@ -49,12 +49,12 @@ func (v *Vault) Summaries(ctx context.Context) ([]*point.RecoveryPoint, error) {
 
 // summaries returns the summaries of all points by their IDs. Nobody may change them.
 func (v *Vault) summaries(ctx context.Context) ([]*summary, error) {
-	listed, err := v.loadLists(ctx)
-	if err != nil {
-		return nil, err
-	}
-	names, err := v.pointNames(ctx, "")
-	if err != nil {
+	var listed map[string]*summary
+	var names []string
+	g, gctx := errgroup.WithContext(ctx) // neither says anything of the other: what is in no list is read
+	g.Go(func() (err error) { listed, err = v.loadLists(gctx); return err })
+	g.Go(func() (err error) { names, err = v.pointNames(gctx, ""); return err })
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	unlisted := v.lists.unlistedOf(names, listed)
@@ -64,7 +64,7 @@ func (v *Vault) summaries(ctx context.Context) ([]*summary, error) {
 			missing = append(missing, name)
 		}
 	}
-	err = v.eachOf(ctx, missing, v.readPoint, func(name string, p *point.RecoveryPoint, err error) error {
+	err := v.eachOf(ctx, missing, v.readPoint, func(name string, p *point.RecoveryPoint, err error) error {
 		if err != nil {
 			return unreadable(name, err)
 		}
