@@ -252,8 +252,8 @@ func (a *app) pointFind() *cobra.Command {
 
 PATTERN is of a name (*.conf), of the end of a path (nginx/*.conf) or of a whole path
 (/etc/**/*.conf). * and ? stand for characters of a name, [a-z] for one of several, ** for any
-number of directories. Without --volume the machine's own tree is searched, and all volumes that
-are not in it.`,
+number of directories. vdb1:/home/*.txt, or --volume vdb1, searches one volume. Without either
+the machine's own tree is searched, and all volumes that are not in it.`,
 		examples: `
 holdfast --vault /srv/vault point find web@latest '*.pem'
 holdfast --vault /srv/vault point find web@latest '/home/**/.ssh/*' --json

@@ -378,6 +378,11 @@ func TestListAndFind(t *testing.T) {
 	if got, err := find("/users/*", "vda2"); !slices.Equal(got, []string{"vda2:/Users/Site.CONF"}) || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
+	for _, pattern := range []string{"vda2:/users/**/*.conf", "vda2:*.conf"} { // as paths are written
+		if got, err := find(pattern, ""); !slices.Equal(got, []string{"vda2:/Users/Site.CONF"}) || err != nil {
+			t.Errorf("found %q as %s, %v", got, pattern, err)
+		}
+	}
 	if _, err := find("[", ""); err == nil {
 		t.Error("a bad pattern is taken")
 	}

@@ -14,7 +14,7 @@ import (
 // FindRequest says what to look for.
 type FindRequest struct {
 	// Pattern is of a name (*.conf), of the end of a path (nginx/*.conf) or of a whole path (/etc/**/*.conf). * and ? are within a name, **
-	// stands for any number of directories.
+	// stands for any number of directories. With VOLUME: before it, as paths are written, it is looked for in that volume.
 	Pattern string
 	// Volume to look through; "" means the machine's tree and all volumes that are not in it.
 	Volume string
@@ -23,6 +23,9 @@ type FindRequest struct {
 
 // Find goes through what there is. With an error that is an [Incomplete] some of it could not be read.
 func (p *Point) Find(ctx context.Context, req FindRequest) error {
+	if vol, pattern, ok := strings.Cut(req.Pattern, ":"); ok && req.Volume == "" && p.volumes.Find(vol) != nil {
+		req.Volume, req.Pattern = vol, pattern
+	}
 	g, err := compile(req.Pattern)
 	if err != nil {
 		return err
