@@ -88,7 +88,7 @@ func (v *Vault) requireUnheld(ctx context.Context, id point.ID) error {
 }
 
 // deleteManifest deletes a point that nobody holds. Who holds it stores that first and looks for the manifest afterwards, so that one of the two sees the
-// other: a hold that appears meanwhile brings the manifest back.
+// other: a hold that appears meanwhile, or that can not be ruled out, brings the manifest back.
 func (v *Vault) deleteManifest(ctx context.Context, id point.ID) error {
 	if err := v.requireUnheld(ctx, id); err != nil {
 		return err
@@ -101,9 +101,8 @@ func (v *Vault) deleteManifest(ctx context.Context, id point.ID) error {
 	if err := v.store.Delete(ctx, name); err != nil {
 		return err
 	}
-	held := v.requireUnheld(ctx, id)
-	if errors.Is(held, ErrHeld) {
-		return errors.Join(held, blob.Put(ctx, v.store, name, manifest))
+	if held := v.requireUnheld(ctx, id); held != nil {
+		return errors.Join(held, blob.Put(context.WithoutCancel(ctx), v.store, name, manifest))
 	}
 	return nil
 }

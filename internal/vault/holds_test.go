@@ -3,6 +3,7 @@ package vault_test
 import (
 	"context"
 	"errors"
+	"iter"
 	"strings"
 	"testing"
 
@@ -60,12 +61,21 @@ func TestHeldPointStays(t *testing.T) {
 // holdingStore has somebody hold a point in the moment in which another deletes its manifest.
 type holdingStore struct {
 	blob.Store
-	hold func() // before the first deletion of a manifest
+	hold  func() // before the first deletion of a manifest
+	blind error  // of every listing of notes from then on
+	held  bool
+}
+
+func (s *holdingStore) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+	if s.held && s.blind != nil && strings.HasPrefix(prefix, "notes/") {
+		return func(yield func(blob.Info, error) bool) { yield(blob.Info{}, s.blind) }
+	}
+	return s.Store.List(ctx, prefix)
 }
 
 func (s *holdingStore) Delete(ctx context.Context, name string) error {
 	if hold := s.hold; hold != nil && strings.HasPrefix(name, "points/") {
-		s.hold = nil
+		s.hold, s.held = nil, true
 		hold()
 	}
 	return s.Store.Delete(ctx, name)
@@ -95,5 +105,29 @@ func TestHoldWhileDeleted(t *testing.T) {
 	}
 	if err := v.DeletePoint(ctx, p.ID); !errors.Is(err, vault.ErrHeld) {
 		t.Errorf("it is not held any more: %v", err)
+	}
+}
+
+// Who deletes a point and can not see whether somebody holds it by then brings it back.
+func TestHoldWhileDeletedUnseen(t *testing.T) {
+	ctx := context.Background()
+	store, key, v := memVault(t)
+	p := backUpWhole(t, v, randomDisk(9, 1))
+	s := &holdingStore{Store: store, blind: errors.New("the store is away")}
+	other, err := vault.Open(ctx, s, key, vault.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	s.hold = func() {
+		if err := v.Hold(ctx, p.ID, "web in /a"); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := other.DeletePoint(ctx, p.ID); !errors.Is(err, s.blind) {
+		t.Errorf("deleting it: %v", err)
+	}
+	if _, err := v.Point(ctx, string(p.ID)); err != nil {
+		t.Errorf("the point that is held: %v", err)
 	}
 }
