@@ -88,7 +88,7 @@ func (f *filling) begin(ctx context.Context, h hypervisor.Hydrator, m hypervisor
 	}
 	data, err := f.req.Content.Extents(ctx)
 	if err == nil {
-		err = f.pool.freeFor(data.Bytes())
+		err = f.pool.freeFor(data.Bytes(), 0)
 	}
 	if err != nil {
 		return err

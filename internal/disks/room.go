@@ -15,25 +15,18 @@ func (p *Pool) checkRoom(need int64) error {
 			promised += max(0, h.Total-h.Done)
 		}
 	}
+	return p.freeFor(need, promised)
+}
+
+// freeFor returns diskimage.ErrNoSpace if the pool can not take need bytes besides those that are promised to others.
+func (p *Pool) freeFor(need, promised int64) error {
 	free, err := diskimage.Room(p.dir)
-	if err != nil {
+	if err != nil || free-promised >= need {
 		return err
-	}
-	if free-promised >= need {
-		return nil
 	}
 	why := ""
 	if promised > 0 {
 		why = fmt.Sprintf(", %d of them for disks that are being filled", promised)
 	}
 	return fmt.Errorf("%w in pool %s: %d bytes needed, %d free%s", diskimage.ErrNoSpace, p.dir, need, free, why)
-}
-
-// freeFor returns diskimage.ErrNoSpace if the pool can not take need bytes.
-func (p *Pool) freeFor(need int64) error {
-	free, err := diskimage.Room(p.dir)
-	if err == nil && free < need {
-		err = fmt.Errorf("%w in pool %s: %d bytes needed, %d free", diskimage.ErrNoSpace, p.dir, need, free)
-	}
-	return err
 }
