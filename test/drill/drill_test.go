@@ -8,16 +8,12 @@ import (
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/drill"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
-
-func hypervisors(t *testing.T, test func(t *testing.T, libvirt bool)) {
-	t.Run("qemu", func(t *testing.T) { test(t, false) })
-	t.Run("libvirt", func(t *testing.T) { test(t, true) })
-}
 
 // A point that works is verified, one that does not is not; a kill leaves nothing for long; and the original goes on.
 func TestDrill(t *testing.T) {
-	hypervisors(t, func(t *testing.T, libvirt bool) {
+	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt)
 		script := filepath.Join(l.dir, "look.sh")
 		if err := os.WriteFile(script, []byte("#!/bin/sh\n# is run inside\necho script in $(hostname)\nls /sys/class/net\n"), 0o600); err != nil {
@@ -33,8 +29,7 @@ func TestDrill(t *testing.T) {
 
 		r := l.start("point", "drill", name+"@latest", "--check", "false")
 		l.await(r, "the guest agent answered")
-		r.cmd.Process.Kill()
-		<-r.done
+		r.Kill()
 		if len(l.processes()) == 0 && !libvirt {
 			t.Error("QEMU ended with the drill: nothing is tested")
 		}
@@ -77,8 +72,8 @@ func TestDrillEndsEarly(t *testing.T) {
 	l := newLab(t, false)
 	r := l.start("point", "drill", name+"@latest", "--check", "false")
 	l.await(r, "isolated")
-	r.cmd.Process.Signal(syscall.SIGINT)
-	l.finish(r, 130)
+	r.Signal(syscall.SIGINT)
+	r.Finish(l.t, 130)
 	l.nothingLeft()
 
 	res := l.drill(6, "--timeout", "1s")
@@ -99,44 +94,43 @@ func TestDrillEndsEarly(t *testing.T) {
 
 // A drill that is killed at any step is cleaned up after by host reconcile, which leaves those that run alone.
 func TestReconcile(t *testing.T) {
-	hypervisors(t, func(t *testing.T, libvirt bool) {
+	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt)
 		scratch := filepath.Join(l.dir, "scratch")
-		there := func(pattern string) func(*running) bool {
-			return func(*running) bool {
+		there := func(pattern string) func(*program.Run) bool {
+			return func(*program.Run) bool {
 				found, _ := filepath.Glob(filepath.Join(scratch, pattern))
 				return len(found) > 0
 			}
 		}
-		says := func(words string) func(*running) bool {
-			return func(r *running) bool { return strings.Contains(r.said(), words) }
+		says := func(words string) func(*program.Run) bool {
+			return func(r *program.Run) bool { return strings.Contains(r.Said(), words) }
 		}
 		for _, step := range []struct {
 			name   string
-			come   func(r *running) bool
-			before os.Signal // sent before the kill
+			come   func(r *program.Run) bool
+			before syscall.Signal // sent before the kill; 0 is none
 		}{
-			{"noted", there("drills/hf-drill-*.json"), nil},
-			{"disks are served", there("hf-drill-*/nbd"), nil},
-			{"overlays", there("hf-drill-*/disk-vdc.qcow2"), nil},
-			{"started", func(*running) bool { return l.machines() > 0 }, nil},
-			{"isolated", says("isolated"), nil},
+			{"noted", there("drills/hf-drill-*.json"), 0},
+			{"disks are served", there("hf-drill-*/nbd"), 0},
+			{"overlays", there("hf-drill-*/disk-vdc.qcow2"), 0},
+			{"started", func(*program.Run) bool { return l.machines() > 0 }, 0},
+			{"isolated", says("isolated"), 0},
 			{"discarding", says("isolated"), syscall.SIGINT},
 		} {
 			r := l.start("point", "drill", name+"@latest", "--check", "false")
-			until(t, step.name, func() bool { return step.come(r) || r.ended() })
-			if step.before != nil {
-				r.cmd.Process.Signal(step.before)
+			program.Until(t, step.name, func() bool { return step.come(r) || r.Ended() })
+			if step.before != 0 {
+				r.Signal(step.before)
 			} else if said := l.must("--connect", l.uri, "host", "reconcile"); !strings.Contains(said, "left alone: the drill runs") && step.name == "isolated" {
 				t.Errorf("with a drill that runs reconcile says\n%s", said)
 			}
-			r.cmd.Process.Kill()
-			<-r.done
-			if code := r.cmd.ProcessState.ExitCode(); code != -1 && step.before == nil {
+			r.Kill()
+			if code := r.Status(); code != -1 && step.before == 0 {
 				t.Fatalf("%s: it ended before it was killed: %v", step.name, r)
 			}
 			said := l.must("--connect", l.uri, "host", "reconcile")
-			if !strings.Contains(said, "removed: its drill was killed after") && step.before == nil || !strings.Contains(said, name+": ") {
+			if !strings.Contains(said, "removed: its drill was killed after") && step.before == 0 || !strings.Contains(said, name+": ") {
 				t.Errorf("%s: reconcile says\n%s", step.name, said)
 			}
 			l.nothingLeft()
@@ -147,12 +141,12 @@ func TestReconcile(t *testing.T) {
 
 // A way out that comes up while the machine runs ends the drill at once, and the machine.
 func TestLeak(t *testing.T) {
-	hypervisors(t, func(t *testing.T, libvirt bool) {
+	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt)
 		r := l.start("point", "drill", name+"@latest", "--check", "false")
 		l.await(r, "isolated")
 		l.leak()
-		if said := l.finish(r, 6).out.String(); !strings.Contains(said, "not verified: the machine was not isolated, and was removed: network leak of type user") {
+		if said := r.Finish(l.t, 6); !strings.Contains(said, "not verified: the machine was not isolated, and was removed: network leak of type user") {
 			t.Errorf("of a way out it says\n%s", said)
 		}
 		l.nothingLeft()

@@ -1,48 +1,24 @@
 package drill
 
 import (
-	"bytes"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/drill"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 	"github.com/holdfast-vm/holdfast/test/vm"
 	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
+	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
-
-// patience is the longest that anything may take on a slow and busy machine.
-const patience = 3 * time.Minute
 
 const name = "shop"
 
-// binary is the holdfast under test.
-var binary string
-
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "hf")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "holdfast")
-	build := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/holdfast-vm/holdfast/cmd/holdfast")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build holdfast: %v\n%s", err, out)
-		return 1
-	}
-	return m.Run()
-}
+func TestMain(m *testing.M) { program.Main(m) }
 
 // lab is a guest that writes, and a vault with a point of it.
 type lab struct {
@@ -81,7 +57,7 @@ func newLab(t testing.TB, libvirt bool) *lab {
 		l.vm = vm.StartQEMU(t, o)
 		l.uri = "qmp:" + l.vm.QMPPath + ",qga=" + l.vm.QGAPath
 	}
-	if err := l.vm.WaitAcked("COMMITTED", 3, patience); err != nil {
+	if err := l.vm.WaitAcked("COMMITTED", 3, program.Patience); err != nil {
 		t.Fatal(err)
 	}
 	l.must("vault", "init", filepath.Join(dir, "vault"))
@@ -123,25 +99,12 @@ func (l *lab) end() {
 			l.t.Logf("%s:\n%s", path, text[max(0, len(text)-2000):])
 		}
 	}
-	until(l.t, "everything has ended", func() bool { return len(l.processes()) == 0 })
+	program.Until(l.t, "everything has ended", func() bool { return len(l.processes()) == 0 })
 }
 
 // processes returns what runs for drills of this lab.
 func (l *lab) processes() map[int]string {
-	found := map[int]string{}
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		args := strings.ReplaceAll(string(text), "\x00", " ")
-		var pid int
-		if _, scanErr := fmt.Sscanf(file, "/proc/%d/", &pid); err != nil || scanErr != nil || pid == os.Getpid() {
-			continue
-		}
-		if strings.Contains(args, l.dir+"/scratch") {
-			found[pid] = args
-		}
-	}
-	return found
+	return program.Processes(func(args string) bool { return strings.Contains(args, l.dir+"/scratch") })
 }
 
 // files returns what lies in the lab's directory, but for what belongs to the vault and the running guest.
@@ -228,7 +191,7 @@ func (l *lab) leak() {
 func (l *lab) undisturbed() {
 	l.t.Helper()
 	was := l.vm.Acked("COMMITTED")
-	if err := l.vm.WaitAcked("COMMITTED", was+2, patience); err != nil {
+	if err := l.vm.WaitAcked("COMMITTED", was+2, program.Patience); err != nil {
 		l.t.Fatal(err)
 	}
 	if text := l.vm.Console(); strings.Contains(text, "WGEN-FAILED") || strings.Contains(text, "rror on dev vd") {
@@ -236,118 +199,43 @@ func (l *lab) undisturbed() {
 	}
 }
 
-// running is a holdfast that was started.
-type running struct {
-	cmd  *exec.Cmd
-	out  bytes.Buffer  // to be read when done is closed
-	errs string        // file of its standard error
-	done chan struct{} // closed when it has ended
-}
-
 func (l *lab) env() []string {
 	return []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" + filepath.Join(l.dir, "key"),
 		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"), "XDG_CONFIG_HOME=" + l.dir}
 }
 
-func (l *lab) start(args ...string) *running {
+func (l *lab) start(args ...string) *program.Run {
 	l.t.Helper()
-	errs, err := os.CreateTemp(l.dir, "stderr")
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	defer errs.Close()
-	r := &running{cmd: exec.Command(binary, args...), done: make(chan struct{}), errs: errs.Name()}
-	r.cmd.Env = append(os.Environ(), l.env()...)
+	env := l.env()
 	if l.daemon != nil {
-		r.cmd.Env = append(r.cmd.Env, "HOLDFAST_CONNECT="+l.uri, "XDG_CACHE_HOME="+filepath.Join(l.daemon.Dir, "k"))
+		env = append(env, "HOLDFAST_CONNECT="+l.uri, "XDG_CACHE_HOME="+filepath.Join(l.daemon.Dir, "k"))
 	}
-	r.cmd.Stdout, r.cmd.Stderr = &r.out, errs
-	r.cmd.WaitDelay = time.Second
-	if err := r.cmd.Start(); err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { r.cmd.Process.Kill() })
-	go func() {
-		r.cmd.Wait() // how it ended is in its state
-		close(r.done)
-	}()
-	return r
-}
-
-func (r *running) said() string {
-	text, err := os.ReadFile(r.errs)
-	if err != nil {
-		return ""
-	}
-	return string(text)
-}
-
-func (r *running) ended() bool {
-	select {
-	case <-r.done:
-		return true
-	default:
-		return false
-	}
-}
-
-func (r *running) String() string {
-	return fmt.Sprintf("holdfast %s: %v\n%s%s", strings.Join(r.cmd.Args[1:], " "), r.cmd.ProcessState, r.out.String(), r.said())
-}
-
-// finish waits for its end, which must have status.
-func (l *lab) finish(r *running, status int) *running {
-	l.t.Helper()
-	select {
-	case <-r.done:
-	case <-time.After(patience):
-		r.cmd.Process.Signal(syscall.SIGQUIT) // it says where it hangs
-		<-r.done
-		l.t.Fatalf("it does not end: %v", r)
-	}
-	if got := r.cmd.ProcessState.ExitCode(); got != status {
-		l.t.Fatalf("want exit status %d: %v", status, r)
-	}
-	return r
+	return program.Start(l.t, env, args...)
 }
 
 func (l *lab) must(args ...string) string {
 	l.t.Helper()
-	return l.finish(l.start(args...), 0).out.String()
+	return l.start(args...).Finish(l.t, 0)
 }
 
 // drill rehearses the newest point, which must end with status.
 func (l *lab) drill(status int, flags ...string) drill.Result {
 	l.t.Helper()
-	r := l.finish(l.start(append([]string{"point", "drill", name + "@latest", "--json"}, flags...)...), status)
+	out := l.start(append([]string{"point", "drill", name + "@latest", "--json"}, flags...)...).Finish(l.t, status)
 	var res drill.Result
-	if err := json.Unmarshal(r.out.Bytes(), &res); err != nil {
-		l.t.Fatalf("%v in %v", err, r)
+	if err := json.Unmarshal([]byte(out), &res); err != nil {
+		l.t.Fatalf("%v in %s", err, out)
 	}
 	return res
 }
 
 // await waits until a running holdfast says words.
-func (l *lab) await(r *running, words string) {
+func (l *lab) await(r *program.Run, words string) {
 	l.t.Helper()
-	until(l.t, "it says "+words, func() bool {
-		if r.ended() {
+	program.Until(l.t, "it says "+words, func() bool {
+		if r.Ended() {
 			l.t.Fatal(r)
 		}
-		return strings.Contains(r.said(), words)
+		return strings.Contains(r.Said(), words)
 	})
-}
-
-// until polls a condition until it is true.
-func until(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
-		}
-		<-tick.C
-	}
 }
