@@ -2,10 +2,7 @@ package vault
 
 import (
 	"bytes"
-	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"time"
@@ -19,7 +16,8 @@ import (
 // sealed apart, so that notes are listed without reading their bodies.
 const (
 	noteMagic     = "HFNOTE01"
-	noteIdentity  = 8 + 16 + 16 // magic and IDs: what is authenticated with both parts
+	noteInfo      = "holdfast note v1" // of its key
+	noteIdentity  = 8 + 16 + 16        // magic and IDs: what is authenticated with both parts
 	noteKindSize  = 32
 	notePlainHead = 8 + 4 + 4 + noteKindSize + 16
 	noteHead      = noteIdentity + notePlainHead + 16
@@ -33,24 +31,12 @@ var (
 
 var noteDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxNote))
 
-func (v *Vault) noteAEAD(salt []byte) (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, v.sec.points[:], salt, "holdfast note v1", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
-}
-
 func (v *Vault) sealNote(id point.ID, n Note) ([]byte, error) {
 	salt, err := noteKeySalt(id, n.ID)
 	if err != nil {
 		return nil, err
 	}
-	aead, err := v.noteAEAD(salt)
+	aead, err := v.aead(noteInfo, salt)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +46,7 @@ func (v *Vault) sealNote(id point.ID, n Note) ([]byte, error) {
 	binary.LittleEndian.PutUint32(head[8:], uint32(len(n.Body)))
 	copy(head[16:], n.Kind)
 	raw := aead.Seal(name, noteHeadNonce, head, name)
-	return aead.Seal(raw, noteBodyNonce, manifestEncoder.EncodeAll(n.Body, nil), name), nil
+	return aead.Seal(raw, noteBodyNonce, sealedEncoder.EncodeAll(n.Body, nil), name), nil
 }
 
 // noteSeal returns the cipher of the note that name belongs to, if raw begins as that note must.
@@ -76,7 +62,7 @@ func (v *Vault) noteSeal(name string, raw []byte) (id string, aead cipher.AEAD, 
 	if !bytes.Equal(raw[8:noteIdentity], salt) {
 		return "", nil, fmt.Errorf("%w: %s is another note than its name says", ErrCorrupt, name)
 	}
-	aead, err = v.noteAEAD(salt)
+	aead, err = v.aead(noteInfo, salt)
 	return note, aead, err
 }
 

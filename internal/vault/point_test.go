@@ -19,10 +19,10 @@ func FuzzPoint(f *testing.F) {
 	}
 	f.Add(whole, false)
 	f.Add(whole[:len(whole)-1], false)
-	f.Add(manifestEncoder.EncodeAll([]byte(`{"id":"x","disks":[{}]}`), nil), true)
-	f.Add(manifestEncoder.EncodeAll(make([]byte, 1<<20), nil), true)
+	f.Add(sealedEncoder.EncodeAll([]byte(`{"id":"x","disks":[{}]}`), nil), true)
+	f.Add(sealedEncoder.EncodeAll(make([]byte, 1<<20), nil), true)
 	f.Add([]byte{}, true)
-	f.Add(manifestEncoder.EncodeAll([]byte(`{"x":[{}],"vm":"v","time":"2026-01-01T00:00:00Z"}`), nil), true)
+	f.Add(sealedEncoder.EncodeAll([]byte(`{"x":[{}],"vm":"v","time":"2026-01-01T00:00:00Z"}`), nil), true)
 	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
 		if seal {
 			b = sealBytes(t, v, id, b)
@@ -42,11 +42,11 @@ func sealBytes(t *testing.T, v *Vault, id string, plain []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	aead, err := v.pointAEAD(raw)
+	aead, err := v.aead(manifests.info, raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := append(append([]byte(pointMagic), raw...), make([]byte, 12)...)
+	head := append(append([]byte(manifests.magic), raw...), make([]byte, 12)...)
 	return aead.Seal(head, head[24:], plain, head)
 }
 

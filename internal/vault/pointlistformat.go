@@ -1,11 +1,7 @@
 package vault
 
 import (
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -14,30 +10,18 @@ import (
 	"math"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// The format of a point list, docs/formats/list.md: magic, list ID (16 bytes), nonce (12), sealed zstd frame of a table of texts and of rows.
+// The format of a point list, docs/formats/list.md: a sealed object of a table of texts and of rows.
 const (
 	listsPrefix = "lists/"
-	listMagic   = "HFLIST01"
 	maxTexts    = 64 << 20 // bytes of a list before it is compressed
 )
 
-func (v *Vault) listAEAD(id []byte) (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, v.sec.points[:], id, "holdfast list v1", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
-}
+var sealedLists = sealed{listsPrefix, "HFLIST01", "holdfast list v1", "point list"}
 
 // summary is what a list has of a point: all but its definition, of which it has the kind.
 type summary struct {
@@ -58,34 +42,17 @@ func (v *Vault) sealList(points []*summary) (name string, raw []byte, err error)
 	if len(plain) > maxTexts {
 		return "", nil, fmt.Errorf("a list of %d points takes %d bytes", len(points), len(plain))
 	}
-	id, nonce := make([]byte, 16), make([]byte, 12)
+	id := make([]byte, 16)
 	rand.Read(id)
-	rand.Read(nonce)
-	aead, err := v.listAEAD(id)
-	if err != nil {
-		return "", nil, err
-	}
-	head := append(append([]byte(listMagic), id...), nonce...)
-	return listsPrefix + hex.EncodeToString(id), aead.Seal(head, nonce, manifestEncoder.EncodeAll(plain, nil), head), nil
+	raw, err = v.seal(sealedLists, id, plain)
+	return listsPrefix + hex.EncodeToString(id), raw, err
 }
 
 // openList returns the summaries in the object name.
 func (v *Vault) openList(name string, raw []byte) ([]*summary, error) {
-	id, err := hex.DecodeString(strings.TrimPrefix(name, listsPrefix))
-	if err != nil || len(raw) < pointHead || string(raw[:8]) != listMagic || string(raw[8:24]) != string(id) {
-		return nil, fmt.Errorf("%w: %s is not a point list of this format", ErrCorrupt, name)
-	}
-	aead, err := v.listAEAD(id)
+	plain, err := v.unseal(sealedLists, name, raw)
 	if err != nil {
 		return nil, err
-	}
-	packed, err := aead.Open(nil, raw[24:pointHead], raw[pointHead:], raw[:pointHead])
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s does not authenticate", ErrCorrupt, name)
-	}
-	plain, err := manifestDecoder.DecodeAll(packed, nil)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
 	}
 	points, err := decodeList(plain)
 	if err != nil {

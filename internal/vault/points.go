@@ -4,11 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -17,38 +12,19 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// The format of a manifest, docs/formats/point.md: magic, point ID (16 bytes), nonce (12), sealed zstd-compressed JSON.
+// The format of a manifest, docs/formats/point.md: a sealed object of JSON.
 const (
 	pointsPrefix = "points/"
-	pointMagic   = "HFPOINT1"
-	pointHead    = 8 + 16 + 12
 	maxManifest  = 64 << 20 // bytes of JSON; a domain definition has a few tens of KiB
 )
 
-// Manifests are small and rare: one shared encoder and decoder each serve all goroutines, the decoder one per processor at a time.
-var (
-	manifestEncoder, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
-	manifestDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(maxManifest))
-)
-
-func (v *Vault) pointAEAD(id []byte) (cipher.AEAD, error) {
-	key, err := hkdf.Key(sha256.New, v.sec.points[:], id, "holdfast point v1", 32)
-	if err != nil {
-		return nil, err
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
-	return cipher.NewGCM(block)
-}
+var manifests = sealed{pointsPrefix, "HFPOINT1", "holdfast point v1", "point"}
 
 func (v *Vault) sealPoint(p *point.RecoveryPoint) ([]byte, error) {
 	id, err := hex.DecodeString(string(p.ID))
@@ -65,33 +41,13 @@ func (v *Vault) sealPoint(p *point.RecoveryPoint) ([]byte, error) {
 	if len(plain) > maxManifest {
 		return nil, fmt.Errorf("point %s: its manifest of %d bytes is too large", p.ID, len(plain))
 	}
-	aead, err := v.pointAEAD(id)
-	if err != nil {
-		return nil, err
-	}
-	head := append([]byte(pointMagic), id...)
-	nonce := make([]byte, 12)
-	rand.Read(nonce)
-	head = append(head, nonce...)
-	return aead.Seal(head, nonce, manifestEncoder.EncodeAll(plain, nil), head), nil
+	return v.seal(manifests, id, plain)
 }
 
 func (v *Vault) openPoint(name string, raw []byte) (*point.RecoveryPoint, error) {
-	id, err := hex.DecodeString(strings.TrimPrefix(name, pointsPrefix))
-	if err != nil || len(raw) < pointHead || string(raw[:8]) != pointMagic || string(raw[8:24]) != string(id) {
-		return nil, fmt.Errorf("%w: %s is not a point of this format", ErrCorrupt, name)
-	}
-	aead, err := v.pointAEAD(id)
+	plain, err := v.unseal(manifests, name, raw)
 	if err != nil {
 		return nil, err
-	}
-	packed, err := aead.Open(nil, raw[24:pointHead], raw[pointHead:], raw[:pointHead])
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s does not authenticate", ErrCorrupt, name)
-	}
-	plain, err := manifestDecoder.DecodeAll(packed, nil)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
 	}
 	var p point.RecoveryPoint
 	if err := json.Unmarshal(plain, &p); err != nil {
