@@ -1,47 +1,26 @@
 package ext4
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 )
 
-// TestMain moves the tests into a mount namespace of their own where they may mount: whatever ends the process, its mounts end
-// with it, and the loop devices below them, and the memory that they keep their images in.
+// TestMain has the tests keep their images in memory that ends with them, where they may mount.
 func TestMain(m *testing.M) {
-	const moved = "HOLDFAST_EXT4_TEST_NAMESPACE"
-	if mayMount() && os.Getenv(moved) == "" {
-		if err := ownMounts(); err != nil {
-			fmt.Fprintln(os.Stderr, "own mount namespace:", err)
-			os.Exit(1)
+	filesystemtest.OwnMounts(m, mayMount(), func() error {
+		const scratch = "/mnt" // exists everywhere; only this process sees what is put over it
+		if err := unix.Mount("tmpfs", scratch, "tmpfs", 0, "size=3g"); err != nil {
+			return err
 		}
-		err := syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), moved+"=1"))
-		fmt.Fprintln(os.Stderr, "start again:", err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
-
-func ownMounts() error {
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return err
-	}
-	if err := unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return err
-	}
-	const scratch = "/mnt" // exists everywhere; only this process sees what is put over it
-	if err := unix.Mount("tmpfs", scratch, "tmpfs", 0, "size=3g"); err != nil {
-		return err
-	}
-	return os.Setenv("TMPDIR", scratch)
+		return os.Setenv("TMPDIR", scratch)
+	})
 }
 
 // mayMount tells whether the kernel's driver is to be compared with: root has loop devices. Where it is so, a mount that does not

@@ -17,8 +17,13 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 	"golang.org/x/sys/unix"
 )
+
+func TestMain(m *testing.M) {
+	filesystemtest.OwnMounts(m, os.Geteuid() == 0, func() error { return nil }) // others can not mount at all
+}
 
 // known is everything the tests compare of one file.
 type known struct {
