@@ -47,9 +47,6 @@ func (c *copier) HydrationRate(context.Context, hypervisor.Machine, hypervisor.H
 	return nil
 }
 
-func (c *copier) AbandonHydration(context.Context, hypervisor.Machine, hypervisor.HydrationTarget) error {
-	return nil
-}
 func (c *copier) Continue(context.Context, hypervisor.Machine) (bool, error) { return false, nil }
 func (c *copier) Start(context.Context, hypervisor.Machine, string) error    { return nil }
 

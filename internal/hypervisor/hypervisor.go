@@ -161,8 +161,6 @@ type Hydrator interface {
 	FinishHydration(ctx context.Context, m Machine, s Settlement) error
 	// Settled returns the disks whose targets are in the machine's definition.
 	Settled(ctx context.Context, m Machine, s Settlement) (map[string]bool, error)
-	// AbandonHydration ends the copy; the machine stays on its overlay.
-	AbandonHydration(ctx context.Context, m Machine, t HydrationTarget) error
 	// Continue lets a machine go on that stopped on an I/O error. One that stands still for another reason is left alone, and reported as paused.
 	Continue(ctx context.Context, m Machine) (paused bool, err error)
 	// Start boots a machine of Define that is off. storageDir is that of its Rebuild.

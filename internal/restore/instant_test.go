@@ -204,10 +204,6 @@ func (w *world) HydrationRate(context.Context, hypervisor.Machine, hypervisor.Hy
 	return w.call("rate")
 }
 
-func (w *world) AbandonHydration(context.Context, hypervisor.Machine, hypervisor.HydrationTarget) error {
-	return w.call("abandon")
-}
-
 // FinishHydration can die between any two of its steps, as a real one.
 func (w *world) FinishHydration(_ context.Context, _ hypervisor.Machine, s hypervisor.Settlement) error {
 	if err := w.call("stop"); err != nil {

@@ -152,31 +152,17 @@ func pivots(el *etree.Element) bool { return attr(el, "mirror", "ready") == "piv
 
 // HydrationRate implements [hypervisor.Hydrator].
 func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
-	return h.onJob(ctx, m, t, "limit the copy of disk", func(l look) error {
-		return l.c.BlockJobSetSpeed(ctx, l.dom, t.Disk, uint64(rate))
-	})
-}
-
-// AbandonHydration implements [hypervisor.Hydrator].
-func (h *Host) AbandonHydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) error {
-	return h.onJob(ctx, m, t, "end the copy of disk", func(l look) error {
-		return l.c.BlockJobAbort(ctx, l.dom, t.Disk, 0)
-	})
-}
-
-// onJob does something with a copy if it runs.
-func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, what string, do func(l look) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	l, err := h.look(ctx, m)
 	if err == nil && !l.off() {
 		var found bool
 		if _, found, err = l.c.BlockJobInfo(ctx, l.dom, t.Disk); err == nil && found {
-			err = do(l)
+			err = l.c.BlockJobSetSpeed(ctx, l.dom, t.Disk, uint64(rate))
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s %s of %s: %w", what, t.Disk, m.Name, err)
+		return fmt.Errorf("limit the copy of disk %s of %s: %w", t.Disk, m.Name, err)
 	}
 	return nil
 }

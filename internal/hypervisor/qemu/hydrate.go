@@ -308,17 +308,6 @@ func dirtyBytes(ctx context.Context, c *qmp.Client, file string) (n int64, err e
 
 // HydrationRate implements [hypervisor.Hydrator].
 func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
-	return h.onJob(ctx, m, t, "limit the copy of disk", func(ctx context.Context, c *qmp.Client, job *blockJob) error {
-		if job.ended() {
-			return nil
-		}
-		return c.Execute(ctx, "block-job-set-speed", map[string]any{"device": job.ID, "speed": rate}, nil)
-	})
-}
-
-// onJob does something with a copy if it runs.
-func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, what string,
-	do func(context.Context, *qmp.Client, *blockJob) error) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	c, err := h.reach(ctx, m)
@@ -326,38 +315,13 @@ func (h *Host) onJob(ctx context.Context, m hypervisor.Machine, t hypervisor.Hyd
 	if err == nil {
 		job, err = findJob(ctx, c, t.Disk)
 	}
-	if err == nil && job != nil && job.Status != "concluded" {
-		err = do(ctx, c, job)
+	if err == nil && job != nil && !job.ended() && job.Status != "concluded" {
+		err = c.Execute(ctx, "block-job-set-speed", map[string]any{"device": job.ID, "speed": rate}, nil)
 	}
 	if err != nil {
-		return fmt.Errorf("%s %s of %s: %w", what, t.Disk, m.Name, err)
+		return fmt.Errorf("limit the copy of disk %s of %s: %w", t.Disk, m.Name, err)
 	}
 	return nil
-}
-
-// AbandonHydration implements [hypervisor.Hydrator].
-func (h *Host) AbandonHydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) error {
-	err := h.onJob(ctx, m, t, "end the copy of disk", func(ctx context.Context, c *qmp.Client, job *blockJob) error {
-		return c.Execute(ctx, "block-job-cancel", map[string]any{"device": job.ID, "force": true}, nil)
-	})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, commandTime)
-	defer cancel()
-	c, err := h.reach(ctx, m)
-	if err != nil {
-		return err
-	}
-	job, err := awaitJob(ctx, c, t.Disk)
-	if err != nil {
-		return err
-	}
-	d, err := findBacked(ctx, c, t)
-	if err != nil || d.local {
-		return err
-	}
-	return clearCopy(ctx, c, job, localNode(d.node, t.Disk))
 }
 
 // awaitJob returns the copy of a disk when it has ended, nil if there is none.

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"syscall"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
@@ -24,21 +24,36 @@ func (h *Host) Remove(ctx context.Context, m hypervisor.Machine) error {
 	if pid <= 0 {
 		return fmt.Errorf("remove machine %s: which process it is can not be told", m.Name)
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := kill(ctx, pid); err != nil {
 		return fmt.Errorf("remove machine %s: kill QEMU (process %d): %w", m.Name, pid, err)
 	}
+	return nil
+}
+
+// kill ends a process and waits until it is gone with all that it held: of a process that is ending, the socket on which it listens closes before
+// its connections and the locks of its images.
+func kill(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
 	for {
-		conn, err := net.Dial("unix", h.socket)
-		if nobodyListens(err) {
+		gone, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(startPause.Milliseconds()))
+		if gone > 0 {
 			return nil
 		}
-		if err == nil {
-			conn.Close()
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("remove machine %s: QEMU (process %d) does not end: %w", m.Name, pid, ctx.Err())
-		case <-time.After(startPause):
+		if ctx.Err() != nil {
+			return fmt.Errorf("it does not end: %w", ctx.Err())
 		}
 	}
 }

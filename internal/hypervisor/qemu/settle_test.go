@@ -113,36 +113,6 @@ func TestNoMoveByItself(t *testing.T) {
 	i.requireSettled()
 }
 
-// A copy can be given up whatever it does: stopped on an error, or waiting for its last order.
-func TestAbandonStoppedCopy(t *testing.T) {
-	i := newInstant(t)
-	i.hydrateAll(0)
-	i.awaitReady()
-	c, err := i.h.Client(t.Context())
-	i.ok(err)
-	i.ok(c.Execute(t.Context(), "job-complete", map[string]any{"id": jobID("vda")}, nil))
-	await(t, "the end of the copy", func() bool {
-		job, err := findJob(t.Context(), c, "vda")
-		i.ok(err)
-		return job.Status == "pending"
-	})
-	i.endExports()
-	i.failToWrite("sdb", 3*mib+4096)
-	i.stopped(i.targets[1])
-	for _, target := range i.targets {
-		i.ok(i.h.AbandonHydration(t.Context(), i.m, target))
-		if now, err := i.h.Hydration(t.Context(), i.m, target); err != nil || now != (hypervisor.Hydration{}) {
-			t.Errorf("given up, the copy of %s is %+v, %v", target.Disk, now, err)
-		}
-	}
-	i.write("vda", mib, 8) // it is on its overlay
-	i.exportAgain()
-	i.hydrateAll(0)
-	i.goOn()
-	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
-	i.requireSettled()
-}
-
 // A machine that died in the middle is not moved to targets that may lack what it wrote.
 func TestMoveOfDeadMachine(t *testing.T) {
 	i := newInstant(t)
