@@ -119,10 +119,12 @@ func ValidName(name string) error {
 			return fmt.Errorf("object name %q: byte %q is not one of a-z 0-9 . _ - /", name, name[i])
 		}
 	}
-	for i, part := range strings.Split(name, "/") {
-		if part == "" || part == "." || part == ".." || i == 0 && part == "tmp" {
+	first := true
+	for part := range strings.SplitSeq(name, "/") {
+		if part == "" || part == "." || part == ".." || first && part == "tmp" {
 			return fmt.Errorf("object name %q: part %q is not allowed", name, part)
 		}
+		first = false
 	}
 	return nil
 }

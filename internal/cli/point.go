@@ -61,11 +61,9 @@ func (a *app) listPoints(ctx context.Context, v *vault.Vault, takes func(*point.
 	} else {
 		var points []*point.RecoveryPoint
 		var list []listedPoint
-		points, err = v.Summaries(ctx)
+		points, err = v.Summaries(ctx, takes)
 		for _, p := range points {
-			if takes(p) {
-				list = append(list, verdict(p))
-			}
+			list = append(list, verdict(p))
 		}
 		if err == nil {
 			err = a.printPoints(list)
@@ -270,7 +268,7 @@ func (a *app) completePoints(cmd *cobra.Command, args []string, _ string) ([]str
 	}
 	latest := map[string]bool{}
 	a.withVault(cmd.Context(), func(v *vault.Vault) error {
-		points, err := v.Summaries(cmd.Context())
+		points, err := v.Summaries(cmd.Context(), nil)
 		for _, p := range points {
 			out = append(out, p.ID.Short()+"\t"+p.VM+" "+humanTime(p.Time))
 			if !p.IsSnapshot() {

@@ -43,11 +43,11 @@ func (a *app) listSnapshots(ctx context.Context, v *vault.Vault, filter snapshot
 	if a.json {
 		return printJSONList(a, v.EachPoint(ctx, filter.Takes))
 	}
-	points, err := v.Summaries(ctx)
+	points, err := v.Summaries(ctx, filter.Takes)
 	if err != nil {
 		return err
 	}
-	return a.printSnapshots(snapshots.List(points, filter))
+	return a.printSnapshots(points)
 }
 
 func (a *app) printSnapshots(list []*point.RecoveryPoint) error {

@@ -53,7 +53,7 @@ func (a *app) listVMs(ctx context.Context) error {
 	var last func(hypervisor.Machine) *point.RecoveryPoint
 	if a.vaultPath() != "" {
 		err := a.withVault(ctx, func(v *vault.Vault) error {
-			points, err := v.Summaries(ctx)
+			points, err := v.Summaries(ctx, nil)
 			last = func(m hypervisor.Machine) *point.RecoveryPoint { return protect.Last(points, m) }
 			return err
 		})

@@ -160,14 +160,13 @@ func (s *Server) findBootSet(ctx context.Context, p *point.RecoveryPoint, disk s
 	if !errors.Is(err, vault.ErrNoNote) {
 		return set, err
 	}
-	points, err := s.v.Summaries(ctx)
+	points, err := s.v.Summaries(ctx, func(q *point.RecoveryPoint) bool {
+		return q.VM == p.VM && q.MachineUUID == p.MachineUUID && q.Time.Before(p.Time)
+	})
 	if err != nil {
 		return nil, err
 	}
 	for _, q := range slices.Backward(points) {
-		if q.VM != p.VM || q.MachineUUID != p.MachineUUID || !q.Time.Before(p.Time) {
-			continue
-		}
 		if set, err := s.bootSetOf(ctx, q.ID, disk); !errors.Is(err, vault.ErrNoNote) {
 			return set, err
 		}

@@ -67,7 +67,7 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 // prepare cleans up after a killed run and finds out what there is to do. It changes nothing in the vault.
 func (r *run) prepare(ctx context.Context) error {
 	m := r.req.Machine
-	points, err := r.Vault.Summaries(ctx)
+	points, err := r.Vault.Summaries(ctx, newestOf(m))
 	if err != nil {
 		return err
 	}

@@ -99,7 +99,7 @@ func CleanUp(ctx context.Context, deps Deps, m hypervisor.Machine, release bool)
 	defer unlock()
 	var keep []string
 	if deps.Vault != nil && !release {
-		points, err := deps.Vault.Summaries(ctx)
+		points, err := deps.Vault.Summaries(ctx, newestOf(m))
 		if err != nil {
 			return nil, err
 		}

@@ -60,7 +60,7 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 		return nil, err
 	}
 	defer session.Abort()
-	points, err := deps.Vault.Summaries(ctx)
+	points, err := deps.Vault.Summaries(ctx, newestOfImages(req))
 	if err != nil {
 		return nil, err
 	}

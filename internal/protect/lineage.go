@@ -2,6 +2,7 @@ package protect
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -21,6 +22,44 @@ func lineageOf(points []*point.RecoveryPoint, m hypervisor.Machine) lineage {
 	return collect(points, func(p *point.RecoveryPoint) bool { return !p.IsSnapshot() && isOf(p, m) })
 }
 
+// newestOf returns a filter for the points from which records and lineages of m are found: the newest of each kind, whole, of each disk, and with a record of
+// changes, and few others.
+func newestOf(m hypervisor.Machine) func(*point.RecoveryPoint) bool {
+	return point.Newest(func(p *point.RecoveryPoint) []string {
+		if !isMachines(p, m) {
+			return nil
+		}
+		keys := []string{string(p.Kind)}
+		for _, d := range p.Disks {
+			if keys = append(keys, string(p.Kind)+"\x00"+d.Name); d.Bitmap != "" {
+				keys = append(keys, string(p.Kind)+"\x00"+d.Name+"\x00record")
+			}
+		}
+		return keys
+	})
+}
+
+// newestOfImages is newestOf for what imageLineage or managedLineage looks for.
+func newestOfImages(r ImageRequest) func(*point.RecoveryPoint) bool {
+	return point.Newest(func(p *point.RecoveryPoint) (keys []string) {
+		if !r.snapshot() {
+			if isImageOf(p, r.Name) {
+				keys = append(keys, "")
+				for _, d := range p.Disks {
+					keys = append(keys, d.Name)
+				}
+			}
+			return keys
+		}
+		for _, d := range p.Disks {
+			if d.ManagedID != "" && slices.ContainsFunc(r.Managed, func(m ManagedDisk) bool { return m.ID == d.ManagedID }) {
+				keys = append(keys, d.ManagedID)
+			}
+		}
+		return keys
+	})
+}
+
 // isOf reports whether p is a point of m, whole or of some of its disks.
 func isOf(p *point.RecoveryPoint, m hypervisor.Machine) bool {
 	if p.Definition.Kind == kindImage {
@@ -34,9 +73,11 @@ func isOf(p *point.RecoveryPoint, m hypervisor.Machine) bool {
 
 // imageLineage picks the points of an image backup of that name.
 func imageLineage(points []*point.RecoveryPoint, name string) lineage {
-	return collect(points, func(p *point.RecoveryPoint) bool {
-		return !p.IsSnapshot() && p.Definition.Kind == kindImage && p.VM == name
-	})
+	return collect(points, func(p *point.RecoveryPoint) bool { return isImageOf(p, name) })
+}
+
+func isImageOf(p *point.RecoveryPoint, name string) bool {
+	return !p.IsSnapshot() && p.Definition.Kind == kindImage && p.VM == name
 }
 
 // managedLineage picks the latest state of each managed disk, by its unique ID, from all snapshots.

@@ -67,6 +67,11 @@ func isMachines(p *point.RecoveryPoint, m hypervisor.Machine) bool {
 	return p.VM == m.Name
 }
 
+// has reports whether changes of the disk are recorded since d.
+func (r records) has(d point.Disk) bool {
+	return d.Bitmap != "" && (d.Bitmap == r.backups[d.Name] || d.Bitmap == r.snapshots[d.Name])
+}
+
 // all returns every bitmap that a point counts from.
 func (r records) all() []string {
 	return append(names(r.backups, nil), names(r.snapshots, nil)...)
@@ -100,7 +105,7 @@ func (r *run) borrows(disk, bitmap string) bool {
 // snapshotLineage returns for every disk of m the newest state from which changes are recorded, of a backup or a snapshot, else the newest of all. Its last
 // is the newest point among those.
 func snapshotLineage(points []*point.RecoveryPoint, m hypervisor.Machine, disks []string) lineage {
-	known := recordsOf(points, m).all()
+	known := recordsOf(points, m)
 	l := lineage{disks: map[string]point.Disk{}}
 	from := map[string]*point.RecoveryPoint{}
 	for _, p := range points {
@@ -108,15 +113,14 @@ func snapshotLineage(points []*point.RecoveryPoint, m hypervisor.Machine, disks 
 			continue
 		}
 		for _, d := range p.Disks {
-			counts := slices.Contains(known, d.Bitmap)
-			if old, ok := l.disks[d.Name]; !slices.Contains(disks, d.Name) || ok && !counts && slices.Contains(known, old.Bitmap) {
+			if old, ok := l.disks[d.Name]; !slices.Contains(disks, d.Name) || ok && !known.has(d) && known.has(old) {
 				continue
 			}
 			l.disks[d.Name], from[d.Name] = d, p
 		}
 	}
 	for _, p := range from {
-		if l.last == nil || p.Time.After(l.last.Time) {
+		if l.last == nil || point.ByTime(p, l.last) > 0 {
 			l.last = p
 		}
 	}

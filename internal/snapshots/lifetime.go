@@ -33,7 +33,7 @@ type LifetimeDisk struct {
 
 // Lifetimes returns when which snapshots were in the vault, those that were deleted too.
 func Lifetimes(ctx context.Context, v *vault.Vault) ([]Lifetime, error) {
-	points, err := v.Summaries(ctx)
+	points, err := v.Summaries(ctx, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -107,17 +107,6 @@ type Filter struct {
 	Tags map[string]string
 }
 
-// List returns the snapshots among points that f chooses, in the same order.
-func List(points []*point.RecoveryPoint, f Filter) []*point.RecoveryPoint {
-	var out []*point.RecoveryPoint
-	for _, p := range points {
-		if f.Takes(p) {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
 // Takes reports whether p is a snapshot that f chooses.
 func (f Filter) Takes(p *point.RecoveryPoint) bool {
 	if !p.IsSnapshot() || f.VM != "" && p.VM != f.VM && !strings.EqualFold(p.MachineUUID, f.VM) {

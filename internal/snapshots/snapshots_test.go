@@ -210,10 +210,6 @@ func TestFindAndList(t *testing.T) {
 			t.Errorf("Find(%q): %v, want %v", ref, err, want)
 		}
 	}
-	points, err := v.Points(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, tt := range []struct {
 		filter Filter
 		want   int
@@ -221,8 +217,8 @@ func TestFindAndList(t *testing.T) {
 		{Filter{}, 4}, {Filter{VM: "web"}, 1}, {Filter{VM: "u"}, 1}, {Filter{Disk: "web:data"}, 1}, {Filter{Disk: "data"}, 4}, {Filter{Disk: "x"}, 0},
 		{Filter{Tags: map[string]string{"a": "b"}}, 1}, {Filter{Tags: map[string]string{"a": "c"}}, 0},
 	} {
-		if got := List(points, tt.filter); len(got) != tt.want {
-			t.Errorf("List(%+v) has %d, want %d", tt.filter, len(got), tt.want)
+		if got, err := v.Summaries(t.Context(), tt.filter.Takes); err != nil || len(got) != tt.want {
+			t.Errorf("%+v takes %d, %v, want %d", tt.filter, len(got), err, tt.want)
 		}
 	}
 	for _, name := range []string{"", "-x", "a b", "cafe", "0123", strings.Repeat("x", 129)} {

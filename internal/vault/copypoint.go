@@ -206,11 +206,11 @@ func keyOf(p *point.RecoveryPoint, i int, t treeOf) pairKey {
 // pairs returns the trees of this machine that both vaults have: of the point nearest in time for each disk and file. A point has the same
 // ID in all vaults; where the source has deleted it, another of its points may still have the same tree.
 func (c *copier) pairs(ctx context.Context) (map[pairKey]*treePair, error) {
-	theirs, err := c.from.Summaries(ctx)
+	theirs, err := c.from.Summaries(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	ours, err := c.to.Summaries(ctx)
+	ours, err := c.to.Summaries(ctx, nil)
 	if err != nil {
 		return nil, err
 	}

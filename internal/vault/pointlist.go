@@ -27,15 +27,16 @@ type pointLists struct {
 	write sync.Mutex // one writer of lists at a time
 
 	mu       sync.Mutex
-	lists    map[string][]*summary // by the name of the list
+	lists    map[string]*pointList // by the name of the list
 	bad      map[string]bool       // lists that can not be read
 	unlisted map[string]*summary   // points that no list has, by the name of their object
 }
 
-// Summaries returns all points, oldest first, without their definitions, but for the kinds of these. It takes one listing, and reading a few objects
-// however many points there are. A manifest that can not be read, where one is, is an error. The summaries are shared: nobody may change them.
-func (v *Vault) Summaries(ctx context.Context) ([]*point.RecoveryPoint, error) {
-	all, err := v.summaries(ctx)
+// Summaries returns the points that match, all if match is nil, oldest first, without their definitions, but for the kinds of these. It takes one
+// listing, and reading a few objects however many points there are. A manifest that can not be read, where one is, is an error. Match is called once for every
+// point, in no order, and may not keep what it is given, nor anything below it. Nobody may change what is returned.
+func (v *Vault) Summaries(ctx context.Context, match func(summary *point.RecoveryPoint) bool) ([]*point.RecoveryPoint, error) {
+	all, err := v.summaries(ctx, match)
 	if err != nil {
 		return nil, err
 	}
@@ -43,27 +44,70 @@ func (v *Vault) Summaries(ctx context.Context) ([]*point.RecoveryPoint, error) {
 	for _, s := range all {
 		points = append(points, &s.RecoveryPoint)
 	}
-	slices.SortFunc(points, byTime)
+	slices.SortFunc(points, point.ByTime)
 	return points, nil
 }
 
-// summaries returns the summaries of all points by their IDs. Nobody may change them.
-func (v *Vault) summaries(ctx context.Context) ([]*summary, error) {
-	var listed map[string]*summary
+// summaries is Summaries in no order.
+func (v *Vault) summaries(ctx context.Context, match func(*point.RecoveryPoint) bool) ([]*summary, error) {
+	var lists []*pointList
 	var names []string
 	g, gctx := errgroup.WithContext(ctx) // neither says anything of the other: what is in no list is read
-	g.Go(func() (err error) { listed, err = v.loadLists(gctx); return err })
+	g.Go(func() (err error) { lists, err = v.loadLists(gctx); return err })
 	g.Go(func() (err error) { names, err = v.pointNames(gctx, ""); return err })
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	unlisted := v.lists.unlistedOf(names, listed)
-	var missing []string
-	for _, name := range names {
-		if listed[name] == nil && unlisted[name] == nil {
-			missing = append(missing, name)
+	var out []*summary
+	var one summary
+	names = notListed(lists, names, func(l *pointList, row listRow) {
+		if match != nil {
+			if l.read(row, &one); !match(&one.RecoveryPoint) {
+				return
+			}
+		}
+		s := new(summary)
+		l.read(row, s)
+		out = append(out, s)
+	})
+	unlisted, err := v.readUnlisted(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range unlisted {
+		if match == nil || match(&s.RecoveryPoint) {
+			out = append(out, s)
 		}
 	}
+	return out, nil
+}
+
+// notListed returns those of the names of points, which ascend, that no list has, and calls visit with the rows of the others.
+func notListed(lists []*pointList, names []string, visit func(*pointList, listRow)) []string {
+	var not []string
+	next := make([]int, len(lists)) // the first row of each list that is not before the name
+	for _, name := range names {
+		found := false
+		for i, l := range lists {
+			for next[i] < len(l.rows) && string(l.rows[next[i]].id) < name[len(pointsPrefix):] {
+				next[i]++
+			}
+			if next[i] < len(l.rows) && string(l.rows[next[i]].id) == name[len(pointsPrefix):] && !found {
+				found = true
+				visit(l, l.rows[next[i]])
+			}
+		}
+		if !found {
+			not = append(not, name)
+		}
+	}
+	return not
+}
+
+// readUnlisted returns the summaries of points that no list has, by the names of their objects. Those that were deleted meanwhile are left out.
+func (v *Vault) readUnlisted(ctx context.Context, names []string) (map[string]*summary, error) {
+	unlisted := v.lists.keepUnlisted(names)
+	missing := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return unlisted[name] != nil })
 	err := v.eachOf(ctx, missing, v.readPoint, func(name string, p *point.RecoveryPoint, err error) error {
 		if err != nil {
 			return unreadable(name, err)
@@ -71,28 +115,17 @@ func (v *Vault) summaries(ctx context.Context) ([]*summary, error) {
 		unlisted[name] = summaryOf(p)
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
 	v.lists.noteUnlisted(unlisted)
-	out := make([]*summary, 0, len(names))
-	for _, name := range names {
-		if s := listed[name]; s != nil {
-			out = append(out, s)
-		} else if s := unlisted[name]; s != nil { // else it was deleted meanwhile
-			out = append(out, s)
-		}
-	}
-	return out, nil
+	return unlisted, err
 }
 
-// unlistedOf returns what is known of the points among names that no list has, and forgets what lists have and what is gone.
-func (l *pointLists) unlistedOf(names []string, listed map[string]*summary) map[string]*summary {
+// keepUnlisted returns what is known of points that no list has, and forgets all others.
+func (l *pointLists) keepUnlisted(names []string) map[string]*summary {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keep := make(map[string]*summary)
 	for _, name := range names {
-		if s := l.unlisted[name]; s != nil && listed[name] == nil {
+		if s := l.unlisted[name]; s != nil {
 			keep[name] = s
 		}
 	}
@@ -109,8 +142,8 @@ func (l *pointLists) noteUnlisted(points map[string]*summary) {
 	maps.Copy(l.unlisted, points)
 }
 
-// loadLists returns the summaries that are in lists, by the names of the points' objects. Some of the points may be gone.
-func (v *Vault) loadLists(ctx context.Context) (map[string]*summary, error) {
+// loadLists returns the lists that can be read. Some of the points in them may be gone.
+func (v *Vault) loadLists(ctx context.Context) ([]*pointList, error) {
 	for try := 0; ; try++ {
 		lists, moved, err := v.loadListsOnce(ctx)
 		if err != nil {
@@ -119,34 +152,28 @@ func (v *Vault) loadLists(ctx context.Context) (map[string]*summary, error) {
 		if moved && try < maxStale {
 			continue // what a list had that went away is in another by now
 		}
-		listed := make(map[string]*summary)
-		for _, points := range lists {
-			for _, s := range points {
-				listed[pointsPrefix+string(s.ID)] = s
-			}
-		}
-		return listed, nil
+		return slices.Collect(maps.Values(lists)), nil
 	}
 }
 
 // loadListsOnce reads the lists that are not known yet. It reports whether one went away between being listed and being read.
-func (v *Vault) loadListsOnce(ctx context.Context) (lists map[string][]*summary, moved bool, err error) {
+func (v *Vault) loadListsOnce(ctx context.Context) (lists map[string]*pointList, moved bool, err error) {
 	v.lists.mu.Lock()
 	known, bad := maps.Clone(v.lists.lists), make(map[string]bool)
 	v.lists.mu.Unlock()
-	lists = make(map[string][]*summary)
+	lists = make(map[string]*pointList)
 	var unknown []string
 	for name, err := range blob.Names(ctx, v.store, listsPrefix) {
 		if err != nil {
 			return nil, false, fmt.Errorf("list the point lists: %w", err)
 		}
-		if points, ok := known[name]; ok {
-			lists[name] = points
+		if l, ok := known[name]; ok {
+			lists[name] = l
 		} else {
 			unknown = append(unknown, name)
 		}
 	}
-	got, errs := make([][]*summary, len(unknown)), make([]error, len(unknown))
+	got, errs := make([]*pointList, len(unknown)), make([]error, len(unknown))
 	var g errgroup.Group
 	g.SetLimit(readAhead)
 	for i, name := range unknown {
@@ -174,7 +201,7 @@ func (v *Vault) loadListsOnce(ctx context.Context) (lists map[string][]*summary,
 	return lists, moved, nil
 }
 
-func (v *Vault) readList(ctx context.Context, name string) ([]*summary, error) {
+func (v *Vault) readList(ctx context.Context, name string) (*pointList, error) {
 	raw, err := blob.Get(ctx, v.store, name)
 	if err != nil {
 		return nil, err
@@ -199,7 +226,7 @@ func (v *Vault) listPoint(ctx context.Context, p *point.RecoveryPoint) {
 func (v *Vault) writeList(ctx context.Context, all bool) error {
 	v.lists.write.Lock()
 	defer v.lists.write.Unlock()
-	listed, err := v.loadLists(ctx)
+	lists, err := v.loadLists(ctx)
 	if err != nil {
 		return err
 	}
@@ -207,7 +234,7 @@ func (v *Vault) writeList(ctx context.Context, all bool) error {
 	if err != nil {
 		return err
 	}
-	unlisted := v.lists.unlistedOf(names, listed)
+	unlisted := v.lists.keepUnlisted(notListed(lists, names, func(*pointList, listRow) {}))
 	if !all && len(unlisted) < manyUnlisted {
 		return nil // another was faster
 	}
@@ -234,17 +261,17 @@ func (v *Vault) writeList(ctx context.Context, all bool) error {
 
 // mergeLists adds to points those of lists, shorter ones first, while they are no longer than what there is, or all, and returns which lists that were and
 // whether points of theirs are gone.
-func mergeLists(points []*summary, lists map[string][]*summary, there map[string]bool, all bool) (merged []*summary, replaced []string, gone bool) {
+func mergeLists(points []*summary, lists map[string]*pointList, there map[string]bool, all bool) (merged []*summary, replaced []string, gone bool) {
 	seen := make(map[point.ID]bool)
 	for _, s := range points {
 		seen[s.ID] = true
 	}
-	names := slices.SortedFunc(maps.Keys(lists), func(a, b string) int { return len(lists[a]) - len(lists[b]) })
+	names := slices.SortedFunc(maps.Keys(lists), func(a, b string) int { return len(lists[a].rows) - len(lists[b].rows) })
 	for _, name := range names {
-		if !all && len(lists[name]) > len(points) || len(points)+len(lists[name]) > maxListed {
+		if n := len(lists[name].rows); !all && n > len(points) || len(points)+n > maxListed {
 			break
 		}
-		for _, s := range lists[name] {
+		for _, s := range lists[name].all() {
 			if !there[pointsPrefix+string(s.ID)] {
 				gone = true
 			} else if !seen[s.ID] {
@@ -291,8 +318,8 @@ func (v *Vault) forgetListed(ctx context.Context, id point.ID) error {
 	}
 	v.lists.mu.Lock()
 	var names []string
-	for name, points := range v.lists.lists {
-		if slices.ContainsFunc(points, func(s *summary) bool { return s.ID == id }) {
+	for name, l := range v.lists.lists {
+		if l.has(id) {
 			names = append(names, name)
 		}
 	}

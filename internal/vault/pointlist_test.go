@@ -51,7 +51,7 @@ func (l *listing) require(t *testing.T, seed uint64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		heads, err := v.Summaries(t.Context())
+		heads, err := v.Summaries(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +114,7 @@ func (l *listing) step(t *testing.T, rng *rand.Rand) {
 	case 4:
 		l.open[rng.IntN(len(l.open))] = openVault(t, l.store, l.key)
 	case 5:
-		if _, err := v.Summaries(t.Context()); err != nil {
+		if _, err := v.Summaries(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 	default:
@@ -169,7 +169,7 @@ func TestListsOfOthersArePassedOver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	points, err := openVault(t, store, key).Summaries(t.Context())
+	points, err := openVault(t, store, key).Summaries(t.Context(), nil)
 	if err != nil || len(points) != 1 || points[0].ID != mine.ID {
 		t.Fatalf("%d points, %v", len(points), err)
 	}
@@ -193,7 +193,7 @@ func TestACopyIsListedAsACopy(t *testing.T) {
 	deletePoint(t, v, p.ID)
 	copyPoint(t, backup, v, p.ID)
 	for _, v := range []*vault.Vault{v, openVault(t, store, key)} {
-		points, err := v.Summaries(t.Context())
+		points, err := v.Summaries(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

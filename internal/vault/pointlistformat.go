@@ -10,6 +10,7 @@ import (
 	"math"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -48,17 +49,17 @@ func (v *Vault) sealList(points []*summary) (name string, raw []byte, err error)
 	return listsPrefix + hex.EncodeToString(id), raw, err
 }
 
-// openList returns the summaries in the object name.
-func (v *Vault) openList(name string, raw []byte) ([]*summary, error) {
+// openList returns the list in the object name.
+func (v *Vault) openList(name string, raw []byte) (*pointList, error) {
 	plain, err := v.unseal(sealedLists, name, raw)
 	if err != nil {
 		return nil, err
 	}
-	points, err := decodeList(plain)
+	l, err := parseList(plain)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %v", ErrCorrupt, name, err)
 	}
-	return points, nil
+	return l, nil
 }
 
 // rowCoder writes the fields of a row, or reads them, in one and the same order.
@@ -84,27 +85,64 @@ func encodeList(points []*summary) []byte {
 	return append(binary.AppendUvarint(out, uint64(len(points))), w.rows...)
 }
 
-func decodeList(plain []byte) ([]*summary, error) {
-	r := &rowReader{rest: plain}
-	all := string(plain) // texts share it
-	texts := make([]string, 0, r.atMost(1))
-	for range cap(texts) {
+// pointList is a list as it is stored, of which every row is known to be whole. Points are decoded when they are asked for: most are not.
+type pointList struct {
+	plain string // texts share it
+	texts []textSpan
+	rows  []listRow // ascending by ID
+}
+
+// textSpan is where a text is in a list.
+type textSpan struct{ at, end uint32 }
+
+// listRow says where the row of a point begins.
+type listRow struct {
+	id point.ID
+	at int
+}
+
+func parseList(plain []byte) (*pointList, error) {
+	l := &pointList{plain: string(plain)}
+	r := &rowReader{list: l, rest: l.plain}
+	l.texts = make([]textSpan, 0, r.atMost(1))
+	for range cap(l.texts) {
 		n := r.atMost(1)
-		at := len(all) - len(r.rest)
-		texts = append(texts, all[at:at+n])
+		at := len(l.plain) - len(r.rest)
+		l.texts = append(l.texts, textSpan{uint32(at), uint32(at + n)})
 		r.rest = r.rest[n:]
 	}
-	r.texts = texts
-	points := make([]*summary, 0, r.atMost(minRow))
-	rows := make([]summary, cap(points))
-	for i := range rows {
-		codePoint(r, &rows[i])
-		points = append(points, &rows[i])
+	l.rows = make([]listRow, 0, r.atMost(minRow))
+	var s summary
+	for range cap(l.rows) {
+		at := len(l.plain) - len(r.rest)
+		codePoint(r, &s)
+		l.rows = append(l.rows, listRow{s.ID, at})
 	}
 	if len(r.rest) > 0 && r.err == nil {
 		r.err = errors.New("bytes are left after the last row")
 	}
-	return points, r.err
+	slices.SortStableFunc(l.rows, func(a, b listRow) int { return strings.Compare(string(a.id), string(b.id)) })
+	return l, r.err
+}
+
+// read makes s the summary in a row. What s had before is lost, but for what it had in common with another copy of it.
+func (l *pointList) read(row listRow, s *summary) {
+	codePoint(&rowReader{list: l, rest: l.plain[row.at:]}, s)
+}
+
+func (l *pointList) has(id point.ID) bool {
+	_, found := slices.BinarySearchFunc(l.rows, id, func(r listRow, id point.ID) int { return strings.Compare(string(r.id), string(id)) })
+	return found
+}
+
+// all returns the summaries of all points.
+func (l *pointList) all() []*summary {
+	points, all := make([]*summary, len(l.rows)), make([]summary, len(l.rows))
+	for i, row := range l.rows {
+		points[i] = &all[i]
+		l.read(row, points[i])
+	}
+	return points
 }
 
 // minRow is the least that a row takes, in bytes.
@@ -143,9 +181,9 @@ func (w *rowWriter) failed() bool { return false }
 
 // rowReader reads zeros once something is wrong.
 type rowReader struct {
-	texts []string
-	rest  []byte
-	err   error
+	list *pointList
+	rest string
+	err  error
 }
 
 func (r *rowReader) reading() bool { return true }
@@ -153,18 +191,25 @@ func (r *rowReader) reading() bool { return true }
 func (r *rowReader) failed() bool { return r.err != nil }
 
 func (r *rowReader) uvarint() uint64 {
-	n, used := binary.Uvarint(r.rest)
-	if used <= 0 {
-		r.fail()
-		return 0
+	var n uint64
+	for i := 0; i < len(r.rest) && i < binary.MaxVarintLen64; i++ {
+		c := r.rest[i]
+		if c < 0x80 {
+			if i == binary.MaxVarintLen64-1 && c > 1 {
+				break
+			}
+			r.rest = r.rest[i+1:]
+			return n | uint64(c)<<(7*i)
+		}
+		n |= uint64(c&0x7f) << (7 * i)
 	}
-	r.rest = r.rest[used:]
-	return n
+	r.fail()
+	return 0
 }
 
 func (r *rowReader) fail() {
 	r.err = errors.New("it ends too early, or names what is not there")
-	r.rest = nil
+	r.rest = ""
 }
 
 // atMost reads how many things of at least size bytes follow.
@@ -179,21 +224,17 @@ func (r *rowReader) atMost(size int) int {
 
 func (r *rowReader) text(s *string) {
 	n := r.uvarint()
-	if n >= uint64(len(r.texts)) {
+	if n >= uint64(len(r.list.texts)) {
 		r.fail()
 		return
 	}
-	*s = r.texts[n]
+	t := r.list.texts[n]
+	*s = r.list.plain[t.at:t.end]
 }
 
 func (r *rowReader) number(n *int64) {
-	var used int
-	if *n, used = binary.Varint(r.rest); used <= 0 {
-		*n = 0
-		r.fail()
-		return
-	}
-	r.rest = r.rest[used:]
+	u := r.uvarint()
+	*n = int64(u>>1) ^ -int64(u&1)
 }
 
 func (r *rowReader) count(int, bool) (int, bool) {
@@ -231,7 +272,11 @@ func codePoint(c rowCoder, p *summary) {
 	c.text(&p.Holdfast)
 	codeFloat(c, &p.Took)
 	codeFloat(c, &p.FrozenSeconds)
-	if _, none := c.count(0, p.CopiedFrom == nil); none {
+	_, none := c.count(0, p.CopiedFrom == nil)
+	if c.reading() {
+		p.CopiedFrom = nil
+	}
+	if none {
 		return
 	}
 	if c.reading() {
@@ -310,25 +355,31 @@ func codeTime(c rowCoder, to *time.Time) {
 
 func codeSlice[T any](c rowCoder, to *[]T, code func(rowCoder, *T)) {
 	n, none := c.count(len(*to), *to == nil)
-	if none {
-		return
-	}
 	if !c.reading() {
 		for i := range *to {
 			code(c, &(*to)[i])
 		}
 		return
 	}
-	*to = make([]T, 0, min(n, 16))
-	for len(*to) < n && !c.failed() {
-		var one T
-		code(c, &one)
-		*to = append(*to, one)
+	if none {
+		*to = nil
+		return
+	}
+	if *to = (*to)[:0]; *to == nil {
+		*to = make([]T, 0, min(n, 16))
+	}
+	for i := 0; i < n && !c.failed(); i++ {
+		var zero T
+		*to = append(*to, zero)
+		code(c, &(*to)[i])
 	}
 }
 
 func codeTexts(c rowCoder, to *map[string]string) {
 	n, none := c.count(len(*to), *to == nil)
+	if c.reading() {
+		*to = nil
+	}
 	if none {
 		return
 	}

@@ -2,7 +2,6 @@ package vault
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -133,15 +132,12 @@ func (v *Vault) EachPoint(ctx context.Context, match func(summary *point.Recover
 
 func (v *Vault) points(ctx context.Context, match func(*point.RecoveryPoint) bool, read func(context.Context, string) (*point.RecoveryPoint, error)) iter.Seq2[*point.RecoveryPoint, error] {
 	return func(yield func(*point.RecoveryPoint, error) bool) {
-		all, err := v.summaries(ctx)
+		all, err := v.summaries(ctx, match)
 		if err != nil {
 			yield(nil, err)
 			return
 		}
-		if match != nil {
-			all = slices.DeleteFunc(all, func(s *summary) bool { return !match(&s.RecoveryPoint) })
-		}
-		slices.SortFunc(all, func(a, b *summary) int { return byTime(&a.RecoveryPoint, &b.RecoveryPoint) })
+		slices.SortFunc(all, func(a, b *summary) int { return point.ByTime(&a.RecoveryPoint, &b.RecoveryPoint) })
 		for batch := range slices.Chunk(all, 16*readAhead) {
 			points, err := v.completed(ctx, batch, read)
 			if err != nil {
@@ -175,17 +171,12 @@ func (v *Vault) completed(ctx context.Context, batch []*summary, read func(conte
 		points = append(points, p)
 		return nil
 	})
-	slices.SortFunc(points, byTime)
+	slices.SortFunc(points, point.ByTime)
 	return points, err
 }
 
 func unreadable(name string, err error) error {
 	return fmt.Errorf("read point %s: %w", strings.TrimPrefix(name, pointsPrefix), err)
-}
-
-// byTime puts the oldest first; among those of one instant the order is that of their IDs.
-func byTime(a, b *point.RecoveryPoint) int {
-	return cmp.Or(a.Time.Compare(b.Time), strings.Compare(string(a.ID), string(b.ID)))
 }
 
 // Point returns the point named by ref: an ID, an unambiguous prefix of one, or NAME@latest. It returns ErrNoPoint or
@@ -236,20 +227,19 @@ func (v *Vault) pointOf(ctx context.Context, id point.ID) (*point.RecoveryPoint,
 // latest returns the newest point of a machine, snapshots of its disks left out.
 func (v *Vault) latest(ctx context.Context, vm string) (*point.RecoveryPoint, error) {
 	for try := 0; ; try++ {
-		all, err := v.summaries(ctx)
+		points, err := v.Summaries(ctx, point.Newest(func(s *point.RecoveryPoint) []string {
+			if s.VM == vm && !s.IsSnapshot() {
+				return []string{vm}
+			}
+			return nil
+		}))
 		if err != nil {
 			return nil, err
 		}
-		var best *summary
-		for _, s := range all {
-			if s.VM == vm && !s.IsSnapshot() && (best == nil || !s.Time.Before(best.Time)) {
-				best = s
-			}
-		}
-		if best == nil {
+		if len(points) == 0 {
 			return nil, fmt.Errorf("%w: %q has none", ErrNoPoint, vm)
 		}
-		p, err := v.pointOf(ctx, best.ID)
+		p, err := v.pointOf(ctx, points[len(points)-1].ID)
 		if !errors.Is(err, ErrNoPoint) || try == maxStale { // deleted meanwhile: then another is the latest
 			return p, err
 		}

@@ -296,7 +296,7 @@ func (s *Session) checkBases(ctx context.Context, p *point.RecoveryPoint) error 
 	if len(s.avoid) == 0 || len(s.bases) == 0 {
 		return nil
 	}
-	points, err := s.v.Summaries(ctx)
+	points, err := s.v.Summaries(ctx, nil)
 	if err != nil {
 		return err
 	}

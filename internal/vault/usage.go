@@ -95,7 +95,7 @@ func (v *Vault) Usage(ctx context.Context, o UsageOptions) (UsageReport, error) 
 }
 
 func (v *Vault) usageOnce(ctx context.Context, o UsageOptions) (UsageReport, error) {
-	points, err := v.Summaries(ctx) // before the index: what a point needs was there before the point was
+	points, err := v.Summaries(ctx, nil) // before the index: what a point needs was there before the point was
 	if err != nil {
 		return UsageReport{}, err
 	}

@@ -245,7 +245,7 @@ func (v *Vault) Info(ctx context.Context) (Info, error) {
 			info.Packs++
 		}
 	}
-	points, err := v.Summaries(ctx)
+	points, err := v.Summaries(ctx, nil)
 	if err != nil {
 		return info, err
 	}

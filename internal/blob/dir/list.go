@@ -1,7 +1,6 @@
 package dir
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,14 +55,14 @@ type lister struct {
 
 func (l *lister) run() {
 	start := l.store.innermost(l.prefix)
-	if err := l.folder(start, l.read(start)); err != nil && err != errStopped {
+	if err := l.folder(l.read(start)); err != nil && err != errStopped {
 		l.yield(blob.Info{}, fmt.Errorf("list objects of %s: %w", l.store.root, err))
 	}
 }
 
 // folder is a directory as it was read.
 type folder struct {
-	entries []durable.Entry // in the order of the names of objects
+	entries []durable.Entry // folders, and the objects that are asked for, in the order of the names of objects, by which they go here
 	err     error
 }
 
@@ -83,8 +82,15 @@ func (l *lister) read(dir string) folder {
 		return folder{err: err}
 	}
 	l.store.nowKnown(dir, entries)
-	slices.SortFunc(entries, func(a, b durable.Entry) int { return cmp.Compare(sortKey(a), sortKey(b)) })
-	entries = slices.DeleteFunc(entries, func(e durable.Entry) bool { return blob.ValidName(path.Join(dir, e.Name)) != nil })
+	if dir != "." {
+		for i := range entries {
+			entries[i].Name = dir + "/" + entries[i].Name
+		}
+	}
+	entries = slices.DeleteFunc(entries, func(e durable.Entry) bool {
+		return !e.Dir && !strings.HasPrefix(e.Name, l.prefix) || blob.ValidName(e.Name) != nil
+	})
+	slices.SortFunc(entries, func(a, b durable.Entry) int { return strings.Compare(sortKey(a), sortKey(b)) })
 	return folder{entries: entries}
 }
 
@@ -92,26 +98,25 @@ func (l *lister) read(dir string) folder {
 const readAhead = 32
 
 // folder yields the objects in a directory that was read, and those below it.
-func (l *lister) folder(dir string, f folder) error {
+func (l *lister) folder(f folder) error {
 	if f.err != nil {
 		return f.err
 	}
 	ahead := make(map[string]folder)
 	for i, e := range f.entries {
-		name := path.Join(dir, e.Name)
 		if !e.Dir {
-			if err := l.object(name); err != nil {
+			if err := l.object(e.Name); err != nil {
 				return err
 			}
 			continue
 		}
-		if !l.wants(name) {
+		if !l.wants(e.Name) {
 			continue
 		}
-		if _, ok := ahead[name]; !ok {
-			ahead = l.readFolders(dir, f.entries[i:])
+		if _, ok := ahead[e.Name]; !ok {
+			ahead = l.readFolders(f.entries[i:])
 		}
-		if err := l.folder(name, ahead[name]); err != nil {
+		if err := l.folder(ahead[e.Name]); err != nil {
 			return err
 		}
 	}
@@ -125,11 +130,11 @@ func (l *lister) wants(name string) bool {
 }
 
 // readFolders reads the first few folders among entries.
-func (l *lister) readFolders(dir string, entries []durable.Entry) map[string]folder {
+func (l *lister) readFolders(entries []durable.Entry) map[string]folder {
 	var names []string
 	for _, e := range entries {
-		if name := path.Join(dir, e.Name); e.Dir && l.wants(name) && len(names) < readAhead {
-			names = append(names, name)
+		if e.Dir && l.wants(e.Name) && len(names) < readAhead {
+			names = append(names, e.Name)
 		}
 	}
 	folders := make([]folder, len(names))
@@ -153,11 +158,8 @@ func sortKey(e durable.Entry) string {
 	return e.Name
 }
 
-// object yields an object if it is asked for.
+// object yields an object.
 func (l *lister) object(name string) error {
-	if !strings.HasPrefix(name, l.prefix) {
-		return nil
-	}
 	info, err := blob.Info{Name: name}, l.ctx.Err()
 	if l.sizes {
 		info, err = l.store.Stat(l.ctx, name)
