@@ -191,7 +191,7 @@ func (a *attempt) release(ctx context.Context) error {
 	a.confirm(count, thawErr)
 	frozen, err := a.frozen(ctx)
 	switch {
-	case errors.Is(err, errGone):
+	case errors.Is(err, ErrGone):
 		err = nil
 	case err == nil && frozen && thawErr != nil:
 		err = thawErr

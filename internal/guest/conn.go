@@ -23,8 +23,8 @@ var (
 	ErrSilent = errors.New("the guest agent does not answer")
 	// ErrInUse reports that another program is connected to the agent's socket, which takes one client at a time.
 	ErrInUse = errors.New("the guest agent's socket is in use by another client")
-	// errGone reports that nobody listens on the agent's socket: the QEMU that did has ended, and with it whatever its guest held.
-	errGone = errors.New("no QEMU serves it")
+	// ErrGone reports that the machine of the agent does not run: its QEMU has ended, and with it whatever its guest held.
+	ErrGone = errors.New("no QEMU serves it")
 	// ErrProtocol reports an answer that is not the guest agent protocol.
 	ErrProtocol = errors.New("not an answer of a guest agent")
 )
@@ -86,7 +86,7 @@ func DialUnix(ctx context.Context, path string) (*Conn, error) {
 func dialError(path string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("open guest agent %s: %w: %w: %w", path, hypervisor.ErrNoAgent, errGone, err)
+		return fmt.Errorf("open guest agent %s: %w: %w: %w", path, hypervisor.ErrNoAgent, ErrGone, err)
 	case errors.Is(err, syscall.EAGAIN), errors.Is(err, context.DeadlineExceeded) && hasClient(path):
 		return fmt.Errorf("open guest agent %s: %w: %w", path, hypervisor.ErrNoAgent, ErrInUse)
 	}

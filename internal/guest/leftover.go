@@ -172,7 +172,7 @@ func (l *line) thaw(ctx context.Context) (did bool, err error) {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		var frozen bool
 		frozen, err = l.frozen(ctx)
-		if err == nil && !frozen || errors.Is(err, errGone) {
+		if err == nil && !frozen || errors.Is(err, ErrGone) {
 			return did, nil
 		}
 		if err == nil {

@@ -26,9 +26,12 @@ type agent struct {
 	dom  rpc.Domain
 }
 
-// OpenAgent opens the machine's guest agent, or returns ErrNoAgent.
+// OpenAgent opens the machine's guest agent, or returns ErrNoAgent. An error is [guest.ErrGone] if the machine does not run.
 func (h *Host) OpenAgent(ctx context.Context, m hypervisor.Machine) (hypervisor.Agent, error) {
 	c, dom, err := h.Domain(ctx, m.Name)
+	if errors.Is(err, hypervisor.ErrNoMachine) { // a transient one whose QEMU has ended
+		return nil, fmt.Errorf("guest agent: %w: %w", guest.ErrGone, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +62,14 @@ type reply struct {
 	Error  *guest.Error    `json:"error"`
 }
 
-// Command runs one guest agent command.
+// gone reports whether the domain does not run. After the end of a QEMU that was killed libvirt can take the channel of the next one for broken, until the
+// guest opens it anew: whoever waits for an agent to say that nothing is held would wait in vain.
+func (a *agent) gone(ctx context.Context, c *rpc.Client) bool {
+	now, err := c.DomainState(ctx, a.dom)
+	return rpc.Is(err, rpc.NoDomain) || err == nil && (now.State == rpc.StateOff || now.State == rpc.StateCrashed)
+}
+
+// Command runs one guest agent command. An error is [guest.ErrGone] if the domain does not run.
 func (a *agent) Command(ctx context.Context, name string, args any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
@@ -76,6 +86,9 @@ func (a *agent) Command(ctx context.Context, name string, args any) ([]byte, err
 	}
 	deadline, _ := ctx.Deadline()
 	text, err := c.AgentCommand(ctx, a.dom, string(command), time.Until(deadline))
+	if err != nil && a.gone(ctx, c) {
+		return nil, fmt.Errorf("guest agent command %s: %w: %w", name, guest.ErrGone, err)
+	}
 	if err != nil {
 		return nil, agentError(ctx, name, err)
 	}

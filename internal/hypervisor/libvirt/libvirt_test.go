@@ -13,6 +13,7 @@ import (
 
 	"github.com/beevik/etree"
 
+	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
@@ -137,8 +138,12 @@ func TestMachines(t *testing.T) {
 	if _, err := l.host.Machine(l.ctx, "none"); !errors.Is(err, hypervisor.ErrNoMachine) {
 		t.Errorf("missing machine: %v", err)
 	}
-	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) {
+	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) || !errors.Is(err, guest.ErrGone) {
 		t.Errorf("agent of a machine that is off: %v", err)
+	}
+	m.Name = "none"
+	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoMachine) || !errors.Is(err, guest.ErrGone) {
+		t.Errorf("agent of no machine: %v", err)
 	}
 }
 
@@ -343,7 +348,7 @@ func TestCopyRuns(t *testing.T) {
 	if m.State != hypervisor.Running || m.Disks[0].Node == "" || m.Disks[0].Size != size {
 		t.Errorf("machine %+v", m)
 	}
-	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) {
+	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) || errors.Is(err, guest.ErrGone) {
 		t.Errorf("agent of a machine without a guest: %v", err)
 	}
 	def, _, _, err := l.host.Describe(l.ctx, m)
