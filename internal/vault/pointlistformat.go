@@ -125,7 +125,7 @@ func parseList(plain []byte) (*pointList, error) {
 	return l, r.err
 }
 
-// read makes s the summary in a row. What s had before is lost, but for what it had in common with another copy of it.
+// read makes s the summary in a row. It writes over the disks and files that s has: no other summary may share them.
 func (l *pointList) read(row listRow, s *summary) {
 	codePoint(&rowReader{list: l, rest: l.plain[row.at:]}, s)
 }

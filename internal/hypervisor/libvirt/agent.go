@@ -26,12 +26,9 @@ type agent struct {
 	dom  rpc.Domain
 }
 
-// OpenAgent opens the machine's guest agent, or returns ErrNoAgent. An error is [guest.ErrGone] if the machine does not run.
+// OpenAgent opens the machine's guest agent, or returns ErrNoAgent. An error is [guest.ErrGone] if the machine has ended.
 func (h *Host) OpenAgent(ctx context.Context, m hypervisor.Machine) (hypervisor.Agent, error) {
 	c, dom, err := h.Domain(ctx, m.Name)
-	if errors.Is(err, hypervisor.ErrNoMachine) { // a transient one whose QEMU has ended
-		return nil, fmt.Errorf("guest agent: %w: %w", guest.ErrGone, err)
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -62,14 +59,16 @@ type reply struct {
 	Error  *guest.Error    `json:"error"`
 }
 
-// gone reports whether the domain does not run. After the end of a QEMU that was killed libvirt can take the channel of the next one for broken, until the
-// guest opens it anew: whoever waits for an agent to say that nothing is held would wait in vain.
+// gone reports whether the domain has ended for good, its guest's memory with it: one that was saved or moved goes on, held as it was. After the end of a QEMU
+// that was killed libvirt can take the channel of the next one for broken, until the guest opens it anew: whoever waits for an agent to say that nothing is
+// held would wait in vain.
 func (a *agent) gone(ctx context.Context, c *rpc.Client) bool {
 	now, err := c.DomainState(ctx, a.dom)
-	return rpc.Is(err, rpc.NoDomain) || err == nil && (now.State == rpc.StateOff || now.State == rpc.StateCrashed)
+	ended := now.Reason == rpc.OffShutdown || now.Reason == rpc.OffDestroyed || now.Reason == rpc.OffCrashed
+	return err == nil && now.State == rpc.StateOff && ended
 }
 
-// Command runs one guest agent command. An error is [guest.ErrGone] if the domain does not run.
+// Command runs one guest agent command. An error is [guest.ErrGone] if the domain has ended.
 func (a *agent) Command(ctx context.Context, name string, args any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()

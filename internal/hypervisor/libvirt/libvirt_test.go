@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -138,12 +139,29 @@ func TestMachines(t *testing.T) {
 	if _, err := l.host.Machine(l.ctx, "none"); !errors.Is(err, hypervisor.ErrNoMachine) {
 		t.Errorf("missing machine: %v", err)
 	}
-	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) || !errors.Is(err, guest.ErrGone) {
+	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) {
 		t.Errorf("agent of a machine that is off: %v", err)
 	}
-	m.Name = "none"
-	if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoMachine) || !errors.Is(err, guest.ErrGone) {
-		t.Errorf("agent of no machine: %v", err)
+}
+
+// A machine that was killed holds nothing any more; one that was saved goes on, held as it was.
+func TestAgentOfMachineThatEnded(t *testing.T) {
+	l := newLab(t)
+	m := l.define(`<domain type='qemu'><name>one</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os><devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
+<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>`)
+	for _, tt := range []struct {
+		end  string
+		gone bool
+	}{{"managedsave", false}, {"destroy", true}} {
+		for _, verb := range []string{"start", tt.end} {
+			if out, err := exec.Command("virsh", "--quiet", "--connect", l.d.URI, verb, m.Name).CombinedOutput(); err != nil {
+				t.Fatalf("virsh %s: %v: %s", verb, err, out)
+			}
+		}
+		if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) || errors.Is(err, guest.ErrGone) != tt.gone {
+			t.Errorf("agent after %s: %v", tt.end, err)
+		}
 	}
 }
 

@@ -75,7 +75,11 @@ const (
 	StatePM       = 7
 
 	PausedUser = 1 // reason of StatePaused: someone asked for it
-	OffCrashed = 3 // reason of StateOff
+
+	// Reasons of StateOff. After others the guest may go on as it was: saved, or moved to another host.
+	OffShutdown  = 1
+	OffDestroyed = 2
+	OffCrashed   = 3
 )
 
 // Flags of DomainUndefine and DomainDefine.
