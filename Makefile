@@ -38,9 +38,10 @@ guest: image ## the tests that boot guests
 torture: image ## kill, stop and starve backups of real guests; HOLDFAST_ROUNDS=100 for the long run
 	go test -count=1 -v -timeout 150m ./test/torture
 
-lint: ## gofmt, vet and staticcheck
-	@unformatted=$$(gofmt -l cmd internal test $$(ls -d bench packaging 2>/dev/null)); \
+lint: ## gofmt, the width of lines, vet and staticcheck
+	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l); \
 	if [ -n "$$unformatted" ]; then echo "gofmt -l:"; echo "$$unformatted"; exit 1; fi
+	go run ./scripts/wrap
 	go vet ./...
 	go tool staticcheck ./...
 

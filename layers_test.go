@@ -16,14 +16,18 @@ import (
 
 const module = "github.com/holdfast-vm/holdfast/"
 
-// layers are ordered from the top: a package imports only from layers below its own, or within its own unit.
+// layers are ordered from the top: a package imports only from layers below its own, or within its
+// own unit.
 var layers = [][]string{
 	{"cmd/holdfast"},
 	{"internal/cli"},
-	{"internal/protect", "internal/restore", "internal/drill", "internal/files", "internal/disks", "internal/snapshots"}, // workflows do not import each other
+	// workflows do not import each other
+	{"internal/protect", "internal/restore", "internal/drill", "internal/files", "internal/disks",
+		"internal/snapshots"},
 	{"internal/export"},
 	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},
-	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable", "internal/filesystem", "internal/directio"},
+	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable", "internal/filesystem",
+		"internal/directio"},
 	{"internal/point", "internal/extent"},
 }
 
@@ -31,9 +35,10 @@ var layers = [][]string{
 var sideways = map[string]string{
 	"internal/capture -> internal/hypervisor": "a capturer is made for one kind of host",
 	"internal/guest -> internal/hypervisor":   "the agent's interface belongs to the host that opens it",
-	"internal/hypervisor -> internal/guest":   "hosts open agents and speak their errors; package hypervisor itself does not import guest",
-	"internal/qcow2 -> internal/directio":     "images are filled past the page cache",
-	"internal/blob -> internal/durable":       "the directory store stands on the durable file system",
+	"internal/hypervisor -> internal/guest": "hosts open agents and speak their errors; package hypervisor itself " +
+		"does not import guest",
+	"internal/qcow2 -> internal/directio": "images are filled past the page cache",
+	"internal/blob -> internal/durable":   "the directory store stands on the durable file system",
 }
 
 // contracts import only the standard library, so that whoever implements them imports nothing else.
@@ -64,7 +69,8 @@ func packages(t *testing.T) []listed {
 	}
 }
 
-// unit returns the entry of layers that a package belongs to, and its layer; "" for one that is in none.
+// unit returns the entry of layers that a package belongs to, and its layer; "" for one that is in
+// none.
 func unit(pkg string) (string, int) {
 	for i, l := range layers {
 		for _, u := range l {

@@ -57,7 +57,8 @@ func (s *server) stop() error {
 	return err
 }
 
-// startExport serves a point of a vault, and returns what passed until a client had read its first 4 KiB.
+// startExport serves a point of a vault, and returns what passed until a client had read its first
+// 4 KiB.
 func (b *bench) startExport(repo, ref string, args ...string) (*server, time.Duration, error) {
 	socket := repo + ".sock"
 	argv := append([]string{"point", "export", ref, "--disk", "vda", "--socket", socket, "--json"}, args...)
@@ -154,7 +155,8 @@ func (e *exportBench) open() error {
 	}
 	base := vaults[0]
 	for _, o := range vaults {
-		fmt.Printf("goal 6  open an export, %-20s %6.0f ms, to that of 1 GiB and 1 point %s   wanted at most 100 ms, 1.3x (as NAME@latest %.0f ms, %s)\n",
+		fmt.Printf("goal 6  open an export, %-20s %6.0f ms, to that of 1 GiB and 1 point %s   wanted at most 100 ms, "+
+			"1.3x (as NAME@latest %.0f ms, %s)\n",
 			o.name+":", median(o.took), ratio(o.took, base.took), median(o.latest), ratio(o.latest, base.latest))
 		if err := os.RemoveAll(o.repo); err != nil {
 			return err
@@ -178,7 +180,8 @@ func fio(reads int, span int64, args ...string) (float64, error) {
 	}
 	out.Close()
 	defer os.Remove(out.Name())
-	argv := append([]string{"--name=read", "--rw=randread", "--bs=4k", "--norandommap", fmt.Sprint("--size=", span), fmt.Sprint("--io_size=", reads*4096),
+	argv := append([]string{"--name=read", "--rw=randread", "--bs=4k", "--norandommap", fmt.Sprint("--size=", span),
+		fmt.Sprint("--io_size=", reads*4096),
 		"--output-format=json", "--output=" + out.Name()}, args...)
 	if text, err := exec.Command("fio", argv...).CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("fio %s: %w\n%s", strings.Join(argv, " "), err, text)
@@ -210,7 +213,8 @@ func (e *exportBench) backedUp(image string) (repo string, err error) {
 	return repo, err
 }
 
-// hot is goal 7 where everything is in memory: of ours in the cache of decoded chunks, of qemu-nbd's in the page cache.
+// hot is goal 7 where everything is in memory: of ours in the cache of decoded chunks, of
+// qemu-nbd's in the page cache.
 func (e *exportBench) hot() error {
 	base, _, err := e.sources()
 	if err != nil {
@@ -248,7 +252,8 @@ func (e *exportBench) hot() error {
 				*s.got = append(*s.got, iops)
 			}
 		}
-		fmt.Printf("goal 7  hot random 4 KiB reads, %2d at once: holdfast %.0f/s, qemu-nbd on the raw file %.0f/s: %s   wanted 0.9x\n", depth, median(h), median(q), ratio(h, q))
+		fmt.Printf("goal 7  hot random 4 KiB reads, %2d at once: holdfast %.0f/s, qemu-nbd on the raw file %.0f/s: "+
+			"%s   wanted 0.9x\n", depth, median(h), median(q), ratio(h, q))
 	}
 	return nil
 }
@@ -266,7 +271,8 @@ func (e *exportBench) sameSpan(a, b string) error {
 	return sh(`cmp "$1/span0" "$1/span1"`, e.dir)
 }
 
-// boot is goal 6: the lab guest boots from an overlay over our export, and from one over its raw image through qemu-nbd.
+// boot is goal 6: the lab guest boots from an overlay over our export, and from one over its raw
+// image through qemu-nbd.
 func (e *exportBench) boot() error {
 	image, err := vm.FindImage(context.Background(), os.Stderr)
 	if err != nil {
@@ -307,12 +313,14 @@ func (e *exportBench) boot() error {
 		}
 		h, q = append(h, export), append(q, took)
 	}
-	fmt.Printf("goal 6  guest boot from the export %.1f s, through qemu-nbd from the raw file %.1f s: %s (the first one, with nothing recorded, %.2fx)   wanted at most 1.05x\n",
+	fmt.Printf("goal 6  guest boot from the export %.1f s, through qemu-nbd from the raw file %.1f s: %s (the first "+
+		"one, with nothing recorded, %.2fx)   wanted at most 1.05x\n",
 		median(h), median(q), ratio(h, q), first[0])
 	return nil
 }
 
-// bootFrom boots the lab guest from an overlay and returns what passed until its agents answered, in seconds.
+// bootFrom boots the lab guest from an overlay and returns what passed until its agents answered,
+// in seconds.
 func (e *exportBench) bootFrom(image vm.Image, uri string) (float64, error) {
 	dir, err := os.MkdirTemp(e.dir, "guest")
 	if err != nil {
@@ -324,7 +332,8 @@ func (e *exportBench) bootFrom(image vm.Image, uri string) (float64, error) {
 		return 0, err
 	}
 	start := time.Now()
-	guest, err := vm.LaunchQEMU(image, vm.Options{Name: "boot", Dir: dir, Work: "none", System: vm.Disk{Name: "vda", Path: overlay, Format: "qcow2"}})
+	guest, err := vm.LaunchQEMU(image,
+		vm.Options{Name: "boot", Dir: dir, Work: "none", System: vm.Disk{Name: "vda", Path: overlay, Format: "qcow2"}})
 	if err != nil {
 		return 0, err
 	}

@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// cold is goal 7 where nothing is in memory but what the kernel has of the repository's files: each round is a fresh process. The peers keep larger pieces: borg
-// blocks of 4 MiB, which is what the goal speaks of, and restic blobs of 0.5 to 8 MiB, 1 MiB on average, both through their FUSE mounts; and
-// qcow2 clusters of 2 MiB, zstd, the largest there are, through qemu-nbd.
+// cold is goal 7 where nothing is in memory but what the kernel has of the repository's files: each
+// round is a fresh process. The peers keep larger pieces: borg blocks of 4 MiB, which is what the
+// goal speaks of, and restic blobs of 0.5 to 8 MiB, 1 MiB on average, both through their FUSE
+// mounts; and qcow2 clusters of 2 MiB, zstd, the largest there are, through qemu-nbd.
 func (e *exportBench) cold() error {
 	base, _, err := e.sources()
 	if err != nil {
@@ -49,10 +50,12 @@ func (e *exportBench) cold() error {
 		}{
 			{"holdfast", &h, func() (float64, error) { return e.coldHoldfast(repo) }},
 			{"borg mount", &b, func() (float64, error) {
-				return e.coldMount(borg.env(borgRepo), filepath.Join(dir, "4m", "disk.raw"), image, "borg", "mount", "--foreground", "::", dir)
+				return e.coldMount(borg.env(borgRepo), filepath.Join(dir, "4m", "disk.raw"), image, "borg", "mount",
+					"--foreground", "::", dir)
 			}},
 			{"restic mount", &rs, func() (float64, error) {
-				return e.coldMount(restic.env(resticRepo), filepath.Join(dir, "snapshots", "latest", "disk.raw"), image, "restic", "-q", "mount", dir)
+				return e.coldMount(restic.env(resticRepo), filepath.Join(dir, "snapshots", "latest", "disk.raw"), image,
+					"restic", "-q", "mount", dir)
 			}},
 			{"qemu-nbd", &q, func() (float64, error) { return e.coldQcow2(squashed) }},
 		} {
@@ -63,8 +66,10 @@ func (e *exportBench) cold() error {
 			*s.got = append(*s.got, iops)
 		}
 	}
-	fmt.Printf("goal 7  cold random 4 KiB reads: holdfast %.0f/s; borg mount, chunks of 4 MiB %.0f/s: %s   wanted 20x\n", median(h), median(b), ratio(h, b))
-	fmt.Printf("        beside it: restic mount, 1 MiB on average %.0f/s: %s; qcow2 zstd, clusters of 2 MiB %.0f/s: %s\n", median(rs), ratio(h, rs), median(q), ratio(h, q))
+	fmt.Printf("goal 7  cold random 4 KiB reads: holdfast %.0f/s; borg mount, chunks of 4 MiB %.0f/s: %s   wanted "+
+		"20x\n", median(h), median(b), ratio(h, b))
+	fmt.Printf("        beside it: restic mount, 1 MiB on average %.0f/s: %s; qcow2 zstd, clusters of 2 MiB %.0f/s: "+
+		"%s\n", median(rs), ratio(h, rs), median(q), ratio(h, q))
 	return nil
 }
 

@@ -13,7 +13,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// generation is a disk whose chunks are all different from each other and from those of other generations.
+// generation is a disk whose chunks are all different from each other and from those of other
+// generations.
 type generation int64
 
 const generationChunk = 64 << 10
@@ -30,7 +31,8 @@ func (g generation) ReadAt(p []byte, off int64) (int, error) {
 // changedChunks is how many chunks each point changes.
 const changedChunks = 50
 
-// fillPoints gives a new vault its points: the first has a chunk in each stride of its disk, each later one changes some of them.
+// fillPoints gives a new vault its points: the first has a chunk in each stride of its disk, each
+// later one changes some of them.
 func fillPoints(o *opened) error {
 	ctx := context.Background()
 	store, err := dir.Open(o.repo)
@@ -61,12 +63,14 @@ func fillPoints(o *opened) error {
 		if err != nil {
 			return err
 		}
-		out, err := s.PutDisk(ctx, vault.DiskInput{Size: o.size, Base: last.Root, BaseUsed: last.Used, Data: extent.Of(data...), Source: generation(n)})
+		out, err := s.PutDisk(ctx, vault.DiskInput{Size: o.size, Base: last.Root, BaseUsed: last.Used,
+			Data: extent.Of(data...), Source: generation(n)})
 		if err != nil {
 			return fmt.Errorf("point %d: %w", n, err)
 		}
 		last = point.Disk{Name: "vda", Size: o.size, Root: out.Root, Used: out.Used}
-		p := &point.RecoveryPoint{ID: point.NewID(), VM: "open", Time: time.Now().UTC(), Consistency: point.Crash, ConsistencyReason: "synthetic", Rung: point.Offline,
+		p := &point.RecoveryPoint{ID: point.NewID(), VM: "open", Time: time.Now().UTC(), Consistency: point.Crash,
+			ConsistencyReason: "synthetic", Rung: point.Offline,
 			Parent: parent, Disks: []point.Disk{last}}
 		if err := s.Commit(ctx, p); err != nil {
 			return fmt.Errorf("point %d: %w", n, err)

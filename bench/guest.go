@@ -16,15 +16,16 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
 )
 
-// guestWrites is how many blocks of 64 KiB the guest overwrites before an incremental backup, half on each data disk, within guestSpan
-// blocks of each.
+// guestWrites is how many blocks of 64 KiB the guest overwrites before an incremental backup, half
+// on each data disk, within guestSpan blocks of each.
 const (
 	guestWrites = 400
 	guestSpan   = 512
 )
 
-// guest measures backups of a running machine under libvirt beside virtnbdbackup. That refuses a machine with checkpoints of others,
-// so each tool has a machine of its own; all are alike and are written to alike.
+// guest measures backups of a running machine under libvirt beside virtnbdbackup. That refuses a
+// machine with checkpoints of others, so each tool has a machine of its own; all are alike and are
+// written to alike.
 func (b *bench) guest() error {
 	dir := filepath.Join(b.dir, "guest")
 	if err := sh(`rm -rf "$1" && mkdir -p "$1"`, dir); err != nil {
@@ -89,11 +90,14 @@ func printGuests(guests []*guest) {
 	if _, err := os.Stat("/dev/kvm"); err == nil {
 		accel = "KVM"
 	}
-	fmt.Printf("regime: guests running under libvirt (QEMU %s, %s), one for each tool, all with the same writes; three qcow2 disks, none on an iothread:\n", qemuVersion(), accel)
-	fmt.Printf("        on Debian 12's QEMU an NBD client that disconnects from such a disk kills the machine, and virtnbdbackup is an NBD client. holdfast: %s\n", guests[0].how)
+	fmt.Printf("regime: guests running under libvirt (QEMU %s, %s), one for each tool, all with the same writes; "+
+		"three qcow2 disks, none on an iothread:\n", qemuVersion(), accel)
+	fmt.Printf("        on Debian 12's QEMU an NBD client that disconnects from such a disk kills the machine, and "+
+		"virtnbdbackup is an NBD client. holdfast: %s\n", guests[0].how)
 	fmt.Printf("%-18s %8s %10s %8s %10s %9s\n", "running guest", "full s", "stored MB", "next s", "grew MB", "peak MiB")
 	for _, g := range guests {
-		fmt.Printf("%-18s %8.2f %10.1f %8.2f %10.1f %9.0f\n", g.name, median(g.full), median(g.stored)/1e6, median(g.after), median(g.grew)/1e6, maxOf(g.rss)/(1<<20))
+		fmt.Printf("%-18s %8.2f %10.1f %8.2f %10.1f %9.0f\n", g.name, median(g.full), median(g.stored)/1e6,
+			median(g.after), median(g.grew)/1e6, maxOf(g.rss)/(1<<20))
 	}
 	fmt.Println()
 	h := guests[0]
@@ -145,7 +149,8 @@ func (b *bench) holdfastGuest(d *libvirtd.Daemon, dir string) *guest {
 	t := b.holdfastTool("holdfast", nil)
 	g.env, g.init, g.size = t.env, t.init, stored
 	backup := func(consistency string) []string {
-		return []string{b.holdfast, "vm", "backup", g.domain(), "--connect", g.uri, "--consistency", consistency, "--scratch", filepath.Join(g.dir, "scratch"), "--json"}
+		return []string{b.holdfast, "vm", "backup", g.domain(), "--connect", g.uri, "--consistency", consistency,
+			"--scratch", filepath.Join(g.dir, "scratch"), "--json"}
 	}
 	g.backup = func(string) []string { return backup("application") }
 	g.next = g.backup
@@ -154,7 +159,8 @@ func (b *bench) holdfastGuest(d *libvirtd.Daemon, dir string) *guest {
 	g.open = func(_, out string) [][]string {
 		cmds := [][]string{{b.holdfast, "point", "verify", point}}
 		for _, disk := range []string{"vda", "vdb", "vdc"} {
-			cmds = append(cmds, []string{b.holdfast, "point", "restore", point, "--disk", disk, "--to", filepath.Join(out, disk+".qcow2")})
+			cmds = append(cmds, []string{b.holdfast, "point", "restore", point, "--disk", disk, "--to",
+				filepath.Join(out, disk+".qcow2")})
 		}
 		return cmds
 	}
@@ -180,19 +186,22 @@ func nbdGuest(d *libvirtd.Daemon, dir, name string, args ...string) *guest {
 	socket := filepath.Join(d.Dir, g.domain()) // short
 	level := func(level string) func(string) []string {
 		return func(repo string) []string {
-			return append([]string{"virtnbdbackup", "-U", uri, "-d", g.domain(), "-l", level, "-o", repo, "-S", filepath.Join(g.dir, "scratch"), "-f", socket, "--noprogress"}, args...)
+			return append([]string{"virtnbdbackup", "-U", uri, "-d", g.domain(), "-l", level, "-o", repo, "-S",
+				filepath.Join(g.dir, "scratch"), "-f", socket, "--noprogress"}, args...)
 		}
 	}
 	g.init = func(repo string) []string { return []string{"mkdir", repo} }
 	g.backup, g.next, g.last = level("full"), level("inc"), level("inc")
 	g.size = dataFiles
 	g.open = func(repo, out string) [][]string {
-		return [][]string{{"virtnbdrestore", "-U", uri, "-i", repo, "-o", out, "-f", socket, "-L", filepath.Join(g.dir, "restore.log"), "--noprogress"}}
+		return [][]string{{"virtnbdrestore", "-U", uri, "-i", repo, "-o", out, "-f", socket, "-L",
+			filepath.Join(g.dir, "restore.log"), "--noprogress"}}
 	}
 	return g
 }
 
-// dataFiles sums what virtnbdbackup stored of disks: not its logs, nor the kernel that it copies each time and holdfast leaves out.
+// dataFiles sums what virtnbdbackup stored of disks: not its logs, nor the kernel that it copies
+// each time and holdfast leaves out.
 func dataFiles(repo string) (n int64, err error) {
 	names, err := filepath.Glob(filepath.Join(repo, "*.data"))
 	for _, name := range names {
@@ -215,11 +224,13 @@ func (g *guest) boot(image vm.Image) error {
 		return err
 	}
 	var err error
-	g.vm, err = vm.LaunchLibvirt(g.uri, image, vm.Options{Name: g.domain(), Dir: g.dir, DataB: vm.Disk{Path: vdc}, Work: "db", NoIOThread: true})
+	g.vm, err = vm.LaunchLibvirt(g.uri, image,
+		vm.Options{Name: g.domain(), Dir: g.dir, DataB: vm.Disk{Path: vdc}, Work: "db", NoIOThread: true})
 	if err != nil {
 		return err
 	}
-	return g.inside(fmt.Sprintf("for d in vdb vdc; do dd if=/dev/urandom of=/dev/$d bs=64k count=%d oflag=direct status=none || exit; done", guestSpan))
+	return g.inside(fmt.Sprintf("for d in vdb vdc; do dd if=/dev/urandom of=/dev/$d bs=64k count=%d oflag=direct "+
+		"status=none || exit; done", guestSpan))
 }
 
 // inside runs a command in the guest.
@@ -272,7 +283,8 @@ func (g *guest) reset() error {
 	return err
 }
 
-// write overwrites different blocks, the same ones in every machine, with bytes that do not compress.
+// write overwrites different blocks, the same ones in every machine, with bytes that do not
+// compress.
 func (g *guest) write(round int) error {
 	const atOnce = 100 // the guest is slow without KVM, and a command in it has a limit of time
 	for first := 0; first < guestWrites/2; first += atOnce / 2 {
@@ -287,7 +299,8 @@ dd if=/dev/urandom of=/dev/$d bs=64k count=1 seek=$(((i*181+%d)%%%d)) oflag=dire
 	return nil
 }
 
-// prove takes a last increment of the quiet, paused machine, ends it and compares all disks, restored, with its own.
+// prove takes a last increment of the quiet, paused machine, ends it and compares all disks,
+// restored, with its own.
 func (g *guest) prove() error {
 	if err := g.inside("lab stop db; sync"); err != nil {
 		return err

@@ -12,13 +12,15 @@ import (
 	"strings"
 )
 
-// imageFiles is how many bytes of real files the image holds at least, and randomFiles how many of random bytes besides.
+// imageFiles is how many bytes of real files the image holds at least, and randomFiles how many of
+// random bytes besides.
 const (
 	imageFiles  = 2600 << 20
 	randomFiles = 400 << 20
 )
 
-// sources returns base/disk.raw, an ext4 image of real files, and after/disk.raw, the same after 400 random 64 KiB writes.
+// sources returns base/disk.raw, an ext4 image of real files, and after/disk.raw, the same after
+// 400 random 64 KiB writes.
 func (b *bench) sources() (base, after string, err error) {
 	base, after = filepath.Join(b.dir, "base"), filepath.Join(b.dir, "after")
 	if _, err := os.Stat(filepath.Join(after, "disk.raw")); err == nil {
@@ -49,7 +51,8 @@ func (b *bench) sources() (base, after string, err error) {
 	return base, after, os.Rename(tmp, filepath.Join(after, "disk.raw"))
 }
 
-// stage gathers files of this machine: its system, Go's tree and module cache, until there are enough.
+// stage gathers files of this machine: its system, Go's tree and module cache, until there are
+// enough.
 func (b *bench) stage(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -57,7 +60,8 @@ func (b *bench) stage(dir string) error {
 	goroot, _ := exec.Command("go", "env", "GOROOT").Output()
 	modcache, _ := exec.Command("go", "env", "GOMODCACHE").Output()
 	var have int64
-	for i, src := range []string{"/usr/lib", strings.TrimSpace(string(goroot)), "/usr/share", "/usr/bin", strings.TrimSpace(string(modcache)), "/var/lib", "/opt"} {
+	for i, src := range []string{"/usr/lib", strings.TrimSpace(string(goroot)), "/usr/share", "/usr/bin",
+		strings.TrimSpace(string(modcache)), "/var/lib", "/opt"} {
 		if have >= imageFiles {
 			break
 		}

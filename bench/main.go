@@ -1,7 +1,9 @@
-// Command bench measures Holdfast beside restic, borg, qemu-img and virtnbdbackup on the same bytes in the same run, and prints a table.
+// Command bench measures Holdfast beside restic, borg, qemu-img and virtnbdbackup on the same bytes
+// in the same run, and prints a table.
 //
-// Rounds are interleaved, every tool's writes are on disk when its clock stops, and every restore is compared by SHA-256: a fast wrong
-// restore ends the run. Times are wall clock in seconds, sizes in MB of 10^6 bytes, memory is the peak resident set of the process.
+// Rounds are interleaved, every tool's writes are on disk when its clock stops, and every restore
+// is compared by SHA-256: a fast wrong restore ends the run. Times are wall clock in seconds, sizes
+// in MB of 10^6 bytes, memory is the peak resident set of the process.
 package main
 
 import (
@@ -25,7 +27,8 @@ func main() {
 	}
 	rounds := flag.Int("rounds", 5, "rounds of each comparison")
 	size := flag.Int64("size", 8<<30, "size of the image in bytes")
-	parts := flag.String("only", "image,roofline,tracked,guest,holes,clone,random,memory,points,export,snapshots", "parts to run, separated by commas")
+	parts := flag.String("only", "image,roofline,tracked,guest,holes,clone,random,memory,points,export,snapshots",
+		"parts to run, separated by commas")
 	dir := flag.String("dir", ".cache/bench", "where images and repositories go")
 	flag.Parse()
 	if err := run(*dir, *size, *rounds, strings.Split(*parts, ",")); err != nil {
@@ -57,9 +60,14 @@ func run(dir string, size int64, rounds int, parts []string) error {
 	}
 	defer removeRecoveryKeys(dir)
 	b := &bench{dir: dir, holdfast: holdfast, rounds: rounds, size: size}
-	fmt.Printf("%s, %d CPUs, %s; restic %s; borg %s; virtnbdbackup %s\n", time.Now().Format("2006-01-02 15:04"), runtime.NumCPU(), cpuName(), version("restic", "version"), version("borg", "--version"), version("virtnbdbackup", "-V"))
-	fmt.Printf("regime: sources in the page cache, repositories on the same disk, synced inside the timed region, %d rounds, medians\n\n", rounds)
-	all := map[string]func() error{"image": b.image, "roofline": b.roofline, "guest": b.guest, "tracked": b.tracked, "holes": b.holes, "clone": b.clone, "random": b.random, "memory": b.memory, "points": b.points, "snapshots": b.snapshots, "export": b.export}
+	fmt.Printf("%s, %d CPUs, %s; restic %s; borg %s; virtnbdbackup %s\n", time.Now().Format("2006-01-02 15:04"),
+		runtime.NumCPU(), cpuName(), version("restic", "version"), version("borg", "--version"),
+		version("virtnbdbackup", "-V"))
+	fmt.Printf("regime: sources in the page cache, repositories on the same disk, synced inside the timed region, %d "+
+		"rounds, medians\n\n", rounds)
+	all := map[string]func() error{"image": b.image, "roofline": b.roofline, "guest": b.guest, "tracked": b.tracked,
+		"holes": b.holes, "clone": b.clone, "random": b.random, "memory": b.memory, "points": b.points,
+		"snapshots": b.snapshots, "export": b.export}
 	for _, p := range parts {
 		f := all[p]
 		if f == nil {

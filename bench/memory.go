@@ -15,7 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// memoryChunks is how many chunks the vault of goal 9 holds, and memoryChunk their size in bytes: the smallest, to be done in time.
+// memoryChunks is how many chunks the vault of goal 9 holds, and memoryChunk their size in bytes:
+// the smallest, to be done in time.
 const (
 	memoryChunks = 10_000_000
 	memoryChunk  = 16 << 10
@@ -57,7 +58,8 @@ func (b *bench) memory() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("goal 9  backup of 8 GiB into a vault of %d M chunks (filled in %.0f s): peak %.0f MiB in %.1f s, nothing changed: %.0f MiB in %.1f s   wanted at most 150 MiB\n\n",
+	fmt.Printf("goal 9  backup of 8 GiB into a vault of %d M chunks (filled in %.0f s): peak %.0f MiB in %.1f s, "+
+		"nothing changed: %.0f MiB in %.1f s   wanted at most 150 MiB\n\n",
 		memoryChunks/1_000_000, fill.Seconds(), float64(c.rss)/(1<<20), c.seconds, float64(n.rss)/(1<<20), n.seconds)
 	return nil
 }
@@ -65,7 +67,8 @@ func (b *bench) memory() error {
 // fillEnv tells this program to fill a vault and nothing else.
 const fillEnv = "HOLDFAST_BENCH_FILL"
 
-// fillElsewhere fills the vault in another process: Linux counts what a parent occupied when it starts a child to the child's peak.
+// fillElsewhere fills the vault in another process: Linux counts what a parent occupied when it
+// starts a child to the child's peak.
 func fillElsewhere(repo string) error {
 	exe, err := os.Executable()
 	if err != nil {
@@ -96,10 +99,12 @@ func fillVault(repo string) error {
 		return err
 	}
 	const size = int64(memoryChunks) * memoryChunk
-	out, err := s.PutDisk(ctx, vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}), Source: counting{}})
+	out, err := s.PutDisk(ctx, vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}),
+		Source: counting{}})
 	if err != nil {
 		return err
 	}
-	return s.Commit(ctx, &point.RecoveryPoint{ID: point.NewID(), VM: "many", Time: time.Now().UTC(), Consistency: point.Crash, ConsistencyReason: "synthetic", Rung: point.Offline,
+	return s.Commit(ctx, &point.RecoveryPoint{ID: point.NewID(), VM: "many", Time: time.Now().UTC(),
+		Consistency: point.Crash, ConsistencyReason: "synthetic", Rung: point.Offline,
 		Disks: []point.Disk{{Name: "vda", Size: size, Root: out.Root, Used: out.Used}}})
 }

@@ -18,7 +18,8 @@ type series struct {
 	full, stored, after, grew, restore, rss []float64
 }
 
-// image is goals 1, 3 and 4: full backup, the next one after 400 random writes with no record of changes, restore.
+// image is goals 1, 3 and 4: full backup, the next one after 400 random writes with no record of
+// changes, restore.
 func (b *bench) image() error {
 	base, after, err := b.sources()
 	if err != nil {
@@ -29,10 +30,12 @@ func (b *bench) image() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%-16s %8s %10s %8s %10s %8s %9s\n", "8 GiB image", "full s", "stored MB", "after s", "grew MB", "restore s", "peak MiB")
+	fmt.Printf("%-16s %8s %10s %8s %10s %8s %9s\n", "8 GiB image", "full s", "stored MB", "after s", "grew MB",
+		"restore s", "peak MiB")
 	for i, t := range tools {
 		s := got[i]
-		fmt.Printf("%-16s %8.2f %10.1f %8s %10s %8s %9.0f\n", t.name, median(s.full), median(s.stored)/1e6, opt(s.after, 1), opt(s.grew, 1e6), opt(s.restore, 1), median(s.rss)/(1<<20))
+		fmt.Printf("%-16s %8.2f %10.1f %8s %10s %8s %9.0f\n", t.name, median(s.full), median(s.stored)/1e6,
+			opt(s.after, 1), opt(s.grew, 1e6), opt(s.restore, 1), median(s.rss)/(1<<20))
 	}
 	h, r, bo, d := got[0], got[1], got[2], got[4]
 	b.measured = h
@@ -42,14 +45,18 @@ func (b *bench) image() error {
 	}
 	fmt.Println()
 	fmt.Printf("goal 1  full: the faster of restic and borg / holdfast  %s   wanted 3x\n", ratio(faster, h.full))
-	fmt.Printf("goal 1  bytes stored: holdfast / restic                 %s   wanted at most 1.09x\n", ratio(h.stored, r.stored))
-	fmt.Printf("goal 1  dense: bytes holdfast / restic                  %s   wanted at most 1.00x\n", ratio(d.stored, r.stored))
+	fmt.Printf("goal 1  bytes stored: holdfast / restic                 %s   wanted at most 1.09x\n",
+		ratio(h.stored, r.stored))
+	fmt.Printf("goal 1  dense: bytes holdfast / restic                  %s   wanted at most 1.00x\n",
+		ratio(d.stored, r.stored))
 	fmt.Printf("goal 1  dense: full restic / holdfast                   %s   wanted 1.3x\n", ratio(r.full, d.full))
 	fmt.Printf("goal 3  after 400 writes, compared: restic / holdfast   %s   wanted 3x\n", ratio(r.after, h.after))
-	fmt.Printf("goal 3  growth / bytes written (%.1f MB)                %s   wanted at most 1.1x\n", 400*65536/1e6, ratio(h.grew, constant(400*65536, len(h.grew))))
+	fmt.Printf("goal 3  growth / bytes written (%.1f MB)                %s   wanted at most 1.1x\n", 400*65536/1e6,
+		ratio(h.grew, constant(400*65536, len(h.grew))))
 	fmt.Printf("goal 4  restore: restic / holdfast                      %s   wanted 2x\n", ratio(r.restore, h.restore))
 	fmt.Printf("goal 4  restore: borg / holdfast                        %s   wanted 6x\n", ratio(bo.restore, h.restore))
-	fmt.Printf("goal 9  peak memory of holdfast                         %.0f MiB   wanted at most 150\n\n", maxOf(h.rss)/(1<<20))
+	fmt.Printf("goal 9  peak memory of holdfast                         %.0f MiB   wanted at most 150\n\n",
+		maxOf(h.rss)/(1<<20))
 	return nil
 }
 
@@ -76,7 +83,8 @@ func maxOf(xs []float64) float64 {
 	return m
 }
 
-// compare runs all tools, interleaved, on base and then on after; after "" leaves the second backup and the restore out.
+// compare runs all tools, interleaved, on base and then on after; after "" leaves the second backup
+// and the restore out.
 func (b *bench) compare(tools []tool, base, after string) ([]series, error) {
 	got := make([]series, len(tools))
 	want := ""
@@ -170,12 +178,13 @@ func (b *bench) holes() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("goal 2  64 GiB, nine tenths hole: holdfast %.2f s, restic %.2f s: %s   wanted 20x\n\n", median(got[0].full), median(got[1].full), ratio(got[1].full, got[0].full))
+	fmt.Printf("goal 2  64 GiB, nine tenths hole: holdfast %.2f s, restic %.2f s: %s   wanted 20x\n\n",
+		median(got[0].full), median(got[1].full), ratio(got[1].full, got[0].full))
 	return nil
 }
 
-// clone is the other half of goal 2: a second machine with the same disk, of which nothing needs to be stored. Its roofline is reading
-// and hashing alone, on all processors.
+// clone is the other half of goal 2: a second machine with the same disk, of which nothing needs to
+// be stored. Its roofline is reading and hashing alone, on all processors.
 func (b *bench) clone() error {
 	base, _, err := b.sources()
 	if err != nil {
@@ -194,7 +203,8 @@ func (b *bench) clone() error {
 		if err := warm(image); err != nil {
 			return err
 		}
-		c, err := t.do(base, repo, repo, []string{b.holdfast, "image", "backup", "disk.raw", "--name", fmt.Sprintf("clone-%d", i), "--quiet"})
+		c, err := t.do(base, repo, repo,
+			[]string{b.holdfast, "image", "backup", "disk.raw", "--name", fmt.Sprintf("clone-%d", i), "--quiet"})
 		if err != nil {
 			return err
 		}
@@ -204,7 +214,8 @@ func (b *bench) clone() error {
 		}
 		took, roof = append(took, c.seconds), append(roof, time.Since(start).Seconds())
 	}
-	fmt.Printf("goal 2  a second clone of a stored disk: %.2f s, reading and hashing alone %.2f s: %s of the roofline   wanted 0.80x\n\n", median(took), median(roof), ratio(roof, took))
+	fmt.Printf("goal 2  a second clone of a stored disk: %.2f s, reading and hashing alone %.2f s: %s of the "+
+		"roofline   wanted 0.80x\n\n", median(took), median(roof), ratio(roof, took))
 	return nil
 }
 
@@ -251,6 +262,7 @@ func (b *bench) random() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("goal 1  2 GiB of random bytes: holdfast %.2f s, restic %.2f s: %s   wanted 3x\n\n", median(got[0].full), median(got[1].full), ratio(got[1].full, got[0].full))
+	fmt.Printf("goal 1  2 GiB of random bytes: holdfast %.2f s, restic %.2f s: %s   wanted 3x\n\n", median(got[0].full),
+		median(got[1].full), ratio(got[1].full, got[0].full))
 	return nil
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/keys"
 )
 
-// pointsDisk is the size of the disk in bytes, of which pointsUsed are not holes; each point changes pointsChange chunks.
+// pointsDisk is the size of the disk in bytes, of which pointsUsed are not holes; each point
+// changes pointsChange chunks.
 const (
 	pointsDisk   = 64 << 30
 	pointsUsed   = 64 << 20
@@ -25,7 +26,8 @@ const (
 	pointsChunk  = 64 << 10
 )
 
-// points measures what is done with one point of a disk that has 1, 500 and 5,000 of them, each time by a process that has just opened the vault.
+// points measures what is done with one point of a disk that has 1, 500 and 5,000 of them, each
+// time by a process that has just opened the vault.
 func (b *bench) points() error {
 	repo := filepath.Join(b.dir, "points")
 	defer os.RemoveAll(repo)
@@ -34,7 +36,8 @@ func (b *bench) points() error {
 		return err
 	}
 	defer f.store.Close()
-	fmt.Printf("%-16s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "points, ms", "open", "take", "list", "again", "prefix", "latest", "diff", "restore", "usage", "delete")
+	fmt.Printf("%-16s %8s %8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "points, ms", "open", "take", "list", "again",
+		"prefix", "latest", "diff", "restore", "usage", "delete")
 	for _, n := range manyCounts {
 		for len(f.taken) < n {
 			if err := f.take(f.v); err != nil {
@@ -72,7 +75,8 @@ func newManyPoints(repo string) (*manyPoints, error) {
 		return nil, err
 	}
 	f := &manyPoints{store: store, key: vault.Key{Identity: identity}, rng: rand.New(rand.NewPCG(1, 1))}
-	if _, err := vault.Init(ctx, store, vault.InitOptions{Keys: []vault.NamedKey{{Name: "bench", Key: f.key}}}); err != nil {
+	if _, err := vault.Init(ctx, store,
+		vault.InitOptions{Keys: []vault.NamedKey{{Name: "bench", Key: f.key}}}); err != nil {
 		return nil, err
 	}
 	f.v, err = vault.Open(ctx, store, f.key, vault.Options{})
@@ -97,13 +101,15 @@ func (f *manyPoints) take(v *vault.Vault) error {
 	if err != nil {
 		return err
 	}
-	in := vault.DiskInput{Size: pointsDisk, Source: noise(len(f.taken)), Data: extent.Of(extent.Extent{Len: pointsUsed})}
+	in := vault.DiskInput{Size: pointsDisk, Source: noise(len(f.taken)),
+		Data: extent.Of(extent.Extent{Len: pointsUsed})}
 	if n := len(f.taken); n > 0 {
 		last := f.taken[n-1].Disks[0]
 		in.Base, in.BaseUsed = last.Root, last.Used
 		var changes []extent.Extent
 		for range pointsChange {
-			changes = append(changes, extent.Extent{Off: f.rng.Int64N(pointsUsed/pointsChunk) * pointsChunk, Len: pointsChunk})
+			changes = append(changes, extent.Extent{Off: f.rng.Int64N(pointsUsed/pointsChunk) * pointsChunk,
+				Len: pointsChunk})
 		}
 		in.Data = extent.Of(changes...)
 	}
@@ -111,15 +117,19 @@ func (f *manyPoints) take(v *vault.Vault) error {
 	if err != nil {
 		return err
 	}
-	p := &point.RecoveryPoint{ID: point.NewID(), VM: "web", Time: time.Now().UTC(), Consistency: point.Crash, ConsistencyReason: "bench", Rung: point.Push,
-		Disks:      []point.Disk{{Name: "vda", Size: pointsDisk, Used: out.Used, Root: out.Root}},
-		Definition: point.Definition{Kind: "libvirt", InactiveXML: pointsXML, LiveXML: pointsXML, MigratableXML: pointsXML}}
+	p := &point.RecoveryPoint{ID: point.NewID(), VM: "web", Time: time.Now().UTC(), Consistency: point.Crash,
+		ConsistencyReason: "bench", Rung: point.Push,
+		Disks: []point.Disk{{Name: "vda", Size: pointsDisk, Used: out.Used, Root: out.Root}},
+		Definition: point.Definition{Kind: "libvirt", InactiveXML: pointsXML, LiveXML: pointsXML,
+			MigratableXML: pointsXML}}
 	f.taken = append(f.taken, p)
 	return s.Commit(ctx, p)
 }
 
 // pointsXML is as long as a domain's definition is.
-var pointsXML = "<domain type='kvm'>\n" + strings.Repeat("  <controller type='pci' index='1' model='pcie-root-port'><target chassis='1' port='0x8'/></controller>\n", 80) + "</domain>\n"
+var pointsXML = "<domain type='kvm'>\n" +
+	strings.Repeat("  <controller type='pci' index='1' model='pcie-root-port'><target chassis='1' "+
+		"port='0x8'/></controller>\n", 80) + "</domain>\n"
 
 // row prints how long each thing takes.
 func (f *manyPoints) row() error {

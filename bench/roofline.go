@@ -19,9 +19,10 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 )
 
-// roofline is the share that backup and restore reach of what the processor allows: cores / sum(1 / rate of each stage), the rates being
-// those of one core on the bytes of the image, in the page cache. Bringing the bytes to the disk is not a stage: R is what a disk without
-// limits would allow.
+// roofline is the share that backup and restore reach of what the processor allows: cores / sum(1 /
+// rate of each stage), the rates being those of one core on the bytes of the image, in the page
+// cache. Bringing the bytes to the disk is not a stage: R is what a disk without limits would
+// allow.
 func (b *bench) roofline() error {
 	base, after, err := b.sources()
 	if err != nil {
@@ -97,7 +98,8 @@ func (s *stages) print(what string, bytes int64, took float64, wanted string) {
 		rates = append(rates, fmt.Sprintf("%s %.0f", s.names[i], float64(bytes)/1e6/d.Seconds()))
 	}
 	best := total.Seconds() / float64(runtime.NumCPU())
-	fmt.Printf("%s: %.2f of R (R = %.0f MB/s: %.2f s; took %.2f s)   %s\n", what, best/took, float64(bytes)/1e6/best, best, took, wanted)
+	fmt.Printf("%s: %.2f of R (R = %.0f MB/s: %.2f s; took %.2f s)   %s\n", what, best/took, float64(bytes)/1e6/best,
+		best, took, wanted)
 	fmt.Printf("        one core, MB/s of image: %s\n", strings.Join(rates, ", "))
 }
 
@@ -197,7 +199,8 @@ func (r *roof) pour(in, out *os.File) error {
 	return errors.Join(err, flush())
 }
 
-// eachData calls visit for the parts of f that are not holes, in whole chunks and parts of at most most bytes.
+// eachData calls visit for the parts of f that are not holes, in whole chunks and parts of at most
+// most bytes.
 func eachData(f *os.File, most int64, visit func(off, n int64) error) error {
 	info, err := f.Stat()
 	if err != nil {

@@ -24,7 +24,8 @@ const snapshotsDisk = 16 << 20
 // manyCounts is with how many points or snapshots of a disk is measured.
 var manyCounts = []int{1, 500, 5000}
 
-// snapshots measures the commands for snapshots of a disk that has 1, 500 and 5,000 of them, each a process of its own: time and peak memory.
+// snapshots measures the commands for snapshots of a disk that has 1, 500 and 5,000 of them, each a
+// process of its own: time and peak memory.
 func (b *bench) snapshots() error {
 	m, err := b.newManySnapshots()
 	if err != nil {
@@ -70,7 +71,8 @@ func (b *bench) newManySnapshots() (*manySnapshots, error) {
 	m.manyPoints = f
 	pool, key := filepath.Join(m.dir, "pool"), filepath.Join(m.dir, "key")
 	err = errors.Join(os.MkdirAll(pool, 0o700), os.WriteFile(key, []byte(f.key.Identity+"\n"), 0o600))
-	m.env = append(os.Environ(), "HOLDFAST_VAULT="+filepath.Join(m.dir, "vault"), "HOLDFAST_POOL="+pool, "HOLDFAST_KEY_FILE="+key,
+	m.env = append(os.Environ(), "HOLDFAST_VAULT="+filepath.Join(m.dir, "vault"), "HOLDFAST_POOL="+pool,
+		"HOLDFAST_KEY_FILE="+key,
 		"HOLDFAST_STATE="+filepath.Join(m.dir, "state"))
 	if err == nil {
 		err = m.makeDisk()
@@ -96,13 +98,15 @@ func (m *manySnapshots) makeDisk() error {
 }
 
 func (m *manySnapshots) run(args ...string) ([]byte, error) {
-	// Linux counts what a parent occupies when it starts a child to the child's peak: time(1), which is small, stands between.
+	// Linux counts what a parent occupies when it starts a child to the child's peak: time(1),
+	// which is small, stands between.
 	peak := filepath.Join(m.dir, "peak")
 	cmd := exec.Command("/usr/bin/time", append([]string{"-f", "%M", "-o", peak, m.b.holdfast, "-q"}, args...)...)
 	cmd.Env = m.env
 	out, err := cmd.Output()
 	if text, readErr := os.ReadFile(peak); readErr == nil {
-		kib, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64) // a command that fails has more in it, and its error is returned
+		// a command that fails has more in it, and its error is returned
+		kib, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
 		m.rss = kib << 10
 	}
 	var exit *exec.ExitError
@@ -112,7 +116,8 @@ func (m *manySnapshots) run(args ...string) ([]byte, error) {
 	return out, err
 }
 
-// fill makes snapshots until there are n, in one process: each differs from the disk in a few chunks.
+// fill makes snapshots until there are n, in one process: each differs from the disk in a few
+// chunks.
 func (m *manySnapshots) fill(n int) error {
 	for ; m.made < n; m.made++ {
 		if err := m.takeOne(); err != nil {
@@ -128,11 +133,13 @@ func (m *manySnapshots) takeOne() error {
 	if err != nil {
 		return err
 	}
-	in := vault.DiskInput{Size: snapshotsDisk, Source: noise(m.made), Data: extent.Of(extent.Extent{Len: snapshotsDisk})}
+	in := vault.DiskInput{Size: snapshotsDisk, Source: noise(m.made),
+		Data: extent.Of(extent.Extent{Len: snapshotsDisk})}
 	if m.made > 0 {
 		in.Base, in.BaseUsed, in.Data = m.base.Root, m.base.Used, nil
 		for range pointsChange {
-			in.Data = in.Data.Union(extent.Set{{Off: m.rng.Int64N(snapshotsDisk/pointsChunk) * pointsChunk, Len: pointsChunk}})
+			in.Data = in.Data.Union(extent.Set{{Off: m.rng.Int64N(snapshotsDisk/pointsChunk) * pointsChunk,
+				Len: pointsChunk}})
 		}
 	}
 	out, err := s.PutDisk(ctx, in)
@@ -142,9 +149,11 @@ func (m *manySnapshots) takeOne() error {
 	if m.made == 0 {
 		m.base = out
 	}
-	p := &point.RecoveryPoint{ID: point.NewID(), Kind: point.Snapshot, Name: fmt.Sprintf("number-%d", m.made), Time: time.Now().UTC(), Consistency: point.Crash,
+	p := &point.RecoveryPoint{ID: point.NewID(), Kind: point.Snapshot, Name: fmt.Sprintf("number-%d", m.made),
+		Time: time.Now().UTC(), Consistency: point.Crash,
 		ConsistencyReason: "bench", Rung: point.Offline, Definition: point.Definition{Kind: "image"},
-		Disks: []point.Disk{{Name: "data", Size: snapshotsDisk, Used: out.Used, Root: out.Root, Managed: "data", ManagedID: m.disk.ID}}}
+		Disks: []point.Disk{{Name: "data", Size: snapshotsDisk, Used: out.Used, Root: out.Root, Managed: "data",
+			ManagedID: m.disk.ID}}}
 	return s.Commit(ctx, p)
 }
 
@@ -169,8 +178,8 @@ func (m *manySnapshots) steps() []step {
 	}
 }
 
-// row prints the medians of three runs of each command, and the most memory that one took, and checks that the disk made of a snapshot is what the
-// snapshot was taken of.
+// row prints the medians of three runs of each command, and the most memory that one took, and
+// checks that the disk made of a snapshot is what the snapshot was taken of.
 func (m *manySnapshots) row(n int) error {
 	took, peak := map[string][]float64{}, map[string]int64{}
 	for round := range 3 {

@@ -19,7 +19,8 @@ type cost struct {
 	rss     int64 // peak resident set of the largest process, bytes
 }
 
-// tool is a program under comparison. Commands are run in a folder that holds the image disk.raw; repo is theirs alone.
+// tool is a program under comparison. Commands are run in a folder that holds the image disk.raw;
+// repo is theirs alone.
 type tool struct {
 	name     string
 	env      func(repo string) []string
@@ -35,7 +36,8 @@ func (b *bench) tools() []tool {
 		{
 			name: "restic",
 			env: func(repo string) []string {
-				return []string{"RESTIC_PASSWORD=bench", "RESTIC_REPOSITORY=" + repo, "RESTIC_CACHE_DIR=" + repo + ".cache", "RESTIC_PROGRESS_FPS=0.01"}
+				return []string{"RESTIC_PASSWORD=bench", "RESTIC_REPOSITORY=" + repo, "RESTIC_CACHE_DIR=" + repo +
+					".cache", "RESTIC_PROGRESS_FPS=0.01"}
 			},
 			init:   func(string) []string { return []string{"restic", "-q", "init"} },
 			backup: func(string) []string { return []string{"restic", "-q", "backup", "disk.raw"} },
@@ -47,10 +49,13 @@ func (b *bench) tools() []tool {
 		{
 			name: "borg",
 			env: func(repo string) []string {
-				return []string{"BORG_PASSPHRASE=bench", "BORG_REPO=" + repo, "BORG_BASE_DIR=" + repo + ".base", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes"}
+				return []string{"BORG_PASSPHRASE=bench", "BORG_REPO=" + repo, "BORG_BASE_DIR=" + repo + ".base",
+					"BORG_RELOCATED_REPO_ACCESS_IS_OK=yes"}
 			},
-			init:   func(repo string) []string { return []string{"borg", "init", "-e", "repokey-blake2", repo} },
-			backup: func(string) []string { return []string{"borg", "create", "-C", "zstd,1", "::{now:%s%f}", "disk.raw"} },
+			init: func(repo string) []string { return []string{"borg", "init", "-e", "repokey-blake2", repo} },
+			backup: func(string) []string {
+				return []string{"borg", "create", "-C", "zstd,1", "::{now:%s%f}", "disk.raw"}
+			},
 			restore: func(_, out string) []string {
 				return []string{"sh", "-c", `cd "$0" && borg extract --sparse "::$(borg list --last 1 --format '{archive}')"`, out}
 			},
@@ -61,7 +66,8 @@ func (b *bench) tools() []tool {
 			env:  func(string) []string { return nil },
 			init: func(repo string) []string { return []string{"mkdir", "-p", repo} },
 			backup: func(repo string) []string {
-				return []string{"qemu-img", "convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd", "disk.raw", repo + "/disk.qcow2"}
+				return []string{"qemu-img", "convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd", "disk.raw",
+					repo + "/disk.qcow2"}
 			},
 		},
 	}
@@ -96,7 +102,8 @@ func findRaw(out string) string {
 	return found
 }
 
-// do runs a command of t in dir and returns what it took, the sync of what it wrote below written included.
+// do runs a command of t in dir and returns what it took, the sync of what it wrote below written
+// included.
 func (t tool) do(dir, repo, written string, argv []string) (cost, error) {
 	start := time.Now()
 	cmd := exec.Command(argv[0], argv[1:]...)

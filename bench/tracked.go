@@ -14,8 +14,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// tracked is goal 3 where changes are tracked: a disk of a QEMU, of which one percent is overwritten before each backup. The guest does not
-// run, so that its own work is not measured: the writes go through QEMU's monitor, below the guest's device.
+// tracked is goal 3 where changes are tracked: a disk of a QEMU, of which one percent is
+// overwritten before each backup. The guest does not run, so that its own work is not measured: the
+// writes go through QEMU's monitor, below the guest's device.
 func (b *bench) tracked() error {
 	base, _, err := b.sources()
 	if err != nil {
@@ -35,7 +36,8 @@ func (b *bench) tracked() error {
 		return err
 	}
 	defer vm.stop()
-	t := &trackedRun{bench: b, dir: dir, image: image, vm: vm, holdfast: b.vmTool(vm), restic: b.tools()[1], rng: rand.New(rand.NewPCG(1, 1))}
+	t := &trackedRun{bench: b, dir: dir, image: image, vm: vm, holdfast: b.vmTool(vm), restic: b.tools()[1],
+		rng: rand.New(rand.NewPCG(1, 1))}
 	return t.run()
 }
 
@@ -43,7 +45,8 @@ func (b *bench) tracked() error {
 func (b *bench) vmTool(vm *qemu) tool {
 	t := b.holdfastTool("holdfast", nil)
 	t.backup = func(string) []string {
-		return []string{b.holdfast, "vm", "backup", "bench", "--connect", "qmp:" + vm.socket, "--consistency", "crash", "--scratch", filepath.Dir(vm.socket), "--json"}
+		return []string{b.holdfast, "vm", "backup", "bench", "--connect", "qmp:" + vm.socket, "--consistency", "crash",
+			"--scratch", filepath.Dir(vm.socket), "--json"}
 	}
 	return t
 }
@@ -91,7 +94,8 @@ func (t *trackedRun) run() error {
 		if err != nil {
 			return err
 		}
-		h, r, rss, grew = append(h, ch.seconds), append(r, cr.seconds), append(rss, float64(ch.rss)), append(grew, float64(after-before))
+		h, r, rss, grew = append(h, ch.seconds), append(r, cr.seconds), append(rss, float64(ch.rss)),
+			append(grew, float64(after-before))
 	}
 	read, err := t.lastRead(repoH)
 	if err != nil {
@@ -100,8 +104,10 @@ func (t *trackedRun) run() error {
 	if err := t.verify(repoH); err != nil {
 		return err
 	}
-	fmt.Printf("goal 3  1%% of 8 GiB changed, tracked: holdfast %.2f s, restic %.2f s: %s   wanted 50x\n", median(h), median(r), ratio(r, h))
-	fmt.Printf("goal 3  bytes read / dirty bytes %.3f, wanted at most 1.02; vault grew %.1f MB for %.1f MB; peak %.0f MiB\n\n", float64(read)/float64(blocks*65536), median(grew)/1e6, blocks*65536/1e6, maxOf(rss)/(1<<20))
+	fmt.Printf("goal 3  1%% of 8 GiB changed, tracked: holdfast %.2f s, restic %.2f s: %s   wanted 50x\n", median(h),
+		median(r), ratio(r, h))
+	fmt.Printf("goal 3  bytes read / dirty bytes %.3f, wanted at most 1.02; vault grew %.1f MB for %.1f MB; peak "+
+		"%.0f MiB\n\n", float64(read)/float64(blocks*65536), median(grew)/1e6, blocks*65536/1e6, maxOf(rss)/(1<<20))
 	return nil
 }
 
@@ -126,7 +132,8 @@ func (t *trackedRun) lastRead(repo string) (int64, error) {
 // verify restores the last point and compares it with the disk, which nobody wrote to since.
 func (t *trackedRun) verify(repo string) error {
 	out := filepath.Join(t.dir, "restored.raw")
-	if _, err := t.holdfast.do(t.dir, repo, t.dir, []string{t.bench.holdfast, "point", "restore", "bench@latest", "--to", out}); err != nil {
+	if _, err := t.holdfast.do(t.dir, repo, t.dir,
+		[]string{t.bench.holdfast, "point", "restore", "bench@latest", "--to", out}); err != nil {
 		return err
 	}
 	a, err := sum(out)
@@ -157,9 +164,12 @@ func startQEMU(dir, image string) (*qemu, error) {
 	}
 	v := &qemu{socket: filepath.Join(sock, "qmp")}
 	own := filepath.Join(sock, "own")
-	v.cmd = exec.Command("qemu-system-x86_64", "-S", "-name", "bench", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg",
-		"-qmp", "unix:"+v.socket+",server=on,wait=off", "-qmp", "unix:"+own+",server=on,wait=off", "-object", "iothread,id=io0",
-		"-blockdev", "driver=file,filename="+image+",node-name=f0,cache.direct=off", "-blockdev", "driver=raw,file=f0,node-name=d0", "-device", "virtio-blk-pci,drive=d0,id=vda,iothread=io0")
+	v.cmd = exec.Command("qemu-system-x86_64", "-S", "-name", "bench", "-nodefaults", "-display", "none", "-machine",
+		"q35,accel=tcg",
+		"-qmp", "unix:"+v.socket+",server=on,wait=off", "-qmp", "unix:"+own+",server=on,wait=off", "-object",
+		"iothread,id=io0",
+		"-blockdev", "driver=file,filename="+image+",node-name=f0,cache.direct=off", "-blockdev",
+		"driver=raw,file=f0,node-name=d0", "-device", "virtio-blk-pci,drive=d0,id=vda,iothread=io0")
 	v.cmd.Stderr = os.Stderr
 	if err := v.cmd.Start(); err != nil {
 		return nil, err

@@ -1,4 +1,5 @@
-// Command holdfast protects virtual machines on QEMU/KVM: it takes recovery points of them while they run, and brings them back.
+// Command holdfast protects virtual machines on QEMU/KVM: it takes recovery points of them while
+// they run, and brings them back.
 package main
 
 import (

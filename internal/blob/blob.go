@@ -30,8 +30,8 @@ type Info struct {
 
 // Store holds immutable objects. All methods are safe for concurrent use.
 //
-// Names are as [ValidName] wants them. No name in a store is a folder of another ("a" beside "a/b"):
-// callers see to that, and a store may refuse the second of the two.
+// Names are as [ValidName] wants them. No name in a store is a folder of another ("a" beside
+// "a/b"): callers see to that, and a store may refuse the second of the two.
 type Store interface {
 	// Create begins an object. Nothing is visible under name until Commit.
 	Create(ctx context.Context, name string) (Writer, error)
@@ -40,9 +40,10 @@ type Store interface {
 	ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error)
 	// Stat returns the object's size, or ErrNotExist.
 	Stat(ctx context.Context, name string) (Info, error)
-	// List yields the objects whose name begins with prefix, in ascending order of name. It shows every object that was
-	// committed before the call and not deleted since, and what it shows survives power loss; of an object that
-	// only Stat or ReadAt has shown this is not said before its Commit has returned. An error ends the sequence.
+	// List yields the objects whose name begins with prefix, in ascending order of name. It shows
+	// every object that was committed before the call and not deleted since, and what it shows
+	// survives power loss; of an object that only Stat or ReadAt has shown this is not said before
+	// its Commit has returned. An error ends the sequence.
 	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
 	// Delete removes the object. Deleting what does not exist is no error.
 	// Once it returns nil the object stays away after power loss.
@@ -52,10 +53,11 @@ type Store interface {
 // Writer receives the bytes of one new object. It is not safe for concurrent use.
 type Writer interface {
 	io.Writer
-	// Commit makes the object visible under its name, whole or not at all. When it returns nil the object
-	// survives power loss; if the name was taken meanwhile it returns ErrExist and the older object, which
-	// survives power loss too, stays. After any other error the object may be there or not; if it is, it is whole.
-	// Commit is called once: after an error the writer is good for Abort only.
+	// Commit makes the object visible under its name, whole or not at all. When it returns nil the
+	// object survives power loss; if the name was taken meanwhile it returns ErrExist and the older
+	// object, which survives power loss too, stays. After any other error the object may be there
+	// or not; if it is, it is whole. Commit is called once: after an error the writer is good for
+	// Abort only.
 	Commit(ctx context.Context) error
 	// Abort drops what was written. It is a no-op after Commit.
 	Abort()
@@ -108,8 +110,9 @@ func Names(ctx context.Context, s Store, prefix string) iter.Seq2[string, error]
 // maxName is the longest name of an object, in bytes.
 const maxName = 255
 
-// ValidName reports what is wrong with an object's name, or nil. A name is 1 to 255 bytes of [a-z0-9._/-]: parts
-// separated by single slashes, none of them empty, "." or "..". The first part is not "tmp", which is the store's own.
+// ValidName reports what is wrong with an object's name, or nil. A name is 1 to 255 bytes of
+// [a-z0-9._/-]: parts separated by single slashes, none of them empty, "." or "..". The first part
+// is not "tmp", which is the store's own.
 func ValidName(name string) error {
 	if name == "" || len(name) > maxName {
 		return fmt.Errorf("object name of %d bytes: want 1 to %d", len(name), maxName)

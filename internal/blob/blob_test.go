@@ -7,9 +7,11 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/blob"
 )
 
-// A valid name is a path that stays below the directory it is joined to; validity is decided part by part.
+// A valid name is a path that stays below the directory it is joined to; validity is decided part
+// by part.
 func FuzzValidName(f *testing.F) {
-	for _, name := range []string{"a", "packs/00/ab", "tmp/x", "../x", "a//b", "", ".", "x/..", strings.Repeat("n", 256), "Ä"} {
+	for _, name := range []string{"a", "packs/00/ab", "tmp/x", "../x", "a//b", "", ".", "x/..",
+		strings.Repeat("n", 256), "Ä"} {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, name string) {

@@ -1,14 +1,17 @@
-// Package capture reads the disks of a machine as they were at one instant: everything the first time, what changed
-// afterwards.
+// Package capture reads the disks of a machine as they were at one instant: everything the first
+// time, what changed afterwards.
 //
-// A capture takes an instant (all disks in one), starts a new epoch of changed block tracking at exactly that instant, and hands the bytes
-// that must be read to a [Sink]. The older epoch goes on recording until [Result.Commit], so that a capture that failed or was killed
-// loses no change: the next one counts from the older epoch again. A record of changes is evidence, trusted only if its name is
-// the one that the last committed point carries, it is recording, not busy, not inconsistent, and the disk's size and the granularity
-// agree; in any doubt the disk is read whole and the vault compares.
+// A capture takes an instant (all disks in one), starts a new epoch of changed block tracking at
+// exactly that instant, and hands the bytes that must be read to a [Sink]. The older epoch goes on
+// recording until [Result.Commit], so that a capture that failed or was killed loses no change: the
+// next one counts from the older epoch again. A record of changes is evidence, trusted only if its
+// name is the one that the last committed point carries, it is recording, not busy, not
+// inconsistent, and the disk's size and the granularity agree; in any doubt the disk is read whole
+// and the vault compares.
 //
-// Nothing of ours is connected to QEMU's block layer on the default rung: QEMU writes into local scratch files, its job
-// ends, and the files are read out of process. A slow or stopped sink can not hold up the guest.
+// Nothing of ours is connected to QEMU's block layer on the default rung: QEMU writes into local
+// scratch files, its job ends, and the files are read out of process. A slow or stopped sink can
+// not hold up the guest.
 package capture
 
 import (
@@ -22,16 +25,20 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// ErrScratch reports that the scratch space is too small for any rung that this machine allows. Its text says how much is needed.
+// ErrScratch reports that the scratch space is too small for any rung that this machine allows. Its
+// text says how much is needed.
 var ErrScratch = errors.New("not enough scratch space")
 
-// ErrOff reports that the machine is off: there is no QEMU to capture from, its images are read instead.
+// ErrOff reports that the machine is off: there is no QEMU to capture from, its images are read
+// instead.
 var ErrOff = errors.New("the machine is off")
 
-// ErrBusy reports that another process captures the machine, or has a capture of it that is not committed.
+// ErrBusy reports that another process captures the machine, or has a capture of it that is not
+// committed.
 var ErrBusy = errors.New("the machine is being captured by another process")
 
-// ErrCopied reports that a job of the hypervisor, such as a hydration, works on a disk that was to be captured.
+// ErrCopied reports that a job of the hypervisor, such as a hydration, works on a disk that was to
+// be captured.
 var ErrCopied = errors.New("it is being copied by another job of its hypervisor")
 
 // NeedScratch is the ErrScratch of a capture: how much it needs and has.
@@ -75,7 +82,8 @@ type Scratch struct {
 	Limit int64 // bytes that one capture may use; 0 means what the file system has free, less a tenth
 }
 
-// BitmapName returns the name of the dirty bitmap of an epoch of a vault. Everything of ours in a QEMU begins with "hf".
+// BitmapName returns the name of the dirty bitmap of an epoch of a vault. Everything of ours in a
+// QEMU begins with "hf".
 func BitmapName(vault, epoch string) string { return "hf-" + vault + "-" + epoch }
 
 // BitmapPrefix returns what the bitmaps of a vault begin with.
@@ -87,11 +95,13 @@ type Hooks struct {
 	Quiesce func(ctx context.Context) error
 	// Thaw is called as soon as the instant is taken, and also when taking it failed after Quiesce.
 	Thaw func(ctx context.Context) error
-	// Frozen is called between the instant and Thaw, to read small files that belong to the machine.
+	// Frozen is called between the instant and Thaw, to read small files that belong to the
+	// machine.
 	Frozen func(ctx context.Context) error
 }
 
-// Read is a batch of changes of one disk. Data and Zero are aligned to the plan's granule (or end at the disk's end).
+// Read is a batch of changes of one disk. Data and Zero are aligned to the plan's granule (or end
+// at the disk's end).
 type Read struct {
 	Disk   string
 	Size   int64       // the disk's size in bytes at the instant
@@ -101,8 +111,9 @@ type Read struct {
 	Source io.ReaderAt // safe for concurrent use; valid until Sink returns
 }
 
-// Sink takes in what was read. Batches of one disk come one after another, a later one overwriting an earlier; batches of
-// different disks may come at the same time. The last state is the state at the instant.
+// Sink takes in what was read. Batches of one disk come one after another, a later one overwriting
+// an earlier; batches of different disks may come at the same time. The last state is the state at
+// the instant.
 type Sink func(ctx context.Context, r Read) error
 
 // DiskResult says how one disk was captured.
@@ -130,11 +141,12 @@ type Result struct {
 
 // Capturer captures machines of one kind of host.
 type Capturer interface {
-	// Capture takes the instant and reads it all into sink. On error it has left nothing of this capture in QEMU or on disk but what
-	// a dead QEMU took with it, and the older epoch still records.
+	// Capture takes the instant and reads it all into sink. On error it has left nothing of this
+	// capture in QEMU or on disk but what a dead QEMU took with it, and the older epoch still
+	// records.
 	Capture(ctx context.Context, machine string, plan Plan, hooks Hooks, sink Sink) (*Result, error)
-	// Reconcile removes what a killed capture left in the machine: jobs, nodes, exports, scratch files, and bitmaps of
-	// vault that are not named in keep (with vault "", nothing is known of bitmaps and only those of unfinished captures go).
-	// It returns what it did, in words.
+	// Reconcile removes what a killed capture left in the machine: jobs, nodes, exports, scratch
+	// files, and bitmaps of vault that are not named in keep (with vault "", nothing is known of
+	// bitmaps and only those of unfinished captures go). It returns what it did, in words.
 	Reconcile(ctx context.Context, machine string, vault string, keep []string) ([]string, error)
 }

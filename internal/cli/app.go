@@ -116,7 +116,8 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 			for _, v := range verbs {
 				names = append(names, v.Name())
 			}
-			hint := fmt.Sprintf("%s has %s; see `holdfast %[1]s --help`", strings.TrimPrefix(cmd.CommandPath(), "holdfast "), strings.Join(names, ", "))
+			hint := fmt.Sprintf("%s has %s; see `holdfast %[1]s --help`",
+				strings.TrimPrefix(cmd.CommandPath(), "holdfast "), strings.Join(names, ", "))
 			if len(args) == 0 {
 				return withHint(usagef("%s: no command was given", cmd.Name()), "%s", hint)
 			}
@@ -144,9 +145,12 @@ func (a *app) root() *cobra.Command {
 		return withHint(usagef("%s: %v", verbOf(cmd), err), "`%s --help` lists the flags", cmd.CommandPath())
 	})
 	root.AddCommand(
-		a.vaultCommands(), a.vmCommands(), a.imageCommands(), a.pointCommands(), a.instantCommands(), a.diskCommands(), a.snapshotCommands(), a.usageCommand(), a.hostCommands(), a.versionCommand(), a.guardCommand(), a.watchCommand(), a.instantGuardCommand(),
+		a.vaultCommands(), a.vmCommands(), a.imageCommands(), a.pointCommands(), a.instantCommands(), a.diskCommands(),
+		a.snapshotCommands(), a.usageCommand(), a.hostCommands(), a.versionCommand(), a.guardCommand(),
+		a.watchCommand(), a.instantGuardCommand(),
 		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
-		&cobra.Command{Use: "environment", Short: "Environment variables and where keys are looked for", Long: environmentHelp},
+		&cobra.Command{Use: "environment", Short: "Environment variables and where keys are looked for",
+			Long: environmentHelp},
 	)
 	return root
 }
@@ -155,8 +159,10 @@ func (a *app) globalFlags(root *cobra.Command) {
 	f := root.PersistentFlags()
 	f.StringVar(&a.vaultDir, "vault", "", "`directory` of the vault (HOLDFAST_VAULT)")
 	f.StringVar(&a.keyFile, "key-file", "", "`file` with an age identity or a passphrase (HOLDFAST_KEY_FILE)")
-	f.StringVar(&a.passphraseFile, "passphrase-file", "", "`file` with a passphrase (HOLDFAST_PASSPHRASE_FILE, HOLDFAST_PASSPHRASE)")
-	f.StringArrayVar(&a.connect, "connect", nil, "`URI` of a host: qemu:///system or qmp:SOCKET[,qga=SOCKET]; repeatable (HOLDFAST_CONNECT)")
+	f.StringVar(&a.passphraseFile, "passphrase-file", "",
+		"`file` with a passphrase (HOLDFAST_PASSPHRASE_FILE, HOLDFAST_PASSPHRASE)")
+	f.StringArrayVar(&a.connect, "connect", nil,
+		"`URI` of a host: qemu:///system or qmp:SOCKET[,qga=SOCKET]; repeatable (HOLDFAST_CONNECT)")
 	f.BoolVar(&a.json, "json", false, "print one JSON document")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no remarks")
 	for _, name := range []string{"vault", "key-file", "passphrase-file", "connect"} {

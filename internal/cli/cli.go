@@ -1,8 +1,10 @@
-// Package cli is the command line of Holdfast: it parses, asks, constructs and prints, and decides nothing.
+// Package cli is the command line of Holdfast: it parses, asks, constructs and prints, and decides
+// nothing.
 //
-// [Run] runs one command in an [Env], which holds all that a process has, so that commands are tested in process. What was
-// asked for goes to standard output, as tables for people or, with --json, as exactly one JSON document; all else (progress,
-// warnings, errors with their hints) goes to standard error. The exit status is one of the Status constants.
+// [Run] runs one command in an [Env], which holds all that a process has, so that commands are
+// tested in process. What was asked for goes to standard output, as tables for people or, with
+// --json, as exactly one JSON document; all else (progress, warnings, errors with their hints) goes
+// to standard error. The exit status is one of the Status constants.
 package cli
 
 import (
@@ -38,8 +40,9 @@ func Process() Env {
 	}
 }
 
-// Main runs the command of this process until it ends or a signal stops it, and returns the exit status. The first SIGINT or
-// SIGTERM stops the command, which cleans up; a second one quits at once.
+// Main runs the command of this process until it ends or a signal stops it, and returns the exit
+// status. The first SIGINT or SIGTERM stops the command, which cleans up; a second one quits at
+// once.
 func Main() int {
 	env := Process()
 	if len(env.Args) > 0 && env.Args[0] == guardName {
@@ -59,7 +62,8 @@ func Main() int {
 	return Run(ctx, env)
 }
 
-// Run runs the command that env.Args names and returns its exit status. Everything it started has ended when it returns.
+// Run runs the command that env.Args names and returns its exit status. Everything it started has
+// ended when it returns.
 func Run(ctx context.Context, env Env) int {
 	if env.Now == nil {
 		env.Now = time.Now

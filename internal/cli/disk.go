@@ -15,7 +15,8 @@ import (
 
 func (a *app) diskCommands() *cobra.Command {
 	cmd := noun("disk", "Keep managed disks: make, attach, resize and delete them",
-		a.diskCreate(), a.diskList(), a.diskShow(), a.diskAttach(), a.diskDetach(), a.diskResize(), a.diskHydrate(), a.diskReconcile(), a.diskDelete())
+		a.diskCreate(), a.diskList(), a.diskShow(), a.diskAttach(), a.diskDetach(), a.diskResize(), a.diskHydrate(),
+		a.diskReconcile(), a.diskDelete())
 	a.poolFlag(cmd)
 	return cmd
 }
@@ -54,16 +55,19 @@ func (a *app) listDisks(ctx context.Context, p *pooled) error {
 		list = append(list, ListedDisk{s, p.Path(d)})
 	}
 	if problems > 0 {
-		unread = errors.Join(unread, withHint(fmt.Errorf("attention is needed by %s", counted(problems, "disk")), "each says what to do about it"))
+		unread = errors.Join(unread, withHint(fmt.Errorf("attention is needed by %s", counted(problems, "disk")),
+			"each says what to do about it"))
 	}
 	if a.json {
 		return errors.Join(a.printJSON(list), unread)
 	}
 	var rows [][]string
 	for _, d := range list {
-		rows = append(rows, []string{d.Name, d.ID[:8], humanSize(d.Size), d.Format, d.State, attachedText(d.Attached), d.Source.String()})
+		rows = append(rows, []string{d.Name, d.ID[:8], humanSize(d.Size), d.Format, d.State, attachedText(d.Attached),
+			d.Source.String()})
 	}
-	if err := a.printTable([]string{"name", "id", ">size", "format", "state", "attached to", "source"}, rows); err != nil {
+	if err := a.printTable([]string{"name", "id", ">size", "format", "state", "attached to", "source"},
+		rows); err != nil {
 		return err
 	}
 	for _, d := range list {
@@ -108,11 +112,14 @@ func (a *app) diskShow() *cobra.Command {
 func (a *app) printDisk(s ListedDisk) error {
 	d := s.Disk
 	fields := [][2]string{
-		{"disk", d.Name}, {"id", d.ID}, {"state", s.State}, {"size", fmt.Sprintf("%s (%d bytes)", humanSize(d.Size), d.Size)},
-		{"format", d.Format}, {"image", s.Path}, {"created", humanTime(d.Created) + " UTC"}, {"source", d.Source.String()}, {"tags", tagText(d.Tags)},
+		{"disk", d.Name}, {"id", d.ID}, {"state", s.State},
+		{"size", fmt.Sprintf("%s (%d bytes)", humanSize(d.Size), d.Size)},
+		{"format", d.Format}, {"image", s.Path}, {"created", humanTime(d.Created) + " UTC"},
+		{"source", d.Source.String()}, {"tags", tagText(d.Tags)},
 	}
 	if at := d.Attached; at != nil {
-		fields = append(fields, [2]string{"attached to", fmt.Sprintf("%s on %s, since %s UTC", attachedText(at), at.Host, humanTime(at.Since))})
+		fields = append(fields, [2]string{"attached to",
+			fmt.Sprintf("%s on %s, since %s UTC", attachedText(at), at.Host, humanTime(at.Since))})
 	}
 	fields = append(fields, [2]string{"problem", s.Problem}, [2]string{"to do", s.Fix})
 	return a.printFields(fields...)
@@ -149,7 +156,8 @@ are the guest's business. A disk can not be made smaller.
 }
 
 // changeDisk does something to a disk and prints the disk.
-func (a *app) changeDisk(ctx context.Context, do func(ctx context.Context, p *pooled) (*disks.Disk, string, error)) error {
+func (a *app) changeDisk(ctx context.Context,
+	do func(ctx context.Context, p *pooled) (*disks.Disk, string, error)) error {
 	return a.withPool(ctx, func(p *pooled) error {
 		d, what, err := do(ctx, p)
 		if err != nil {
@@ -187,7 +195,8 @@ is based on it. Its snapshots stay: none needs the disk.
 
 func (a *app) diskReconcile() *cobra.Command {
 	return command{
-		use: "reconcile [NAME...]", short: "Finish or undo what killed commands left of disks", args: cobra.ArbitraryArgs,
+		use: "reconcile [NAME...]", short: "Finish or undo what killed commands left of disks",
+		args: cobra.ArbitraryArgs,
 		long: `
 What was begun with a disk and not finished is finished or undone, by what its image and
 its machine show, and the record is made to say what is. Without names, all disks of the

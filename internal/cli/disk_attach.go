@@ -18,7 +18,8 @@ type attachFlags struct {
 func (a *app) diskAttach() *cobra.Command {
 	var flags attachFlags
 	cmd := command{
-		use: "attach NAME VM [--as vdb] [--read-only]", short: "Give a managed disk to a machine", args: cobra.ExactArgs(2),
+		use: "attach NAME VM [--as vdb] [--read-only]", short: "Give a managed disk to a machine",
+		args: cobra.ExactArgs(2),
 		long: `
 A running machine gets it at once: under libvirt, which chooses the slot, now and after the
 next start; a plain QEMU for the life of its process, on an empty pcie-root-port, any slot of
@@ -38,7 +39,8 @@ holdfast --pool /srv/images --connect qmp:/run/db.qmp disk attach data db --as v
 			})
 		},
 	}.build()
-	cmd.Flags().StringVar(&flags.as, "as", "", "`name` of the disk in the machine, such as vdb or sdc (default: the first free one)")
+	cmd.Flags().StringVar(&flags.as, "as", "",
+		"`name` of the disk in the machine, such as vdb or sdc (default: the first free one)")
 	cmd.Flags().BoolVar(&flags.readOnly, "read-only", false, "the machine may not write to it")
 	return cmd
 }

@@ -150,7 +150,8 @@ func vaultSource(ctx context.Context, v *vault.Vault, flags diskCreateFlags) (*p
 	return d, source, nil
 }
 
-func (a *app) createFromVault(ctx context.Context, p *pooled, v *vault.Vault, req disks.CreateRequest, flags diskCreateFlags) error {
+func (a *app) createFromVault(ctx context.Context, p *pooled, v *vault.Vault, req disks.CreateRequest,
+	flags diskCreateFlags) error {
 	d, source, err := vaultSource(ctx, v, flags)
 	if err != nil {
 		return fmt.Errorf("create disk %s: %w", req.Name, err)
@@ -189,5 +190,6 @@ func (a *app) printNewDisk(p *pooled, d *disks.Disk) error {
 	if a.json {
 		return a.printJSON(ListedDisk{disks.Status{Disk: d, State: "ready"}, p.Path(d)})
 	}
-	return a.println(fmt.Sprintf("disk %s (%s, %s, from %s): %s", d.Name, humanSize(d.Size), d.Format, d.Source, p.Path(d)))
+	return a.println(fmt.Sprintf("disk %s (%s, %s, from %s): %s", d.Name, humanSize(d.Size), d.Format, d.Source,
+		p.Path(d)))
 }

@@ -35,7 +35,9 @@ room it waits. A disk that is filled is left alone.
 				if d.Hydration == nil {
 					return a.printNewDisk(p, d)
 				}
-				return a.withVault(cmd.Context(), func(v *vault.Vault) error { return a.hydrateDisk(cmd.Context(), p, v, d) })
+				return a.withVault(cmd.Context(), func(v *vault.Vault) error {
+					return a.hydrateDisk(cmd.Context(), p, v, d)
+				})
 			})
 		},
 	}.build()
@@ -70,7 +72,8 @@ func (a *app) hydrateDisk(ctx context.Context, p *pooled, v *vault.Vault, d *dis
 		Ready:    func(d *disks.Disk) { a.remark("disk %s can be used now; it is filled meanwhile", d.Name) },
 		Progress: func(done, total int64) { m.Update("hydrate "+name, done, total) },
 		Waits: func(why error) {
-			a.remark("disk %s can be used, but is not filled further: %s; it goes on when there is room", name, oneLine(why.Error()))
+			a.remark("disk %s can be used, but is not filled further: %s; it goes on when there is room", name,
+				oneLine(why.Error()))
 		},
 	})
 	m.Close()
@@ -89,8 +92,10 @@ func (a *app) contentOf(v *vault.Vault, p *point.RecoveryPoint, name string) (di
 	return nil, fmt.Errorf("point %s has no disk %s", p.ID.Short(), name)
 }
 
-// serveDisk serves a disk of a point until the function that it returns is called. The export outlives ctx: a machine may depend on it to the end.
-func serveDisk(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, disk string, h *disks.Hydration) (func() error, error) {
+// serveDisk serves a disk of a point until the function that it returns is called. The export
+// outlives ctx: a machine may depend on it to the end.
+func serveDisk(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, disk string,
+	h *disks.Hydration) (func() error, error) {
 	server, err := export.Open(ctx, v, export.Options{})
 	if err != nil {
 		return nil, err

@@ -7,7 +7,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// The files of points, of disks that the real tools made. $LVM is where the physical volumes of a volume group are.
+// The files of points, of disks that the real tools made. $LVM is where the physical volumes of a
+// volume group are.
 func TestFiles(t *testing.T) {
 	lvm, err := filepath.Abs("../filesystem/lvm/testdata")
 	if err != nil {

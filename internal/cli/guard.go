@@ -32,7 +32,8 @@ const watchName = "watch"
 // watchCommand is the process that resumes a machine if we can not; nobody types it.
 func (a *app) watchCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: watchName + " URI MACHINE", Hidden: true, Short: "Watch over a suspended machine on behalf of another holdfast", Args: cobra.ExactArgs(2),
+		Use: watchName + " URI MACHINE", Hidden: true,
+		Short: "Watch over a suspended machine on behalf of another holdfast", Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return capturelibvirt.Watch(cmd.Context(), a.env.Stdin, a.env.Stdout, args[0], args[1])
 		},
@@ -118,7 +119,8 @@ func noteName(m hypervisor.Machine) string {
 func (a *app) guestDeps(d *protect.Deps, h host, stateDir string) {
 	d.OpenGuest = func(ctx context.Context, m hypervisor.Machine, want point.Consistency) (protect.Guest, error) {
 		guard := guest.Guard{Command: a.env.Guard, StateDir: stateDir, Open: openAgent}
-		held, err := guard.Start(ctx, guest.GuardSpec{Machine: noteName(m), Agent: addressOf(ctx, h, m).String(), Want: want})
+		held, err := guard.Start(ctx, guest.GuardSpec{Machine: noteName(m), Agent: addressOf(ctx, h, m).String(),
+			Want: want})
 		if err != nil {
 			return nil, err
 		}

@@ -64,7 +64,8 @@ func find(ctx context.Context, hosts []host, ref string) (host, hypervisor.Machi
 	return host{}, m, errors.New("the machine's host was closed")
 }
 
-// stateDir is where locks and notes of running work are kept: the same for all processes that may meet on a machine.
+// stateDir is where locks and notes of running work are kept: the same for all processes that may
+// meet on a machine.
 func (a *app) stateDir() (string, error) {
 	if dir := a.env.Getenv(guest.StateEnv); dir != "" {
 		return filepath.Abs(dir)

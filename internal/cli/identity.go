@@ -12,7 +12,8 @@ import (
 
 // identityText is what a key file holds: an age identity with a word on what it is.
 func identityText(id *age.X25519Identity, created time.Time) string {
-	return fmt.Sprintf("# Holdfast key file, an age identity. Whoever has it can read the vault; without a key nobody can.\n"+
+	return fmt.Sprintf("# Holdfast key file, an age identity. Whoever has it can read the vault; without a key "+
+		"nobody can.\n"+
 		"# created: %s\n# public key: %s\n%s\n", created.UTC().Format(time.RFC3339), id.Recipient(), id)
 }
 
@@ -43,7 +44,8 @@ func recoveryPage(id *age.X25519Identity, vaultID, dir string, created time.Time
 `, vaultID, dir, created.UTC().Format("2006-01-02"), id)
 }
 
-// writeSecret writes a new file that only its owner can read, and makes it survive power loss. It refuses a name that exists.
+// writeSecret writes a new file that only its owner can read, and makes it survive power loss. It
+// refuses a name that exists.
 func writeSecret(path, text string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

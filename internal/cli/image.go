@@ -36,7 +36,8 @@ holdfast --vault /srv/vault image backup /dev/vg0/db-root /dev/vg0/db-data --nam
 		run:      func(cmd *cobra.Command, args []string) error { return a.backUpImages(cmd.Context(), args, flags) },
 	}.build()
 	f := cmd.Flags()
-	f.StringVar(&a.compression, "compression", "", "how hard to compress: `fast`, dense (about 5 % smaller, several times slower) or none")
+	f.StringVar(&a.compression, "compression", "",
+		"how hard to compress: `fast`, dense (about 5 % smaller, several times slower) or none")
 	f.StringVar(&flags.name, "name", "", "`name` of the machine that the images belong to")
 	f.StringVar(&flags.format, "format", "", "`format` of all the images (default: by what is in them)")
 	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the point; repeatable")
@@ -46,7 +47,8 @@ holdfast --vault /srv/vault image backup /dev/vg0/db-root /dev/vg0/db-data --nam
 func (a *app) backUpImages(ctx context.Context, files []string, flags imageFlags) error {
 	a.lean()
 	if flags.name == "" {
-		return withHint(usagef("image backup: --name is missing"), "say which machine the images belong to: --name NAME")
+		return withHint(usagef("image backup: --name is missing"),
+			"say which machine the images belong to: --name NAME")
 	}
 	tags, err := parseTags(flags.tags)
 	if err != nil {

@@ -22,7 +22,8 @@ import (
 
 func (a *app) instantCommands() *cobra.Command {
 	return noun("instant", "Look after machines that run while their disks are still being restored",
-		a.instantList(), a.instantShow(), a.instantPause(), a.instantContinue(), a.instantLimit(), a.instantResume(), a.instantAbandon())
+		a.instantList(), a.instantShow(), a.instantPause(), a.instantContinue(), a.instantLimit(), a.instantResume(),
+		a.instantAbandon())
 }
 
 // instantHost returns the host at uri as one that can restore at once.
@@ -68,7 +69,8 @@ func (a *app) restoreInstant(ctx context.Context, v *vault.Vault, p *point.Recov
 }
 
 // hydrating runs what hydrates and says what it comes to.
-func (a *app) hydrating(storage, name string, run func(o restore.InstantOptions) (restore.RestoredMachine, error)) (restore.RestoredMachine, error) {
+func (a *app) hydrating(storage, name string,
+	run func(o restore.InstantOptions) (restore.RestoredMachine, error)) (restore.RestoredMachine, error) {
 	m, began, started := a.meter(), a.env.Now(), false
 	defer m.Close()
 	runDir, err := a.stateDir()
@@ -86,16 +88,19 @@ func (a *app) hydrating(storage, name string, run func(o restore.InstantOptions)
 		},
 	})
 	if err != nil && started && !errors.Is(err, restore.ErrAbandoned) {
-		err = withHint(err, "%s needs its disks: `holdfast instant resume %s --storage %s` goes on; `holdfast instant abandon` removes it", name, name, storage)
+		err = withHint(err, "%s needs its disks: `holdfast instant resume %s --storage %s` goes on; `holdfast "+
+			"instant abandon` removes it", name, name, storage)
 	}
 	return done, err
 }
 
 func (a *app) sayStarted(r restore.RestoredMachine, storage string, took time.Duration) {
 	if r.State == hypervisor.Running {
-		a.remark("%s runs, %.1f s after the command; its disks are copied to %s behind it", r.Name, took.Seconds(), storage)
+		a.remark("%s runs, %.1f s after the command; its disks are copied to %s behind it", r.Name, took.Seconds(),
+			storage)
 	} else {
-		a.remark("%s is defined, %.1f s after the command, and its disks are copied to %s; until that is done it can only run while this process does",
+		a.remark("%s is defined, %.1f s after the command, and its disks are copied to %s; until that is done it can "+
+			"only run while this process does",
 			r.Name, took.Seconds(), storage)
 		if r.Start != "" {
 			a.remark("start it with: %s", r.Start)
@@ -120,7 +125,8 @@ const instantGuardName = "instant-guard"
 // instantGuardCommand is the process that lets a machine go on if we can not; nobody types it.
 func (a *app) instantGuardCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: instantGuardName + " URI DIR NAME", Hidden: true, Short: "Let a machine go on that another holdfast has stopped", Args: cobra.ExactArgs(3),
+		Use: instantGuardName + " URI DIR NAME", Hidden: true,
+		Short: "Let a machine go on that another holdfast has stopped", Args: cobra.ExactArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.println("ready")
 			if text, err := io.ReadAll(a.env.Stdin); err != nil || strings.TrimSpace(string(text)) == "done" {

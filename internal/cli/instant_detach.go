@@ -21,7 +21,8 @@ const (
 	detachLogEnd = 2000 // bytes of a log in an error
 )
 
-// detachInstant runs this very command without --detach in the background and returns when the machine's disks are served.
+// detachInstant runs this very command without --detach in the background and returns when the
+// machine's disks are served.
 func (a *app) detachInstant(ctx context.Context, storage, name string) error {
 	dir, err := a.stateDir()
 	if err == nil {
@@ -69,10 +70,12 @@ func (a *app) detachInstant(ctx context.Context, storage, name string) error {
 	if st.Start {
 		is = "runs"
 	}
-	return a.println(fmt.Sprintf("%s %s; process %d serves and copies its disks, and writes to %s", name, is, cmd.Process.Pid, path))
+	return a.println(fmt.Sprintf("%s %s; process %d serves and copies its disks, and writes to %s", name, is,
+		cmd.Process.Pid, path))
 }
 
-// awaitDetached returns when the process in the background has come to hydrate, or the error that it ended with.
+// awaitDetached returns when the process in the background has come to hydrate, or the error that
+// it ended with.
 func awaitDetached(ctx context.Context, storage, name, log string, ended <-chan error) error {
 	for {
 		st, err := restore.ReadInstant(storage, name)

@@ -37,7 +37,8 @@ func (a *app) reportInstant(st restore.InstantState) (InstantReport, error) {
 	}
 	wish, err := restore.ReadInstantWish(st.Storage, st.Name)
 	return InstantReport{
-		Name: st.Name, Host: st.Host, VM: st.Point.VM, Point: string(st.Point.ID), Vault: st.Vault, Began: st.Began, Step: st.Step, Served: served,
+		Name: st.Name, Host: st.Host, VM: st.Point.VM, Point: string(st.Point.ID), Vault: st.Vault, Began: st.Began,
+		Step: st.Step, Served: served,
 		Paused: wish.Paused, Rate: wish.Rate, Started: st.Started, Problem: st.Problem, Disks: st.Disks,
 	}, err
 }
@@ -73,7 +74,8 @@ func percent(done, total int64) string {
 }
 
 // instantVerb is a command about one instant restore.
-func (a *app) instantVerb(c command, flags func(cmd *cobra.Command), run func(ctx context.Context, storage, name string) error) *cobra.Command {
+func (a *app) instantVerb(c command, flags func(cmd *cobra.Command),
+	run func(ctx context.Context, storage, name string) error) *cobra.Command {
 	var storage string
 	c.args = cobra.ExactArgs(1)
 	c.run = func(cmd *cobra.Command, args []string) error {
@@ -96,7 +98,8 @@ func (a *app) instantVerb(c command, flags func(cmd *cobra.Command), run func(ct
 func (a *app) instantList() *cobra.Command {
 	var storage string
 	cmd := command{
-		use: "list --storage DIR", short: "List the instant restores that are under way in a directory", args: cobra.NoArgs,
+		use: "list --storage DIR", short: "List the instant restores that are under way in a directory",
+		args:     cobra.NoArgs,
 		examples: "holdfast instant list --storage /srv/images",
 		run: func(cmd *cobra.Command, _ []string) error {
 			if storage == "" {
@@ -128,7 +131,8 @@ func (a *app) printInstants(reports []InstantReport) error {
 	var rows [][]string
 	for _, r := range reports {
 		done, total := r.sums()
-		rows = append(rows, []string{r.Name, r.VM, r.Point[:8], humanAge(a.env.Now(), r.Began), percent(done, total), humanSize(total), r.state()})
+		rows = append(rows, []string{r.Name, r.VM, r.Point[:8], humanAge(a.env.Now(), r.Began), percent(done, total),
+			humanSize(total), r.state()})
 	}
 	return a.printTable([]string{"name", "of vm", "point", "began", ">copied", ">of", "state"}, rows)
 }
@@ -160,7 +164,8 @@ func (a *app) printInstant(r InstantReport) error {
 	}
 	err := a.printFields(
 		[2]string{"name", r.Name}, [2]string{"host", r.Host}, [2]string{"of vm", r.VM}, [2]string{"point", r.Point},
-		[2]string{"began", humanTime(r.Began) + " UTC, " + humanAge(a.env.Now(), r.Began) + " ago"}, [2]string{"step", string(r.Step)},
+		[2]string{"began", humanTime(r.Began) + " UTC, " + humanAge(a.env.Now(), r.Began) + " ago"},
+		[2]string{"step", string(r.Step)},
 		[2]string{"state", r.state()}, [2]string{"rate", rate})
 	var rows [][]string
 	for _, d := range r.Disks {
@@ -168,9 +173,11 @@ func (a *app) printInstant(r InstantReport) error {
 		if d.Local {
 			copied = "local"
 		}
-		rows = append(rows, []string{d.Disk, d.File, d.Format, humanSize(d.Size), humanSize(d.Done), humanSize(d.Total), copied})
+		rows = append(rows, []string{d.Disk, d.File, d.Format, humanSize(d.Size), humanSize(d.Done), humanSize(d.Total),
+			copied})
 	}
-	return errors.Join(err, a.println(""), a.printTable([]string{"disk", "file", "format", ">size", ">copied", ">of", ">done"}, rows))
+	return errors.Join(err, a.println(""),
+		a.printTable([]string{"disk", "file", "format", ">size", ">copied", ">of", ">done"}, rows))
 }
 
 // changeWish changes what is asked of the process that hydrates.
@@ -195,7 +202,8 @@ func (a *app) instantPause() *cobra.Command {
 		long:     "The machine goes on, and reads what it needs from the vault.",
 		examples: "holdfast instant pause web --storage /srv/images",
 	}, nil, func(_ context.Context, storage, name string) error {
-		return a.changeWish(storage, name, "the disks of "+name+" are not copied for now", func(w *restore.InstantWish) { w.Paused = true })
+		return a.changeWish(storage, name, "the disks of "+name+" are not copied for now",
+			func(w *restore.InstantWish) { w.Paused = true })
 	})
 }
 
@@ -204,15 +212,18 @@ func (a *app) instantContinue() *cobra.Command {
 		use: "continue NAME --storage DIR", short: "Continue the copying that was paused",
 		examples: "holdfast instant continue web --storage /srv/images",
 	}, nil, func(_ context.Context, storage, name string) error {
-		return a.changeWish(storage, name, "the disks of "+name+" are copied", func(w *restore.InstantWish) { w.Paused = false })
+		return a.changeWish(storage, name, "the disks of "+name+" are copied", func(w *restore.InstantWish) {
+			w.Paused = false
+		})
 	})
 }
 
 func (a *app) instantLimit() *cobra.Command {
 	var text string
 	return a.instantVerb(command{
-		use: "limit NAME --rate SIZE/s --storage DIR", short: "Change how fast the disks are copied behind an instant restore",
-		long: "--rate 0 lifts the limit.",
+		use:   "limit NAME --rate SIZE/s --storage DIR",
+		short: "Change how fast the disks are copied behind an instant restore",
+		long:  "--rate 0 lifts the limit.",
 		examples: `
 holdfast instant limit web --rate 50MiB/s --storage /srv/images
 holdfast instant limit web --rate 0 --storage /srv/images`,
@@ -229,7 +240,8 @@ holdfast instant limit web --rate 0 --storage /srv/images`,
 		if err != nil {
 			return usagef("--rate: %v", err)
 		}
-		return a.changeWish(storage, name, "the disks of "+name+" are copied at most at "+text, func(w *restore.InstantWish) { w.Rate = rate })
+		return a.changeWish(storage, name, "the disks of "+name+" are copied at most at "+text,
+			func(w *restore.InstantWish) { w.Rate = rate })
 	})
 }
 
@@ -331,7 +343,8 @@ func (a *app) abandonInstant(ctx context.Context, v *vault.Vault, storage, name 
 
 const abandonPoll = 50 * time.Millisecond
 
-// awaitAbandoned returns when the process that hydrates has removed everything, or has ended without.
+// awaitAbandoned returns when the process that hydrates has removed everything, or has ended
+// without.
 func awaitAbandoned(ctx context.Context, watch *restore.InstantWatch, storage, name string) error {
 	for {
 		served, err := watch.Served()

@@ -18,7 +18,8 @@ func (a *app) keyCommands() *cobra.Command {
 
 func (a *app) keyList() *cobra.Command {
 	return command{
-		use: "list", short: "List the keys that open a vault", args: cobra.NoArgs, statuses: "5 wrong key or not a vault",
+		use: "list", short: "List the keys that open a vault", args: cobra.NoArgs,
+		statuses: "5 wrong key or not a vault",
 		examples: "holdfast --vault /srv/vault vault key list",
 		run: func(cmd *cobra.Command, _ []string) error {
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
@@ -44,8 +45,9 @@ type keyAddFlags struct{ name, file, passphraseFile, recipient string }
 func (a *app) keyAdd() *cobra.Command {
 	var flags keyAddFlags
 	cmd := command{
-		use: "add --name NAME (--new-key-file FILE | --new-passphrase-file FILE | --recipient AGE)", short: "Add a key that opens a vault",
-		args: cobra.NoArgs,
+		use:   "add --name NAME (--new-key-file FILE | --new-passphrase-file FILE | --recipient AGE)",
+		short: "Add a key that opens a vault",
+		args:  cobra.NoArgs,
 		long: `
 With --new-key-file the age identity or passphrase in FILE is added; if there is no such
 file, a fresh identity is written to it.`,

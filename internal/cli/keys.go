@@ -21,7 +21,8 @@ const (
 	minPassphrase = 8        // bytes
 )
 
-// readKeyFile returns the key that a file holds: the age identity in it, else its content as a passphrase.
+// readKeyFile returns the key that a file holds: the age identity in it, else its content as a
+// passphrase.
 func readKeyFile(path string) (vault.Key, error) {
 	data, err := readSmall(path)
 	if err != nil {
@@ -56,7 +57,8 @@ func passphrase(data []byte) (vault.Key, error) {
 	data = bytes.TrimSuffix(data, []byte("\n"))
 	data = bytes.TrimSuffix(data, []byte("\r"))
 	if len(data) < minPassphrase {
-		return vault.Key{}, withHint(fmt.Errorf("a passphrase of %d bytes is too short", len(data)), "use at least %d bytes", minPassphrase)
+		return vault.Key{}, withHint(fmt.Errorf("a passphrase of %d bytes is too short", len(data)),
+			"use at least %d bytes", minPassphrase)
 	}
 	return vault.Key{Passphrase: data}, nil
 }
@@ -122,7 +124,8 @@ func (a *app) defaultKeyFile(shortID string) (string, error) {
 	return filepath.Join(dir, "holdfast", shortID+".key"), nil
 }
 
-// key finds the key of the vault with this ID: what was given, the file kept for it, or what is typed on the terminal.
+// key finds the key of the vault with this ID: what was given, the file kept for it, or what is
+// typed on the terminal.
 func (a *app) key(ctx context.Context, vaultID string) (vault.Key, error) {
 	source, err := a.keySource()
 	if err != nil {

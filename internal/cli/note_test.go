@@ -11,7 +11,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// noteCmd runs "note POINT KIND BODY": it attaches a note in the vault and with the key file that the environment names.
+// noteCmd runs "note POINT KIND BODY": it attaches a note in the vault and with the key file that
+// the environment names.
 func noteCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: note point kind body")

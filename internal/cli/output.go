@@ -23,11 +23,12 @@ func (a *app) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
-// printJSONList prints list as printJSON would. There may be thousands of points with a definition each: what is to be printed is kept compressed until it is known
-// that there is no error.
+// printJSONList prints list as printJSON would. There may be thousands of points with a definition
+// each: what is to be printed is kept compressed until it is known that there is no error.
 func printJSONList[T any](a *app, list iter.Seq2[T, error]) error {
 	var kept, one bytes.Buffer
-	out, err := zstd.NewWriter(&kept, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	out, err := zstd.NewWriter(&kept, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(1<<20))
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,8 @@ func humanSize(n int64) string {
 	return ""
 }
 
-// parseSize reads a size such as 1GiB, 512M or 4096 in bytes. K, M, G, T and P are powers of 1024, with or without iB.
+// parseSize reads a size such as 1GiB, 512M or 4096 in bytes. K, M, G, T and P are powers of 1024,
+// with or without iB.
 func parseSize(s string) (int64, error) {
 	number := strings.TrimRight(s, "BbiKkMmGgTtPp")
 	unit := strings.ToLower(strings.TrimPrefix(s, number))

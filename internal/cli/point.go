@@ -18,7 +18,8 @@ import (
 
 func (a *app) pointCommands() *cobra.Command {
 	return noun("point", "List, verify, compare, restore and delete recovery points",
-		a.pointList(), a.pointShow(), a.pointVerify(), a.pointDiff(), a.pointDelete(), a.pointRestore(), a.pointExport(),
+		a.pointList(), a.pointShow(), a.pointVerify(), a.pointDiff(), a.pointDelete(), a.pointRestore(),
+		a.pointExport(),
 		a.pointDrill(), a.pointLs(), a.pointGet(), a.pointFind(), a.pointMount())
 }
 
@@ -29,13 +30,16 @@ const pointArgHelp = "POINT is the beginning of a point's ID, or NAME@latest."
 func (a *app) pointList() *cobra.Command {
 	var vm string
 	cmd := command{
-		use: "list [--vm NAME]", short: "List recovery points, oldest first", args: cobra.NoArgs, statuses: vaultStatuses,
+		use: "list [--vm NAME]", short: "List recovery points, oldest first", args: cobra.NoArgs,
+		statuses: vaultStatuses,
 		examples: `
 holdfast --vault /srv/vault point list
 holdfast --vault /srv/vault point list --vm web --json`,
 		run: func(cmd *cobra.Command, _ []string) error {
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
-				return a.listPoints(cmd.Context(), v, func(p *point.RecoveryPoint) bool { return vm == "" || p.VM == vm || p.MachineUUID == vm })
+				return a.listPoints(cmd.Context(), v, func(p *point.RecoveryPoint) bool {
+					return vm == "" || p.VM == vm || p.MachineUUID == vm
+				})
 			})
 		},
 	}.build()
@@ -86,10 +90,12 @@ func (a *app) printPoints(points []listedPoint) error {
 		if vm == "" {
 			vm = "-"
 		}
-		rows = append(rows, []string{p.ID.Short(), vm, kind, humanTime(p.Time), humanAge(a.env.Now(), p.Time), string(p.Consistency),
+		rows = append(rows, []string{p.ID.Short(), vm, kind, humanTime(p.Time), humanAge(a.env.Now(), p.Time),
+			string(p.Consistency),
 			string(p.Rung), humanSize(size), humanSize(used), humanSize(added), p.verdict()})
 	}
-	head := []string{"id", "vm", "kind", "time (UTC)", ">age", "consistency", "rung", ">size", ">used", ">added", "drill"}
+	head := []string{"id", "vm", "kind", "time (UTC)", ">age", "consistency", "rung", ">size", ">used", ">added",
+		"drill"}
 	if !slices.ContainsFunc(points, func(p listedPoint) bool { return p.Verified != nil }) {
 		head = head[:len(head)-1]
 		for i := range rows {
@@ -125,7 +131,8 @@ type shownPoint struct {
 
 func (a *app) pointShow() *cobra.Command {
 	cmd := command{
-		use: "show POINT", short: "Show all that is known of a recovery point", long: pointArgHelp, args: cobra.ExactArgs(1),
+		use: "show POINT", short: "Show all that is known of a recovery point", long: pointArgHelp,
+		args:     cobra.ExactArgs(1),
 		statuses: vaultStatuses,
 		examples: `
 holdfast --vault /srv/vault point show web@latest
@@ -166,7 +173,8 @@ func (a *app) printPoint(p *point.RecoveryPoint) error {
 		{"consistency", fmt.Sprintf("%s (%s)", p.Consistency, p.ConsistencyReason)},
 		{"rung", rung}, {"parent", string(p.Parent)}, {"tags", strings.Join(tags, " ")},
 		{"took", fmt.Sprintf("%.1f s", p.Took)}, {"guest held", frozen},
-		{"definition", definitionText(p.Definition)}, {"left out", strings.Join(p.ExcludedDisks, " ")}, {"holdfast", p.Holdfast},
+		{"definition", definitionText(p.Definition)}, {"left out", strings.Join(p.ExcludedDisks, " ")},
+		{"holdfast", p.Holdfast},
 	}
 	for _, f := range p.Files {
 		fields = append(fields, [2]string{f.Role, fmt.Sprintf("%s (%s)", f.Path, humanSize(f.Size))})
@@ -201,7 +209,8 @@ func (a *app) printDisks(disks []point.Disk) error {
 		if !d.Tracked {
 			how = "whole: " + d.Reason
 		}
-		rows = append(rows, []string{d.Name, humanSize(d.Size), humanSize(d.Used), humanSize(d.Read), humanSize(d.Added), how, d.Source.File})
+		rows = append(rows, []string{d.Name, humanSize(d.Size), humanSize(d.Used), humanSize(d.Read),
+			humanSize(d.Added), how, d.Source.File})
 	}
 	return a.printTable([]string{"disk", ">size", ">used", ">read", ">added", "how", "source"}, rows)
 }

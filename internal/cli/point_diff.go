@@ -23,7 +23,8 @@ type DiskDiff struct {
 func (a *app) pointDiff() *cobra.Command {
 	var disk string
 	cmd := command{
-		use: "diff A B [--disk D]", short: "Show where the disks of two recovery points differ", args: cobra.ExactArgs(2),
+		use: "diff A B [--disk D]", short: "Show where the disks of two recovery points differ",
+		args: cobra.ExactArgs(2),
 		long: "A and B are the beginnings of points' IDs, or NAME@latest.\nRanges are whole chunks of the vault.",
 		examples: `
 holdfast --vault /srv/vault point diff 3fa9 web@latest
@@ -53,7 +54,8 @@ holdfast --vault /srv/vault point diff 3fa9 77c0 --disk vda --json`,
 }
 
 // diffPoints compares all disks of both points, or only one.
-func diffPoints(ctx context.Context, v *vault.Vault, first, second *point.RecoveryPoint, only string) ([]DiskDiff, error) {
+func diffPoints(ctx context.Context, v *vault.Vault, first, second *point.RecoveryPoint, only string) ([]DiskDiff,
+	error) {
 	var out []DiskDiff
 	seen := map[string]bool{}
 	for _, d := range append(append([]point.Disk{}, first.Disks...), second.Disks...) {
@@ -110,7 +112,8 @@ func compareTrees(ctx context.Context, v *vault.Vault, x, y *point.Disk) (extent
 func (a *app) printDiffs(diffs []DiskDiff) error {
 	var rows [][]string
 	for _, d := range diffs {
-		rows = append(rows, []string{d.Disk, humanSize(d.Size), humanSize(d.ChangedBytes), fmt.Sprint(len(d.Extents)), d.Note})
+		rows = append(rows, []string{d.Disk, humanSize(d.Size), humanSize(d.ChangedBytes), fmt.Sprint(len(d.Extents)),
+			d.Note})
 	}
 	if err := a.printTable([]string{"disk", ">size", ">changed", ">ranges", ""}, rows); err != nil {
 		return err

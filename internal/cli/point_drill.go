@@ -26,8 +26,9 @@ type drillFlags struct {
 func (a *app) pointDrill() *cobra.Command {
 	var flags drillFlags
 	cmd := command{
-		use: "drill POINT [--check CMD]... [--role NAME[=ARG]]... [--script FILE]", short: "Boot a recovery point in isolation and check that it works",
-		args: cobra.ExactArgs(1),
+		use:   "drill POINT [--check CMD]... [--role NAME[=ARG]]... [--script FILE]",
+		short: "Boot a recovery point in isolation and check that it works",
+		args:  cobra.ExactArgs(1),
 		long: pointArgHelp + `
 
 Boots the machine of the point under a name and UUID of its own, on disks that read the
@@ -62,7 +63,8 @@ holdfast --vault /srv/vault --connect qemu:///system point drill db@latest --scr
 	f.StringArrayVar(&flags.roles, "role", nil, "`name` or name=argument of what the guest is there for; repeatable")
 	f.StringVar(&flags.script, "script", "", "`file` to copy into the guest and run there")
 	f.DurationVar(&flags.timeout, "timeout", 5*time.Minute, "`time` from the start until all checks have passed")
-	f.StringVar(&flags.storage, "storage", "", "`directory` for what the machine writes meanwhile (default: the scratch directory)")
+	f.StringVar(&flags.storage, "storage", "",
+		"`directory` for what the machine writes meanwhile (default: the scratch directory)")
 	f.StringVar(&flags.screenshot, "screenshot", "", "`file` to write the picture of the console to, as PNG")
 	cmd.ValidArgsFunction = a.completePoints
 	return cmd
@@ -72,7 +74,8 @@ holdfast --vault /srv/vault --connect qemu:///system point drill db@latest --scr
 func (f drillFlags) request() (drill.Request, error) {
 	req := drill.Request{Timeout: f.timeout, Storage: f.storage}
 	if f.network != "isolated" {
-		return req, withHint(usagef("point drill: there is no network %q", f.network), "leave out --network: a drill is isolated")
+		return req, withHint(usagef("point drill: there is no network %q", f.network),
+			"leave out --network: a drill is isolated")
 	}
 	if f.timeout <= 0 {
 		return req, usagef("point drill: --timeout %v leaves no time", f.timeout)
@@ -125,7 +128,8 @@ func (a *app) drillPoint(ctx context.Context, ref string, flags drillFlags) erro
 			}
 			req.Host = uris[0]
 		}
-		res, err := drill.Run(ctx, v, req, drill.Options{Open: a.drillHost, Version: Version, Now: a.env.Now, Log: a.remark})
+		res, err := drill.Run(ctx, v, req,
+			drill.Options{Open: a.drillHost, Version: Version, Now: a.env.Now, Log: a.remark})
 		if err != nil {
 			return fmt.Errorf("drill of point %s of %s: %w", p.ID.Short(), p.VM, err)
 		}
@@ -176,7 +180,8 @@ func (a *app) printDrill(res drill.Result) error {
 	if !res.Verified {
 		verdict = "not verified: " + res.Reason
 	}
-	isolation := fmt.Sprintf("no way out found, looked %s at %s", counted(res.Isolation.Checks, "time"), counted(res.Isolation.Files, "descriptor"))
+	isolation := fmt.Sprintf("no way out found, looked %s at %s", counted(res.Isolation.Checks, "time"),
+		counted(res.Isolation.Files, "descriptor"))
 	if len(res.Isolation.Found) > 0 {
 		isolation = "ways out: " + strings.Join(res.Isolation.Found, "; ")
 	} else if res.Isolation.Checks == 0 {
@@ -187,10 +192,13 @@ func (a *app) printDrill(res drill.Result) error {
 		picture = ""
 	}
 	err := a.printFields([][2]string{
-		{"point", fmt.Sprintf("%s of %s, %s UTC, %s", res.Point.Short(), res.VM, humanTime(res.PointTime), res.Consistency)},
+		{"point", fmt.Sprintf("%s of %s, %s UTC, %s", res.Point.Short(), res.VM, humanTime(res.PointTime),
+			res.Consistency)},
 		{"verdict", verdict}, {"host", res.Host}, {"guest", res.Guest}, {"isolation", isolation},
-		{"agent answered", seconds(res.BootSeconds)}, {"in service", seconds(res.ServiceSeconds)}, {"screenshot", picture},
-		{"disks read", fmt.Sprintf("%s, of which %s were fetched from the vault", humanSize(res.ServedBytes), humanSize(res.FetchedBytes))},
+		{"agent answered", seconds(res.BootSeconds)}, {"in service", seconds(res.ServiceSeconds)},
+		{"screenshot", picture},
+		{"disks read", fmt.Sprintf("%s, of which %s were fetched from the vault", humanSize(res.ServedBytes),
+			humanSize(res.FetchedBytes))},
 	}...)
 	if len(res.Checks) > 0 {
 		var rows [][]string
@@ -203,9 +211,11 @@ func (a *app) printDrill(res drill.Result) error {
 			if len(output) > 100 {
 				output = strings.ToValidUTF8(output[:100], "") + "…"
 			}
-			rows = append(rows, []string{oneLine(c.Name), result, fmt.Sprintf("%.1f s", c.Seconds), fmt.Sprint(c.Tries), output})
+			rows = append(rows, []string{oneLine(c.Name), result, fmt.Sprintf("%.1f s", c.Seconds), fmt.Sprint(c.Tries),
+				output})
 		}
-		err = errors.Join(err, a.println(""), a.printTable([]string{"check", "result", ">after", ">tries", "output"}, rows))
+		err = errors.Join(err, a.println(""),
+			a.printTable([]string{"check", "result", ">after", ">tries", "output"}, rows))
 	}
 	if !res.Verified && res.Console != "" {
 		err = errors.Join(err, a.println("\n"+lastLines(res.Console, consoleLines, res.Point)))
@@ -222,7 +232,8 @@ func lastLines(text string, most int, id point.ID) string {
 	head := "the end of the serial console:"
 	if more := len(lines) - most; more > 0 {
 		lines = lines[more:]
-		head = fmt.Sprintf("the last %d lines of the serial console; `holdfast point show %s --json` has %d before them:", most, id.Short(), more)
+		head = fmt.Sprintf("the last %d lines of the serial console; `holdfast point show %s --json` has %d before "+
+			"them:", most, id.Short(), more)
 	}
 	return head + "\n  " + strings.Join(lines, "\n  ")
 }

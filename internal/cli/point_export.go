@@ -46,8 +46,9 @@ type ExportedDisk struct {
 func (a *app) pointExport() *cobra.Command {
 	var flags exportFlags
 	cmd := command{
-		use: "export POINT [--disk NAME] [--writable DIR] [--socket S | --listen ADDR]", short: "Serve the disks of a recovery point over NBD",
-		args: cobra.ExactArgs(1),
+		use:   "export POINT [--disk NAME] [--writable DIR] [--socket S | --listen ADDR]",
+		short: "Serve the disks of a recovery point over NBD",
+		args:  cobra.ExactArgs(1),
 		long: pointArgHelp + `
 
 The disks can be read at once, by QEMU, qemu-img, nbdcopy or any other NBD client, until the
@@ -67,14 +68,16 @@ holdfast --vault /srv/vault point export 3fa9 --listen :10809 --tls-dir /etc/pki
 		run:      func(cmd *cobra.Command, args []string) error { return a.exportPoint(cmd.Context(), args[0], flags) },
 	}.build()
 	f := cmd.Flags()
-	f.StringVar(&flags.disk, "disk", "", "`name` of the one disk to serve, or role of a file such as nvram (default: all disks)")
+	f.StringVar(&flags.disk, "disk", "",
+		"`name` of the one disk to serve, or role of a file such as nvram (default: all disks)")
 	f.StringVar(&flags.writable, "writable", "", "`directory` for a layer that takes writes")
 	f.StringVar(&flags.socket, "socket", "", "`path` of the socket to listen on")
 	f.StringVar(&flags.listen, "listen", "", "`address` HOST:PORT to listen on; no HOST means all addresses")
 	f.StringVar(&flags.tlsDir, "tls-dir", "", "`directory` with the server's certificate and the authority of clients")
 	f.StringVar(&flags.cacheSize, "cache-size", "256MiB", "`size` of the memory for what was read")
 	f.BoolVar(&flags.allowInsecure, "allow-insecure", false, "serve other addresses than loopback without TLS")
-	f.BoolVar(&flags.recordBoot, "record-boot", false, "keep with the point what a machine that boots now reads, to make later boots faster")
+	f.BoolVar(&flags.recordBoot, "record-boot", false,
+		"keep with the point what a machine that boots now reads, to make later boots faster")
 	cmd.ValidArgsFunction = a.completePoints
 	return cmd
 }
@@ -86,7 +89,8 @@ func (f *exportFlags) check() error {
 	case f.tlsDir != "" && f.listen == "":
 		return usagef("point export: --tls-dir goes with --listen; the permissions of a socket say who may use it")
 	case f.listen != "" && f.tlsDir == "" && !f.allowInsecure && !loopback(f.listen):
-		return withHint(usagef("point export: --listen %s without TLS would let everybody who can reach it read the disks", f.listen),
+		return withHint(usagef("point export: --listen %s without TLS would let everybody who can reach it read the "+
+			"disks", f.listen),
 			"give --tls-dir DIR, listen on 127.0.0.1, or say --allow-insecure")
 	}
 	return nil
@@ -110,7 +114,8 @@ func (a *app) exportPoint(ctx context.Context, ref string, flags exportFlags) er
 	o := export.Options{CacheSize: max(cache, 1)}
 	if flags.tlsDir != "" {
 		if o.TLS, err = export.ServerTLS(flags.tlsDir); err != nil {
-			return withHint(fmt.Errorf("read %s: %w", flags.tlsDir, err), "it must hold ca-cert.pem, server-cert.pem and server-key.pem")
+			return withHint(fmt.Errorf("read %s: %w", flags.tlsDir, err),
+				"it must hold ca-cert.pem, server-cert.pem and server-key.pem")
 		}
 	}
 	if a.env.Getenv("GOMEMLIMIT") == "" {
@@ -124,7 +129,8 @@ func (a *app) exportPoint(ctx context.Context, ref string, flags exportFlags) er
 	})
 }
 
-func (a *app) servePoint(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, o export.Options, flags exportFlags) (err error) {
+func (a *app) servePoint(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, o export.Options,
+	flags exportFlags) (err error) {
 	server, err := export.Open(ctx, v, o)
 	if err != nil {
 		return err
@@ -184,7 +190,8 @@ func (a *app) printExports(p *point.RecoveryPoint, addr net.Addr, exports []expo
 	out := Exported{ID: p.ID, VM: p.VM}
 	for _, e := range exports {
 		out.Disks = append(out.Disks, ExportedDisk{
-			Disk: e.Disk, Name: e.Name, URI: nbd.URI(addr, e.Name, flags.tlsDir != ""), Size: e.Size, Writable: e.Writable, TLS: flags.tlsDir != "",
+			Disk: e.Disk, Name: e.Name, URI: nbd.URI(addr, e.Name, flags.tlsDir != ""), Size: e.Size,
+			Writable: e.Writable, TLS: flags.tlsDir != "",
 		})
 	}
 	if a.json {
@@ -217,7 +224,8 @@ func clientLines(d ExportedDisk, addr net.Addr) []string {
 		host, port, _ := net.SplitHostPort(addr.String())
 		image := fmt.Sprintf("driver=nbd,host=%s,port=%s,export=%s,tls-creds=tls0", host, port, d.Name)
 		return []string{
-			"copy it:  qemu-img convert --object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES --image-opts " + shellWord(image) + " -O qcow2 " + file,
+			"copy it:  qemu-img convert --object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES " +
+				"--image-opts " + shellWord(image) + " -O qcow2 " + file,
 			"          nbdcopy " + shellWord(d.URI+"?tls-certificates=CERTIFICATES") + " " + d.Disk + ".raw",
 			"boot it:  qemu-system-x86_64 -object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES -drive " +
 				shellWord("format=raw,if=virtio,"+"file."+strings.ReplaceAll(image, ",", ",file.")+snapshot(d)),

@@ -27,8 +27,10 @@ const fileStatuses = "3 damage found, 5 wrong key or not a vault, 130 interrupte
 // fileCache is how much of the disks is kept in memory while files are read.
 const fileCache = 128 << 20
 
-// withFiles runs do with the files of the point that ref names. The point stays readable until do returns, even if it is deleted.
-func (a *app) withFiles(ctx context.Context, ref string, do func(p *point.RecoveryPoint, disks []volume.Disk) error) error {
+// withFiles runs do with the files of the point that ref names. The point stays readable until do
+// returns, even if it is deleted.
+func (a *app) withFiles(ctx context.Context, ref string,
+	do func(p *point.RecoveryPoint, disks []volume.Disk) error) error {
 	if a.env.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(leanMemory + fileCache)
 	}
@@ -73,7 +75,8 @@ func (r diskReader) ReadAt(p []byte, off int64) (int, error) {
 func (a *app) pointLs() *cobra.Command {
 	var recursive, itself bool
 	cmd := command{
-		use: "ls POINT [PATH] [-R]", short: "List the volumes of a recovery point, or the files in a directory", args: cobra.RangeArgs(1, 2),
+		use: "ls POINT [PATH] [-R]", short: "List the volumes of a recovery point, or the files in a directory",
+		args: cobra.RangeArgs(1, 2),
 		long: pointArgHelp + `
 
 Without a PATH, all that can hold files is listed: partitions, logical volumes, whole disks;
@@ -90,7 +93,8 @@ holdfast --vault /srv/vault point ls 3fa9 vdb1:/ -R --json`,
 				if len(args) == 1 {
 					return a.listVolumes(opened)
 				}
-				list, err := opened.List(cmd.Context(), files.ListRequest{Name: args[1], Recursive: recursive, Itself: itself})
+				list, err := opened.List(cmd.Context(),
+					files.ListRequest{Name: args[1], Recursive: recursive, Itself: itself})
 				if list == nil && err != nil {
 					return fmt.Errorf("list files of point %s of %s: %w", p.ID.Short(), p.VM, err)
 				}
@@ -173,10 +177,12 @@ func (a *app) printFiles(list []files.Entry, paths bool) error {
 			size = fmt.Sprintf("%d, %d", e.Major, e.Minor)
 		}
 		if e.Reason != "" {
-			rows = append(rows, []string{"??????????", "", "", "", "", "", printable(name) + " (" + oneLine(e.Reason) + ")"})
+			rows = append(rows, []string{"??????????", "", "", "", "", "", printable(name) + " (" + oneLine(e.Reason) +
+				")"})
 			continue
 		}
-		rows = append(rows, []string{modeText(e), strconv.FormatUint(uint64(e.Links), 10), strconv.FormatUint(uint64(e.UID), 10),
+		rows = append(rows, []string{modeText(e), strconv.FormatUint(uint64(e.Links), 10),
+			strconv.FormatUint(uint64(e.UID), 10),
 			strconv.FormatUint(uint64(e.GID), 10), size, fileTime(e), printable(name) + linkText(e)})
 	}
 	return a.printTable([]string{"mode", ">links", ">uid", ">gid", ">size", "modified (UTC)", "name"}, rows)
@@ -247,7 +253,8 @@ func printable(name string) string {
 func (a *app) pointFind() *cobra.Command {
 	var vol string
 	cmd := command{
-		use: "find POINT PATTERN [--volume VOLUME]", short: "Find files in a recovery point by name or path", args: cobra.ExactArgs(2),
+		use: "find POINT PATTERN [--volume VOLUME]", short: "Find files in a recovery point by name or path",
+		args: cobra.ExactArgs(2),
 		long: pointArgHelp + `
 
 PATTERN is of a name (*.conf), of the end of a path (nginx/*.conf) or of a whole path
@@ -271,13 +278,14 @@ holdfast --vault /srv/vault point find 3fa9 'report-20??.ods' --volume vdb1`,
 func (a *app) findFiles(ctx context.Context, ref, pattern, vol string) error {
 	return a.withFiles(ctx, ref, func(p *point.RecoveryPoint, disks []volume.Disk) error {
 		var list []files.Entry
-		err := files.Open(disks).Find(ctx, files.FindRequest{Pattern: pattern, Volume: vol, Found: func(e files.Entry) error {
-			if !a.json {
-				return a.println(printable(e.Path))
-			}
-			list = append(list, e)
-			return nil
-		}})
+		err := files.Open(disks).Find(ctx,
+			files.FindRequest{Pattern: pattern, Volume: vol, Found: func(e files.Entry) error {
+				if !a.json {
+					return a.println(printable(e.Path))
+				}
+				list = append(list, e)
+				return nil
+			}})
 		if err != nil {
 			err = fmt.Errorf("search point %s of %s: %w", p.ID.Short(), p.VM, err)
 		}

@@ -16,7 +16,8 @@ func (a *app) pointGet() *cobra.Command {
 	var to string
 	var force bool
 	cmd := command{
-		use: "get POINT PATH... --to DIR [--force]", short: "Fetch files and directories out of a recovery point", args: cobra.MinimumNArgs(2),
+		use: "get POINT PATH... --to DIR [--force]", short: "Fetch files and directories out of a recovery point",
+		args: cobra.MinimumNArgs(2),
 		long: pointArgHelp + `
 ` + placeHelp + `
 
@@ -45,7 +46,8 @@ holdfast --vault /srv/vault point get 3fa9 /var/lib/dump.sql --to - | psql`,
 func (a *app) getFiles(ctx context.Context, ref string, req files.GetRequest) error {
 	switch {
 	case req.To == "":
-		return withHint(usagef("point get: --to is missing"), "say where the files go: --to DIR, or --to - for standard output")
+		return withHint(usagef("point get: --to is missing"),
+			"say where the files go: --to DIR, or --to - for standard output")
 	case req.To == "-" && (len(req.Places) != 1 || a.json):
 		return usagef("point get: only one file goes to standard output, and no JSON beside it")
 	}
@@ -115,5 +117,6 @@ func (a *app) printGot(p *point.RecoveryPoint, to string, r files.Report, some *
 	if r.Streams > 0 {
 		text += ", " + counted(r.Streams, "stream")
 	}
-	return a.println(fmt.Sprintf("fetched %s to %s: %s (%s, %s of data)", p.VM, to, text, humanSize(r.Bytes), humanSize(r.Stored)))
+	return a.println(fmt.Sprintf("fetched %s to %s: %s (%s, %s of data)", p.VM, to, text, humanSize(r.Bytes),
+		humanSize(r.Stored)))
 }

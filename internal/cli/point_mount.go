@@ -18,7 +18,8 @@ import (
 func (a *app) pointMount() *cobra.Command {
 	var others bool
 	cmd := command{
-		use: "mount POINT DIR", short: "Show a recovery point as a directory, until interrupted", args: cobra.ExactArgs(2),
+		use: "mount POINT DIR", short: "Show a recovery point as a directory, until interrupted",
+		args: cobra.ExactArgs(2),
 		long: pointArgHelp + `
 
 DIR shows, read-only:
@@ -41,7 +42,8 @@ holdfast --vault /srv/vault point mount 3fa9 ~/point & diff -r ~/point/root/etc 
 			})
 		},
 	}.build()
-	cmd.Flags().BoolVar(&others, "allow-other", false, "let other users look, as far as the permissions in the point go")
+	cmd.Flags().BoolVar(&others, "allow-other", false,
+		"let other users look, as far as the permissions in the point go")
 	cmd.ValidArgsFunction = a.completePoints
 	return cmd
 }
@@ -56,7 +58,8 @@ type Mounted struct {
 	Root    bool     `json:"root"`    // whether root/ is there
 }
 
-func (a *app) mountPoint(ctx context.Context, p *point.RecoveryPoint, disks []volume.Disk, dir string, others bool) error {
+func (a *app) mountPoint(ctx context.Context, p *point.RecoveryPoint, disks []volume.Disk, dir string,
+	others bool) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
@@ -66,7 +69,8 @@ func (a *app) mountPoint(ctx context.Context, p *point.RecoveryPoint, disks []vo
 		Source: "holdfast:" + p.VM + "@" + p.ID.Short(), Time: p.Time, AllowOther: others, Trouble: a.troubles(),
 	})
 	if err != nil {
-		return withHint(err, "`holdfast point get` fetches files without it; a mount that was left behind is removed by `fusermount3 -u DIR`")
+		return withHint(err, "`holdfast point get` fetches files without it; a mount that was left behind is removed "+
+			"by `fusermount3 -u DIR`")
 	}
 	ended := make(chan struct{})
 	go func() {
@@ -91,14 +95,16 @@ func (a *app) mountPoint(ctx context.Context, p *point.RecoveryPoint, disks []vo
 
 func (a *app) printMounted(p *point.RecoveryPoint, dir string, opened *files.Point, m *mount.Mount) error {
 	if a.json {
-		return a.printJSON(Mounted{ID: p.ID, VM: p.VM, Dir: dir, Disks: orEmpty(m.Disks), Volumes: orEmpty(m.Volumes), Root: m.Root})
+		return a.printJSON(Mounted{ID: p.ID, VM: p.VM, Dir: dir, Disks: orEmpty(m.Disks), Volumes: orEmpty(m.Volumes),
+			Root: m.Root})
 	}
 	for _, v := range opened.Describe() {
 		if v.State != files.Readable && v.State != files.NoFiles {
 			a.remark("warning: %s is not shown: %s", v.Name, oneLine(v.Reason))
 		}
 	}
-	return a.println(fmt.Sprintf("mounted point %s of %s as of %s UTC on %s: %s, %s; interrupt to unmount", p.ID.Short(), p.VM,
+	return a.println(fmt.Sprintf("mounted point %s of %s as of %s UTC on %s: %s, %s; interrupt to unmount",
+		p.ID.Short(), p.VM,
 		humanTime(p.Time), dir, counted(len(m.Disks), "disk"), counted(len(m.Volumes), "volume")))
 }
 

@@ -23,7 +23,8 @@ type shownNote struct {
 	Result json.RawMessage `json:"result,omitempty"` // of a drill: all that is known
 }
 
-// notesOf returns the notes of a point, oldest first, with what drills say; the last tells of damaged ones.
+// notesOf returns the notes of a point, oldest first, with what drills say; the last tells of
+// damaged ones.
 func notesOf(ctx context.Context, v *vault.Vault, id point.ID) ([]shownNote, error) {
 	heads, err := v.NoteHeads(ctx, id)
 	damaged := err

@@ -28,8 +28,9 @@ type restoreFlags struct {
 func (a *app) pointRestore() *cobra.Command {
 	var flags restoreFlags
 	cmd := command{
-		use: "restore POINT (--to FILE [--disk NAME] | --as NAME --storage DIR)", short: "Bring back a disk or a whole machine",
-		args: cobra.ExactArgs(1),
+		use:   "restore POINT (--to FILE [--disk NAME] | --as NAME --storage DIR)",
+		short: "Bring back a disk or a whole machine",
+		args:  cobra.ExactArgs(1),
 		long: pointArgHelp + `
 
 With --to, one disk is written to a new file, raw or qcow2, or to a block device. Every byte is
@@ -53,12 +54,15 @@ holdfast --vault /srv/vault --connect qemu:///system point restore web@latest --
 holdfast --vault /srv/vault --connect qmp:/run/w2.qmp point restore 3fa9 --as web2 --storage /srv/web2 --network br0=br1
 holdfast --vault /srv/vault point restore web@latest --as web --storage /srv/images --instant --start --rate 100MiB/s`,
 		statuses: "3 damage found, 5 wrong key or not a vault, 130 interrupted",
-		run:      func(cmd *cobra.Command, args []string) error { return a.restorePoint(cmd.Context(), args[0], flags) },
+		run: func(cmd *cobra.Command, args []string) error {
+			return a.restorePoint(cmd.Context(), args[0], flags)
+		},
 	}.build()
 	f := cmd.Flags()
 	f.StringVar(&flags.disk, "disk", "", "`name` of the disk; needed if the point has several")
 	f.StringVar(&flags.to, "to", "", "`file` or block device to write the disk to")
-	f.StringVar(&flags.format, "format", "", "raw or qcow2 (default: by the file's name, or for a machine what the disk was)")
+	f.StringVar(&flags.format, "format", "",
+		"raw or qcow2 (default: by the file's name, or for a machine what the disk was)")
 	f.BoolVar(&flags.force, "force", false, "overwrite a file that exists or a block device that holds something")
 	f.StringVar(&flags.as, "as", "", "`name` of the machine to define")
 	f.StringVar(&flags.storage, "storage", "", "`directory` for the machine's disks and files")
@@ -127,7 +131,8 @@ func (a *app) restoreDisk(ctx context.Context, v *vault.Vault, p *point.Recovery
 	if a.json {
 		return a.printJSON(done)
 	}
-	return a.println(fmt.Sprintf("restored disk %s of %s as of %s UTC to %s (%s, %s, %s of data)", done.Disk, p.VM, humanTime(p.Time),
+	return a.println(fmt.Sprintf("restored disk %s of %s as of %s UTC to %s (%s, %s, %s of data)", done.Disk, p.VM,
+		humanTime(p.Time),
 		done.File, done.Format, humanSize(done.Size), humanSize(done.Used)))
 }
 
@@ -153,7 +158,8 @@ func (f restoreFlags) machineRequest(p *point.RecoveryPoint) (restore.MachineReq
 		networks[from] = to
 	}
 	return restore.MachineRequest{
-		Point: p, Name: f.as, Storage: f.storage, Format: f.format, Networks: networks, InPlace: f.inPlace, Start: f.start,
+		Point: p, Name: f.as, Storage: f.storage, Format: f.format, Networks: networks, InPlace: f.inPlace,
+		Start: f.start,
 	}, nil
 }
 
@@ -175,7 +181,8 @@ func (a *app) printRestored(p *point.RecoveryPoint, done restore.RestoredMachine
 	return nil
 }
 
-func (a *app) rebuild(ctx context.Context, v *vault.Vault, req restore.MachineRequest) (restore.RestoredMachine, error) {
+func (a *app) rebuild(ctx context.Context, v *vault.Vault, req restore.MachineRequest) (restore.RestoredMachine,
+	error) {
 	uris := a.connections()
 	if len(uris) != 1 {
 		return restore.RestoredMachine{}, usagef("a machine is restored to one host: give --connect once")

@@ -71,7 +71,8 @@ func (a *app) verifyPoint(ctx context.Context, v *vault.Vault, p *point.Recovery
 	return a.printVerified(report)
 }
 
-func verifyTree(ctx context.Context, v *vault.Vault, name, root string, size int64, progress func(int64)) (VerifiedPart, error) {
+func verifyTree(ctx context.Context, v *vault.Vault, name, root string, size int64, progress func(int64)) (VerifiedPart,
+	error) {
 	part := VerifiedPart{Name: name, Damaged: extent.Set{}}
 	disk, err := v.OpenDisk(root, size)
 	if err != nil {
@@ -99,7 +100,8 @@ func (a *app) printVerified(r Verified) error {
 				a.println(fmt.Sprintf("%s: %s verified", part.Name, humanSize(part.Bytes)))
 				continue
 			}
-			a.println(fmt.Sprintf("%s: %s damaged, of %s", part.Name, humanSize(part.Damaged.Bytes()), humanSize(part.Bytes)))
+			a.println(fmt.Sprintf("%s: %s damaged, of %s", part.Name, humanSize(part.Damaged.Bytes()),
+				humanSize(part.Bytes)))
 			a.printRanges("  ", part.Damaged)
 		}
 	}

@@ -16,7 +16,8 @@ one, --pool libvirt:NAME, asked for at --connect.`
 
 // poolFlag lets a command name the pool.
 func (a *app) poolFlag(cmd *cobra.Command) {
-	cmd.PersistentFlags().StringVar(&a.pool, "pool", "", "`directory` of managed disks, or libvirt:NAME (HOLDFAST_POOL)")
+	cmd.PersistentFlags().StringVar(&a.pool, "pool", "",
+		"`directory` of managed disks, or libvirt:NAME (HOLDFAST_POOL)")
 }
 
 // poolSpec returns the pool that was asked for, or "".

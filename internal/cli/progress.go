@@ -14,8 +14,8 @@ import (
 
 const lineEvery = 5 * time.Second // between two plain progress lines of a stage
 
-// meter shows how far a piece of work has come: bars on a terminal, a line now and then elsewhere. It is safe for concurrent
-// use; its zero value shows nothing.
+// meter shows how far a piece of work has come: bars on a terminal, a line now and then elsewhere.
+// It is safe for concurrent use; its zero value shows nothing.
 type meter struct {
 	out io.Writer
 	now func() time.Time
@@ -71,7 +71,8 @@ func (m *meter) Update(name string, done, total int64) {
 
 func (m *meter) newBar(name string, total int64) *mpb.Bar {
 	return m.bars.New(total, mpb.BarStyle().Lbound(" [").Rbound("] "),
-		mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR), decor.CountersKibiByte("% .1f of % .1f", decor.WCSyncSpace)),
+		mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR),
+			decor.CountersKibiByte("% .1f of % .1f", decor.WCSyncSpace)),
 		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1024(0), "% .1f", decor.WCSyncSpace), decor.Name(" "),
 			decor.OnComplete(decor.AverageETA(decor.ET_STYLE_GO), "done")))
 }

@@ -16,15 +16,16 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// qemuCmd runs "qemu VAR ARGS...": it starts a QEMU with no guest running in it and puts the path of its QMP socket into VAR. It is ready
-// when the command returns, and ended with the script.
+// qemuCmd runs "qemu VAR ARGS...": it starts a QEMU with no guest running in it and puts the path
+// of its QMP socket into VAR. It is ready when the command returns, and ended with the script.
 func qemuCmd(ts *testscript.TestScript, _ bool, args []string) {
 	dir, err := os.MkdirTemp("", "hf") // socket paths are short
 	ts.Check(err)
 	ts.Defer(func() { os.RemoveAll(dir) })
 	pidFile, socket := filepath.Join(dir, "pid"), filepath.Join(dir, "q")
 	ts.Check(ts.Exec("qemu-system-x86_64", append([]string{
-		"-machine", "q35,accel=tcg", "-m", "64", "-S", "-display", "none", "-nodefaults", "-daemonize", "-pidfile", pidFile,
+		"-machine", "q35,accel=tcg", "-m", "64", "-S", "-display", "none", "-nodefaults", "-daemonize", "-pidfile",
+		pidFile,
 		"-qmp", "unix:" + socket + ",server=on,wait=off", "-qmp", "unix:" + hmpSocket(socket) + ",server=on,wait=off",
 	}, args[1:]...)...))
 	data, err := os.ReadFile(pidFile)
@@ -36,7 +37,8 @@ func qemuCmd(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv(args[0]+"_PID", strconv.Itoa(pid))
 }
 
-// agentCmd runs "agent VAR": a scripted guest agent of a Linux serves a socket, whose path is put into VAR, until the script ends.
+// agentCmd runs "agent VAR": a scripted guest agent of a Linux serves a socket, whose path is put
+// into VAR, until the script ends.
 func agentCmd(ts *testscript.TestScript, _ bool, args []string) {
 	dir, err := os.MkdirTemp("", "hf")
 	ts.Check(err)
@@ -67,8 +69,8 @@ func hmpCmd(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// newVMCmd runs "newvm VAR": VAR is the path of a monitor socket that nobody serves yet. The QEMU that serves it at the end of the script
-// is told to quit.
+// newVMCmd runs "newvm VAR": VAR is the path of a monitor socket that nobody serves yet. The QEMU
+// that serves it at the end of the script is told to quit.
 func newVMCmd(ts *testscript.TestScript, _ bool, args []string) {
 	dir, err := os.MkdirTemp("", "hf")
 	ts.Check(err)

@@ -30,7 +30,8 @@ type Reconciled struct {
 func (a *app) hostReconcile() *cobra.Command {
 	var release bool
 	cmd := command{
-		use: "reconcile [--release]", short: "Clean up what killed backups and drills left on a host", args: cobra.NoArgs,
+		use: "reconcile [--release]", short: "Clean up what killed backups and drills left on a host",
+		args: cobra.NoArgs,
 		long: `
 Releases guests that still hold their writes and removes jobs, nodes, exports and scratch
 files. Every backup does this for its own machine; after a kill or a crash this command does it
@@ -49,7 +50,8 @@ holdfast --connect qemu:///system --vault /srv/vault host reconcile --release`,
 			ctx := cmd.Context()
 			if a.vaultPath() == "" {
 				if release {
-					return withHint(usagef("host reconcile: --release needs --vault"), "records of changes belong to a vault: name it with --vault")
+					return withHint(usagef("host reconcile: --release needs --vault"),
+						"records of changes belong to a vault: name it with --vault")
 				}
 				return a.reconcileHosts(ctx, nil, false)
 			}
@@ -70,7 +72,8 @@ func (a *app) reconcileHosts(ctx context.Context, v *vault.Vault, release bool) 
 	for _, h := range hosts {
 		machines, err := h.Machines(ctx)
 		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("list the machines of %s: %w: %w", h.URI(), hypervisor.ErrUnreachable, err))
+			failed = errors.Join(failed, fmt.Errorf("list the machines of %s: %w: %w", h.URI(),
+				hypervisor.ErrUnreachable, err))
 			continue
 		}
 		for _, m := range machines {
@@ -96,7 +99,8 @@ func (a *app) reconcileHosts(ctx context.Context, v *vault.Vault, release bool) 
 	return failed
 }
 
-// reconcileDrills removes what killed drills have left. drills holds the machines of those that run, by name.
+// reconcileDrills removes what killed drills have left. drills holds the machines of those that
+// run, by name.
 func (a *app) reconcileDrills(ctx context.Context) (list []Reconciled, drills map[string]bool, failed error) {
 	scratch, err := a.scratchSpace()
 	if err != nil {
@@ -118,7 +122,8 @@ func (a *app) reconcileDrills(ctx context.Context) (list []Reconciled, drills ma
 	return list, drills, failed
 }
 
-func (a *app) reconcileMachine(ctx context.Context, h host, v *vault.Vault, m hypervisor.Machine, release bool) (Reconciled, error) {
+func (a *app) reconcileMachine(ctx context.Context, h host, v *vault.Vault, m hypervisor.Machine,
+	release bool) (Reconciled, error) {
 	out := Reconciled{VM: m.Name, UUID: m.UUID, Host: h.URI(), Did: []string{}}
 	deps, err := a.deps(h, v, &meter{})
 	if err == nil {

@@ -15,7 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
 )
 
-// TestMain makes this test binary the holdfast that scripts run, with the very main of the real one.
+// TestMain makes this test binary the holdfast that scripts run, with the very main of the real
+// one.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"holdfast": func() { os.Exit(cli.Main()) }})
 }
@@ -34,7 +35,8 @@ func TestLibvirt(t *testing.T) {
 	for _, script := range scripts {
 		t.Run(filepath.Base(script), func(t *testing.T) {
 			daemon := libvirtd.New(t)
-			testscript.Run(t, params(testscript.Params{Files: []string{script}}, map[string]string{"LIBVIRT": daemon.URI}))
+			testscript.Run(t, params(testscript.Params{Files: []string{script}},
+				map[string]string{"LIBVIRT": daemon.URI}))
 		})
 	}
 }
@@ -94,8 +96,9 @@ func asExit(err error, exit *interface{ ExitCode() int }) bool {
 	return ok
 }
 
-// fieldCmd runs "field FILE PATH [VALUE]": the JSON in FILE (stdout, stderr) has VALUE at PATH, such as disks.0.name. With "field FILE PATH > VAR"
-// the value is put into a variable. "count" at the end of PATH is the length of a list.
+// fieldCmd runs "field FILE PATH [VALUE]": the JSON in FILE (stdout, stderr) has VALUE at PATH,
+// such as disks.0.name. With "field FILE PATH > VAR" the value is put into a variable. "count" at
+// the end of PATH is the length of a list.
 func fieldCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 3 {
 		ts.Fatalf("usage: field file path value, or field file path > variable")
@@ -143,7 +146,8 @@ func lookup(doc any, path string) (string, error) {
 	return fmt.Sprint(doc), nil
 }
 
-// fillCmd runs "fill FILE OFFSET LENGTH SEED": it writes bytes that are the same for the same seed, making the file if needed.
+// fillCmd runs "fill FILE OFFSET LENGTH SEED": it writes bytes that are the same for the same seed,
+// making the file if needed.
 func fillCmd(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 4 {
 		ts.Fatalf("usage: fill file offset length seed")

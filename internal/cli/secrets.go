@@ -13,8 +13,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// secrets are the key files written for a vault that is being made. They are durable before the vault exists, under names
-// that get the vault's ID once it has one.
+// secrets are the key files written for a vault that is being made. They are durable before the
+// vault exists, under names that get the vault's ID once it has one.
 type secrets struct {
 	files []string // written here, to be removed if the vault is not made
 
@@ -42,7 +42,8 @@ func (s *secrets) remove() {
 	}
 }
 
-// stageRecovery writes the recovery page, whose ID is not known yet, beside the place where it is to be.
+// stageRecovery writes the recovery page, whose ID is not known yet, beside the place where it is
+// to be.
 func (a *app) stageRecovery(s *secrets, id *age.X25519Identity, vaultDir, target string) error {
 	dir := filepath.Dir(target)
 	switch {

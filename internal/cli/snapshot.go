@@ -19,7 +19,8 @@ import (
 
 func (a *app) snapshotCommands() *cobra.Command {
 	cmd := noun("snapshot", "Take, compare, copy and delete snapshots of disks",
-		a.snapshotCreate(), a.snapshotList(), a.snapshotShow(), a.snapshotDiff(), a.snapshotApply(), a.snapshotCopy(), a.snapshotDelete())
+		a.snapshotCreate(), a.snapshotList(), a.snapshotShow(), a.snapshotDiff(), a.snapshotApply(), a.snapshotCopy(),
+		a.snapshotDelete())
 	a.poolFlag(cmd)
 	return cmd
 }
@@ -35,7 +36,8 @@ type snapshotFlags struct {
 func (a *app) snapshotCreate() *cobra.Command {
 	var flags snapshotFlags
 	cmd := command{
-		use: "create DISK|VM:DISK[,DISK...]...", short: "Take a snapshot of disks at one instant", args: cobra.MinimumNArgs(1),
+		use: "create DISK|VM:DISK[,DISK...]...", short: "Take a snapshot of disks at one instant",
+		args: cobra.MinimumNArgs(1),
 		long: `
 DISK is a managed disk of --pool, VM:DISK a disk of a machine at --connect. All that is
 named is taken at one instant: several disks of one machine, or several disks that no
@@ -57,16 +59,21 @@ holdfast --vault /srv/vault --connect qemu:///system snapshot create db:vdb,vdc 
 	}.build()
 	f := cmd.Flags()
 	f.StringVar(&flags.name, "name", "", "`name` of the snapshot (default: of the disks and the time)")
-	f.BoolVar(&flags.incremental, "incremental", false, "record changes from here on, for the next snapshot of these disks")
-	f.StringVar(&flags.consistency, "consistency", string(point.Crash), "best `level` to try: application, filesystem or crash")
+	f.BoolVar(&flags.incremental, "incremental", false,
+		"record changes from here on, for the next snapshot of these disks")
+	f.StringVar(&flags.consistency, "consistency", string(point.Crash),
+		"best `level` to try: application, filesystem or crash")
 	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the snapshot; repeatable")
 	f.StringVar(&a.compression, "compression", "", "how hard to compress: `fast`, dense or none")
-	f.StringVar(&a.scratch, "scratch", "", "`directory` for what the machine writes out (HOLDFAST_SCRATCH; default /var/tmp/holdfast)")
-	f.StringVar(&a.scratchLimit, "scratch-limit", "", "`size` that may be used there, such as 1GiB (default: what is free, less a tenth)")
+	f.StringVar(&a.scratch, "scratch", "",
+		"`directory` for what the machine writes out (HOLDFAST_SCRATCH; default /var/tmp/holdfast)")
+	f.StringVar(&a.scratchLimit, "scratch-limit", "",
+		"`size` that may be used there, such as 1GiB (default: what is free, less a tenth)")
 	return cmd
 }
 
-// snapshotOf is what a snapshot is taken of: disks of one machine, or images that no machine writes to.
+// snapshotOf is what a snapshot is taken of: disks of one machine, or images that no machine writes
+// to.
 type snapshotOf struct {
 	vm      string // name or UUID; "" for images
 	uris    []string
@@ -86,13 +93,15 @@ func (a *app) parseTargets(args []string) (vm string, vmDisks, poolDisks []strin
 			continue
 		}
 		if vm != "" && vm != arg[:i] {
-			return "", nil, nil, usagef("snapshot create: %s and %s are two machines, which have no instant in common: take a snapshot of each", vm, arg[:i])
+			return "", nil, nil, usagef("snapshot create: %s and %s are two machines, which have no instant in "+
+				"common: take a snapshot of each", vm, arg[:i])
 		}
 		vm = arg[:i]
 		vmDisks = append(vmDisks, strings.Split(arg[i+1:], ",")...)
 	}
 	if slices.Contains(vmDisks, "") || slices.Contains(poolDisks, "") || vm == "" && len(vmDisks) > 0 {
-		return "", nil, nil, usagef("snapshot create: %q: the name of a disk or machine is missing", strings.Join(args, " "))
+		return "", nil, nil, usagef("snapshot create: %q: the name of a disk or machine is missing",
+			strings.Join(args, " "))
 	}
 	return vm, vmDisks, poolDisks, nil
 }
@@ -112,7 +121,9 @@ func (a *app) takeSnapshot(ctx context.Context, args []string, flags snapshotFla
 		if err := nameIsFree(ctx, v, flags.name); err != nil {
 			return err
 		}
-		p, err := a.snapshotOf(ctx, v, snapshotOf{vm: vm, uris: a.connections(), disks: vmDisks, managed: map[string]protect.ManagedDisk{}}, poolDisks, flags)
+		p, err := a.snapshotOf(ctx, v,
+			snapshotOf{vm: vm, uris: a.connections(), disks: vmDisks, managed: map[string]protect.ManagedDisk{}},
+			poolDisks, flags)
 		if err != nil {
 			return fmt.Errorf("take a snapshot of %s: %w", strings.Join(args, " "), err)
 		}
@@ -135,7 +146,8 @@ func nameIsFree(ctx context.Context, v *vault.Vault, name string) error {
 }
 
 // snapshotOf resolves managed disks, if there is a pool, and takes the snapshot.
-func (a *app) snapshotOf(ctx context.Context, v *vault.Vault, of snapshotOf, poolDisks []string, flags snapshotFlags) (*point.RecoveryPoint, error) {
+func (a *app) snapshotOf(ctx context.Context, v *vault.Vault, of snapshotOf, poolDisks []string,
+	flags snapshotFlags) (*point.RecoveryPoint, error) {
 	if len(poolDisks) == 0 && a.poolSpec() == "" {
 		return a.snapshotMachine(ctx, v, of, flags)
 	}
@@ -187,7 +199,8 @@ func (of *snapshotOf) add(p *pooled, d *disks.Disk) error {
 		ref = d.Attached.VM
 	}
 	if of.vm != "" && of.vm != ref && of.vm != d.Attached.VM {
-		return usagef("disk %s belongs to machine %s and not to %s: two machines have no instant in common", d.Name, d.Attached.VM, of.vm)
+		return usagef("disk %s belongs to machine %s and not to %s: two machines have no instant in common", d.Name,
+			d.Attached.VM, of.vm)
 	}
 	if of.vm == "" {
 		of.vm, of.uris = ref, []string{d.Attached.Host}
@@ -197,7 +210,8 @@ func (of *snapshotOf) add(p *pooled, d *disks.Disk) error {
 	return nil
 }
 
-func (a *app) snapshotMachine(ctx context.Context, v *vault.Vault, of snapshotOf, flags snapshotFlags) (*point.RecoveryPoint, error) {
+func (a *app) snapshotMachine(ctx context.Context, v *vault.Vault, of snapshotOf,
+	flags snapshotFlags) (*point.RecoveryPoint, error) {
 	back := backupFlags{consistency: flags.consistency, tags: flags.tags}
 	req, err := back.request(a.scratchSpace)
 	if err != nil {
@@ -216,7 +230,8 @@ func (a *app) snapshotMachine(ctx context.Context, v *vault.Vault, of snapshotOf
 	if of.label == "" {
 		of.label = m.Name + "-" + strings.Join(of.disks, "-")
 	}
-	req.Snapshot = &protect.Snapshot{Name: a.snapshotName(flags.name, of.label), Disks: of.disks, Managed: of.managed, Track: flags.incremental}
+	req.Snapshot = &protect.Snapshot{Name: a.snapshotName(flags.name, of.label), Disks: of.disks, Managed: of.managed,
+		Track: flags.incremental}
 	a.knownDisks(m, req.Snapshot)
 	meter := a.meter()
 	defer meter.Close()
@@ -252,7 +267,8 @@ func (a *app) snapshotName(given, of string) string {
 	return snapshots.DefaultName(of, a.env.Now())
 }
 
-func (a *app) snapshotImages(ctx context.Context, v *vault.Vault, of snapshotOf, flags snapshotFlags) (*point.RecoveryPoint, error) {
+func (a *app) snapshotImages(ctx context.Context, v *vault.Vault, of snapshotOf,
+	flags snapshotFlags) (*point.RecoveryPoint, error) {
 	tags, err := parseTags(flags.tags)
 	if err != nil {
 		return nil, err
@@ -273,7 +289,8 @@ func (a *app) printSnapshotTaken(p *point.RecoveryPoint) error {
 		added += d.Added
 		read += d.Read
 	}
-	return a.println(fmt.Sprintf("snapshot %s (%s) of %s: %s-consistent, read %s (%s), added %s, took %.1f s", p.Name, p.ID.Short(), snapshotDisks(p),
+	return a.println(fmt.Sprintf("snapshot %s (%s) of %s: %s-consistent, read %s (%s), added %s, took %.1f s", p.Name,
+		p.ID.Short(), snapshotDisks(p),
 		p.Consistency, humanSize(read), p.Rung, humanSize(added), p.Took))
 }
 

@@ -16,7 +16,8 @@ import (
 func (a *app) snapshotCopy() *cobra.Command {
 	var to, key string
 	cmd := command{
-		use: "copy SNAPSHOT --to-vault DIR [--to-key-file FILE]", short: "Bring a snapshot into another vault", args: cobra.ExactArgs(1),
+		use: "copy SNAPSHOT --to-vault DIR [--to-key-file FILE]", short: "Bring a snapshot into another vault",
+		args: cobra.ExactArgs(1),
 		long: snapshotArgHelp + `
 Only what differs from what both vaults have is read, and only what the other vault lacks is
 stored there. The copy has the same ID and needs nothing of this vault. Without
@@ -39,7 +40,9 @@ func (a *app) copySnapshot(ctx context.Context, ref, to, key string) error {
 	return a.withSnapshot(ctx, ref, func(from *vault.Vault, p *point.RecoveryPoint) error {
 		return a.other(to, key).withOtherVault(ctx, a, func(target *vault.Vault) error {
 			m := a.meter()
-			report, err := snapshots.Copy(ctx, from, target, p, a.env.Now(), func(done, total int64) { m.Update("copy", done, total) })
+			report, err := snapshots.Copy(ctx, from, target, p, a.env.Now(), func(done, total int64) {
+				m.Update("copy", done, total)
+			})
 			m.Close()
 			if err != nil {
 				return fmt.Errorf("copy snapshot %s to vault %s: %w", p.Name, target.ShortID(), err)
@@ -48,15 +51,18 @@ func (a *app) copySnapshot(ctx context.Context, ref, to, key string) error {
 				return a.printJSON(report)
 			}
 			if report.There {
-				return a.println(fmt.Sprintf("snapshot %s (%s) is in vault %s already", p.Name, p.ID.Short(), target.ShortID()))
+				return a.println(fmt.Sprintf("snapshot %s (%s) is in vault %s already", p.Name, p.ID.Short(),
+					target.ShortID()))
 			}
-			return a.println(fmt.Sprintf("copied snapshot %s (%s) to vault %s: read %s, sent %s", p.Name, p.ID.Short(), target.ShortID(),
+			return a.println(fmt.Sprintf("copied snapshot %s (%s) to vault %s: read %s, sent %s", p.Name, p.ID.Short(),
+				target.ShortID(),
 				humanSize(report.ReadBytes), humanSize(report.SentBytes)))
 		})
 	})
 }
 
-// other returns an app for another vault, which takes no key from the environment: that is this vault's.
+// other returns an app for another vault, which takes no key from the environment: that is this
+// vault's.
 func (a *app) other(vaultDir, keyFile string) *app {
 	b := *a
 	b.vaultDir, b.keyFile, b.passphraseFile = vaultDir, keyFile, ""
@@ -69,7 +75,8 @@ func (a *app) other(vaultDir, keyFile string) *app {
 	return &b
 }
 
-// withOtherVault opens the vault with the key that is given or kept for it, else with the key of the first.
+// withOtherVault opens the vault with the key that is given or kept for it, else with the key of
+// the first.
 func (b *app) withOtherVault(ctx context.Context, first *app, do func(v *vault.Vault) error) error {
 	err := b.withVault(ctx, do)
 	if b.keyFile != "" || !errors.Is(err, errNoKey) {

@@ -23,7 +23,8 @@ type snapshotDiffFlags struct {
 func (a *app) snapshotDiff() *cobra.Command {
 	var flags snapshotDiffFlags
 	cmd := command{
-		use: "diff A B [--disk D] [--to FILE|-]", short: "Show where the disks of two snapshots differ, or write the difference", args: cobra.ExactArgs(2),
+		use:   "diff A B [--disk D] [--to FILE|-]",
+		short: "Show where the disks of two snapshots differ, or write the difference", args: cobra.ExactArgs(2),
 		long: `A and B are names or the beginnings of IDs. Ranges are whole chunks of the vault.
 
 With --to the changed bytes are written as a stream that "holdfast snapshot apply" turns a
@@ -85,7 +86,8 @@ type WrittenDiff struct {
 	Ranges  int64    `json:"ranges"`
 }
 
-func (a *app) writeDiff(ctx context.Context, v *vault.Vault, first, second *point.RecoveryPoint, pairs []snapshots.Pair, flags snapshotDiffFlags) error {
+func (a *app) writeDiff(ctx context.Context, v *vault.Vault, first, second *point.RecoveryPoint, pairs []snapshots.Pair,
+	flags snapshotDiffFlags) error {
 	if len(pairs) != 1 {
 		return usagef("snapshot diff: a stream is of one disk: name it with --disk")
 	}
@@ -103,7 +105,9 @@ func (a *app) writeDiff(ctx context.Context, v *vault.Vault, first, second *poin
 	}
 	m := a.meter()
 	defer m.Close()
-	options := snapshots.WriteOptions{Digests: flags.digests, Progress: func(done, total int64) { m.Update("diff", done, total) }}
+	options := snapshots.WriteOptions{Digests: flags.digests, Progress: func(done, total int64) {
+		m.Update("diff", done, total)
+	}}
 	var h snapshots.Head
 	err = a.toFile(flags.to, flags.force, func(w io.Writer) error {
 		h, err = snapshots.WriteStream(ctx, w, from, to, changed, options)
@@ -119,7 +123,8 @@ func (a *app) writeDiff(ctx context.Context, v *vault.Vault, first, second *poin
 	if a.json {
 		return a.printJSON(out)
 	}
-	return a.println(fmt.Sprintf("wrote %s: what turns %s into %s, %s in %s", out.File, first.Name, second.Name, humanSize(out.Changed), counted(out.Ranges, "range")))
+	return a.println(fmt.Sprintf("wrote %s: what turns %s into %s, %s in %s", out.File, first.Name, second.Name,
+		humanSize(out.Changed), counted(out.Ranges, "range")))
 }
 
 func side(v *vault.Vault, id point.ID, d *point.Disk) (snapshots.Side, error) {
@@ -130,7 +135,8 @@ func side(v *vault.Vault, id point.ID, d *point.Disk) (snapshots.Side, error) {
 	return snapshots.Side{ID: id, Size: d.Size, Data: disk, Extents: disk.Extents}, nil
 }
 
-// toFile writes a file that appears under its name when it is complete and durable, or to standard output.
+// toFile writes a file that appears under its name when it is complete and durable, or to standard
+// output.
 func (a *app) toFile(path string, force bool, write func(io.Writer) error) error {
 	if path == "-" {
 		return write(a.env.Stdout)
@@ -155,7 +161,8 @@ func (a *app) toFile(path string, force bool, write func(io.Writer) error) error
 func (a *app) snapshotApply() *cobra.Command {
 	var to string
 	cmd := command{
-		use: "apply STREAM|- --to FILE", short: "Turn a raw image from the base of a diff stream into its target", args: cobra.ExactArgs(1),
+		use: "apply STREAM|- --to FILE", short: "Turn a raw image from the base of a diff stream into its target",
+		args: cobra.ExactArgs(1),
 		long: `
 Needs neither vault nor key. FILE is a raw image or block device that holds what the stream
 was counted from, such as the first snapshot restored. Nothing is written before the whole
@@ -199,12 +206,14 @@ func (a *app) applyStream(ctx context.Context, stream, to string) error {
 	if err != nil {
 		return fmt.Errorf("apply %s to %s: %w", stream, to, err)
 	}
-	out := AppliedDiff{File: to, From: done.From, To: done.To, Size: done.ToSize, Written: done.Written, Checked: "changed ranges"}
+	out := AppliedDiff{File: to, From: done.From, To: done.To, Size: done.ToSize, Written: done.Written,
+		Checked: "changed ranges"}
 	if done.Whole {
 		out.Checked = "whole"
 	}
 	if a.json {
 		return a.printJSON(out)
 	}
-	return a.println(fmt.Sprintf("%s is snapshot %s now: %s written (checked: %s)", to, done.To.Short(), humanSize(done.Written), out.Checked))
+	return a.println(fmt.Sprintf("%s is snapshot %s now: %s written (checked: %s)", to, done.To.Short(),
+		humanSize(done.Written), out.Checked))
 }

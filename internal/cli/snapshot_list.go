@@ -15,7 +15,8 @@ func (a *app) snapshotList() *cobra.Command {
 	var filter snapshots.Filter
 	var tags []string
 	cmd := command{
-		use: "list [--disk D] [--vm NAME] [--tag K=V]", short: "List snapshots, oldest first", args: cobra.NoArgs, statuses: vaultStatuses,
+		use: "list [--disk D] [--vm NAME] [--tag K=V]", short: "List snapshots, oldest first", args: cobra.NoArgs,
+		statuses: vaultStatuses,
 		examples: `
 holdfast --vault /srv/vault snapshot list
 holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --json`,
@@ -33,7 +34,8 @@ holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --js
 		},
 	}.build()
 	f := cmd.Flags()
-	f.StringVar(&filter.Disk, "disk", "", "only snapshots of this `disk`: a managed disk's name, VM:DISK, or DISK of any machine")
+	f.StringVar(&filter.Disk, "disk", "",
+		"only snapshots of this `disk`: a managed disk's name, VM:DISK, or DISK of any machine")
 	f.StringVar(&filter.VM, "vm", "", "only snapshots of disks of the machine with this `name` or UUID")
 	f.StringArrayVar(&tags, "tag", nil, "only snapshots with this `key=value`; repeatable")
 	return cmd
@@ -54,14 +56,17 @@ func (a *app) printSnapshots(list []*point.RecoveryPoint) error {
 	var rows [][]string
 	for _, p := range list {
 		size, used, added := sums(p)
-		rows = append(rows, []string{p.Name, p.ID.Short(), snapshotDisks(p), humanTime(p.Time), humanAge(a.env.Now(), p.Time), string(p.Consistency),
+		rows = append(rows, []string{p.Name, p.ID.Short(), snapshotDisks(p), humanTime(p.Time),
+			humanAge(a.env.Now(), p.Time), string(p.Consistency),
 			humanSize(size), humanSize(used), humanSize(added), tagText(p.Tags)})
 	}
-	return a.printTable([]string{"name", "id", "of", "time (UTC)", ">age", "consistency", ">size", ">used", ">added", "tags"}, rows)
+	return a.printTable([]string{"name", "id", "of", "time (UTC)", ">age", "consistency", ">size", ">used", ">added",
+		"tags"}, rows)
 }
 
 // withSnapshot runs do with the snapshot that ref names.
-func (a *app) withSnapshot(ctx context.Context, ref string, do func(v *vault.Vault, p *point.RecoveryPoint) error) error {
+func (a *app) withSnapshot(ctx context.Context, ref string,
+	do func(v *vault.Vault, p *point.RecoveryPoint) error) error {
 	return a.withVault(ctx, func(v *vault.Vault) error {
 		p, err := snapshots.Find(ctx, v, ref)
 		if err != nil {
@@ -73,7 +78,8 @@ func (a *app) withSnapshot(ctx context.Context, ref string, do func(v *vault.Vau
 
 func (a *app) snapshotShow() *cobra.Command {
 	return command{
-		use: "show SNAPSHOT", short: "Show all that is known of a snapshot", long: snapshotArgHelp, args: cobra.ExactArgs(1),
+		use: "show SNAPSHOT", short: "Show all that is known of a snapshot", long: snapshotArgHelp,
+		args:     cobra.ExactArgs(1),
 		statuses: vaultStatuses,
 		examples: `
 holdfast --vault /srv/vault snapshot show before-upgrade

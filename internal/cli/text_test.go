@@ -25,7 +25,8 @@ func TestLastLines(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"one", "the end of the serial console:\n  one"},
 		{"one\ntwo\n", "the end of the serial console:\n  one\n  two"},
-		{"one\ntwo\nthree\nfour", "the last 2 lines of the serial console; `holdfast point show 01234567 --json` has 2 before them:\n  three\n  four"},
+		{"one\ntwo\nthree\nfour", "the last 2 lines of the serial console; `holdfast point show 01234567 --json` has " +
+			"2 before them:\n  three\n  four"},
 	} {
 		if got := lastLines(tt.in, 2, "0123456789abcdef0123456789abcdef"); got != tt.want {
 			t.Errorf("lastLines(%q) = %q, want %q", tt.in, got, tt.want)
@@ -38,8 +39,10 @@ func TestParseSize(t *testing.T) {
 		in   string
 		want int64 // -1 means refused
 	}{
-		{"0", 0}, {"4096", 4096}, {"1k", 1024}, {"1KiB", 1024}, {"1.5G", 3 << 29}, {"2 GiB", 2 << 30}, {"1tb", 1 << 40}, {"7B", 7},
-		{"", -1}, {"GiB", -1}, {"-1", -1}, {"1x", -1}, {"1KK", -1}, {"1e30", -1}, {"NaN", -1}, {"Inf", -1}, {"1iB", -1}, {"10000000T", -1},
+		{"0", 0}, {"4096", 4096}, {"1k", 1024}, {"1KiB", 1024}, {"1.5G", 3 << 29}, {"2 GiB", 2 << 30}, {"1tb", 1 << 40},
+		{"7B", 7},
+		{"", -1}, {"GiB", -1}, {"-1", -1}, {"1x", -1}, {"1KK", -1}, {"1e30", -1}, {"NaN", -1}, {"Inf", -1}, {"1iB", -1},
+		{"10000000T", -1},
 	} {
 		got, err := parseSize(tt.in)
 		if err != nil {
@@ -65,7 +68,8 @@ func TestSizesForPeople(t *testing.T) {
 func TestHumanAge(t *testing.T) {
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for ago, want := range map[time.Duration]string{
-		0: "0 s", 119 * time.Second: "119 s", 2 * time.Minute: "2 min", 3 * time.Hour: "3 h", 49 * time.Hour: "2 d", -time.Hour: "in the future",
+		0: "0 s", 119 * time.Second: "119 s", 2 * time.Minute: "2 min", 3 * time.Hour: "3 h", 49 * time.Hour: "2 d",
+		-time.Hour: "in the future",
 	} {
 		if got := humanAge(now, now.Add(-ago)); got != want {
 			t.Errorf("%v ago is %q, want %q", ago, got, want)
@@ -110,7 +114,8 @@ func TestPlainProgress(t *testing.T) {
 	m.Close()
 }
 
-// Every error that callers decide by has its status, kind and hint; what only wraps it does not change that.
+// Every error that callers decide by has its status, kind and hint; what only wraps it does not
+// change that.
 func TestErrorsAreTold(t *testing.T) {
 	kinds := map[string]bool{}
 	for _, c := range causes {
@@ -133,8 +138,10 @@ func TestErrorsAreTold(t *testing.T) {
 		err    error
 		status int
 	}{
-		{vault.ErrWrongKey, StatusKey}, {vault.ErrNotVault, StatusKey}, {vault.ErrNewer, StatusError}, {vault.ErrCorrupt, StatusDamage},
-		{protect.ErrConsistency, StatusConsistency}, {blob.ErrNoSpace, StatusError}, {&capture.NeedScratch{}, StatusError},
+		{vault.ErrWrongKey, StatusKey}, {vault.ErrNotVault, StatusKey}, {vault.ErrNewer, StatusError},
+		{vault.ErrCorrupt, StatusDamage},
+		{protect.ErrConsistency, StatusConsistency}, {blob.ErrNoSpace, StatusError},
+		{&capture.NeedScratch{}, StatusError},
 		{errors.New("anything"), StatusError}, {usagef("x"), StatusUsage}, {errInterrupted, StatusInterrupted},
 	} {
 		if _, status := explain(tt.err); status != tt.status {
@@ -153,7 +160,8 @@ func TestInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	var out, errs bytes.Buffer
 	env := Env{
-		Args: []string{"--json", "vault", "init", filepath.Join(dir, "v"), "--key-file", filepath.Join(dir, "k")}, Stdin: &bytes.Buffer{}, Stdout: &out,
+		Args:  []string{"--json", "vault", "init", filepath.Join(dir, "v"), "--key-file", filepath.Join(dir, "k")},
+		Stdin: &bytes.Buffer{}, Stdout: &out,
 		Stderr: &errs, Getenv: func(string) string { return "" },
 	}
 	if status := Run(ctx, env); status != StatusInterrupted {

@@ -21,7 +21,8 @@ type usageFlags struct {
 func (a *app) usageCommand() *cobra.Command {
 	var flags usageFlags
 	cmd := command{
-		use: "usage [--by snapshot|disk|vm|tag=KEY] [--month YYYY-MM]", short: "Account for the space that snapshots take", args: cobra.NoArgs,
+		use:   "usage [--by snapshot|disk|vm|tag=KEY] [--month YYYY-MM]",
+		short: "Account for the space that snapshots take", args: cobra.NoArgs,
 		long: `
 Without --month: what is in the vault now. USED is what is not zeros in the disks, HELD what
 is stored of it, compressed and each chunk once, and ALONE what nothing else in the vault
@@ -114,13 +115,15 @@ func (a *app) printUsage(rows []snapshots.Row, by snapshots.By, asCSV bool) erro
 	if asCSV {
 		lines := [][]string{{"by", "name", "id", "snapshots", "size_bytes", "used_bytes", "held_bytes", "alone_bytes"}}
 		for _, r := range rows {
-			lines = append(lines, []string{by.String(), r.Name, string(r.ID), strconv.Itoa(r.Snapshots), decimal(r.Size), decimal(r.Used), decimal(r.Held), decimal(r.Alone)})
+			lines = append(lines, []string{by.String(), r.Name, string(r.ID), strconv.Itoa(r.Snapshots),
+				decimal(r.Size), decimal(r.Used), decimal(r.Held), decimal(r.Alone)})
 		}
 		return a.printCSV(lines)
 	}
 	var out [][]string
 	for _, r := range rows {
-		out = append(out, []string{r.Name, r.ID.Short(), strconv.Itoa(r.Snapshots), humanSize(r.Size), humanSize(r.Used), humanSize(r.Held), humanSize(r.Alone)})
+		out = append(out, []string{r.Name, r.ID.Short(), strconv.Itoa(r.Snapshots), humanSize(r.Size),
+			humanSize(r.Used), humanSize(r.Held), humanSize(r.Alone)})
 	}
 	return a.printTable([]string{by.String(), "id", ">snapshots", ">size", ">used", ">held", ">alone"}, out)
 }
@@ -133,13 +136,15 @@ func (a *app) printBill(b snapshots.Bill, asCSV bool) error {
 	if asCSV {
 		lines := [][]string{{"month", "by", "name", "id", "snapshots", "byte_hours", "gib_months", "cost", "currency"}}
 		for _, r := range rows {
-			lines = append(lines, []string{b.Month, b.By, r.Name, string(r.ID), strconv.Itoa(r.Snapshots), decimal(r.ByteHours), fixed(r.GiBMonths, 6), fixed(r.Cost, 6), b.Currency})
+			lines = append(lines, []string{b.Month, b.By, r.Name, string(r.ID), strconv.Itoa(r.Snapshots),
+				decimal(r.ByteHours), fixed(r.GiBMonths, 6), fixed(r.Cost, 6), b.Currency})
 		}
 		return a.printCSV(lines)
 	}
 	var out [][]string
 	for _, r := range rows {
-		out = append(out, []string{r.Name, r.ID.Short(), strconv.Itoa(r.Snapshots), decimal(r.ByteHours), fixed(r.GiBMonths, 3), fixed(r.Cost, 2)})
+		out = append(out, []string{r.Name, r.ID.Short(), strconv.Itoa(r.Snapshots), decimal(r.ByteHours),
+			fixed(r.GiBMonths, 3), fixed(r.Cost, 2)})
 	}
 	a.remark("%s until %s UTC", b.Month, humanTime(b.Until))
 	return a.printTable([]string{b.By, "id", ">snapshots", ">byte-hours", ">GiB-months", ">cost " + b.Currency}, out)

@@ -69,7 +69,8 @@ func (a *app) unlockVault(ctx context.Context, store *dir.Store) (*vault.Vault, 
 	if err != nil {
 		return nil, err
 	}
-	return vault.Open(ctx, store, key, vault.Options{Compression: a.compression, NoLease: unix.Access(store.Root(), unix.W_OK) != nil})
+	return vault.Open(ctx, store, key,
+		vault.Options{Compression: a.compression, NoLease: unix.Access(store.Root(), unix.W_OK) != nil})
 }
 
 func (a *app) vaultInfo() *cobra.Command {
@@ -114,7 +115,9 @@ holdfast --vault /srv/vault vault check
 holdfast --vault /srv/vault vault check --read-data --json`,
 		statuses: "3 damage found, 5 wrong key or not a vault",
 		run: func(cmd *cobra.Command, _ []string) error {
-			return a.withVault(cmd.Context(), func(v *vault.Vault) error { return a.checkVault(cmd.Context(), v, data) })
+			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
+				return a.checkVault(cmd.Context(), v, data)
+			})
 		},
 	}.build()
 	cmd.Flags().BoolVar(&data, "read-data", false, "read and verify every stored byte")
@@ -123,7 +126,9 @@ holdfast --vault /srv/vault vault check --read-data --json`,
 
 func (a *app) checkVault(ctx context.Context, v *vault.Vault, data bool) error {
 	m := a.meter()
-	report, err := v.Check(ctx, vault.CheckOptions{ReadData: data, Progress: func(done, total int64) { m.Update("check", done, total) }})
+	report, err := v.Check(ctx, vault.CheckOptions{ReadData: data, Progress: func(done, total int64) {
+		m.Update("check", done, total)
+	}})
 	m.Close()
 	if err != nil {
 		return fmt.Errorf("check vault %s: %w", v.ShortID(), err)
@@ -149,7 +154,8 @@ func (a *app) printCheck(report vault.CheckReport) error {
 		a.println("damaged: " + what)
 	}
 	for _, h := range report.Hits {
-		a.println(fmt.Sprintf("lost: point %s of %s, disk %s: %s in %s", h.Point.Short(), h.VM, h.Disk, humanSize(h.Ranges.Bytes()),
+		a.println(fmt.Sprintf("lost: point %s of %s, disk %s: %s in %s", h.Point.Short(), h.VM, h.Disk,
+			humanSize(h.Ranges.Bytes()),
 			counted(len(h.Ranges), "range")))
 		a.printRanges("  ", h.Ranges)
 	}
@@ -193,7 +199,8 @@ func (a *app) collectGarbage(ctx context.Context, v *vault.Vault, store *dir.Sto
 		return fmt.Errorf("vault %s: %w", v.ShortID(), err)
 	}
 	if !dry {
-		// Unfinished files of writers that were killed: no object, and so none of the vault's business.
+		// Unfinished files of writers that were killed: no object, and so none of the vault's
+		// business.
 		swept, err := store.SweepTemp()
 		if err != nil {
 			return fmt.Errorf("remove unfinished files of vault %s: %w", v.ShortID(), err)
@@ -215,15 +222,18 @@ func (a *app) printGC(r vault.GCReport) error {
 	}
 	waiting := ""
 	if r.WaitingPacks > 0 {
-		waiting = fmt.Sprintf("%s in %s: deleted by a later run, when what began before has ended", humanSize(r.WaitingBytes),
+		waiting = fmt.Sprintf("%s in %s: deleted by a later run, when what began before has ended",
+			humanSize(r.WaitingBytes),
 			counted(r.WaitingPacks, "pack"))
 		if len(r.WaitingFor) > 0 {
 			waiting += " (" + strings.Join(r.WaitingFor, "; ") + ")"
 		}
 	}
 	return a.printFields(
-		[2]string{freed, fmt.Sprintf("%s, %s that nothing needs", humanSize(r.FreedBytes), counted(r.DeadPacks, "pack"))},
-		[2]string{rewritten, fmt.Sprintf("%s of %s of which little is needed", humanSize(r.RewrittenBytes), counted(r.ThinPacks, "pack"))},
+		[2]string{freed, fmt.Sprintf("%s, %s that nothing needs", humanSize(r.FreedBytes),
+			counted(r.DeadPacks, "pack"))},
+		[2]string{rewritten, fmt.Sprintf("%s of %s of which little is needed", humanSize(r.RewrittenBytes),
+			counted(r.ThinPacks, "pack"))},
 		[2]string{"needed", fmt.Sprintf("%s by %s", humanSize(r.LiveBytes), counted(r.Points, "point"))},
 		[2]string{"waiting", waiting},
 	)

@@ -68,9 +68,12 @@ holdfast vault init --recipient age1… /srv/vault`,
 			return a.printCreated(made)
 		},
 	}.build()
-	cmd.Flags().StringVar(&flags.recovery, "recovery-key", "", "`file` to write the recovery key to (default: beside the key file)")
-	cmd.Flags().StringArrayVar(&flags.recipients, "recipient", nil, "age `recipient` who may open the vault too; repeatable")
-	cmd.Flags().StringVar(&flags.chunk, "chunk-size", "", "`size` of a chunk, a power of two from 16KiB to 1MiB (default 64KiB)")
+	cmd.Flags().StringVar(&flags.recovery, "recovery-key", "",
+		"`file` to write the recovery key to (default: beside the key file)")
+	cmd.Flags().StringArrayVar(&flags.recipients, "recipient", nil,
+		"age `recipient` who may open the vault too; repeatable")
+	cmd.Flags().StringVar(&flags.chunk, "chunk-size", "",
+		"`size` of a chunk, a power of two from 16KiB to 1MiB (default 64KiB)")
 	return cmd
 }
 
@@ -91,8 +94,8 @@ func (a *app) printCreated(made Created) error {
 	return err
 }
 
-// createVault makes the vault. Every key is durable before the vault is, and whatever was written for a vault that could not be
-// made is removed again.
+// createVault makes the vault. Every key is durable before the vault is, and whatever was written
+// for a vault that could not be made is removed again.
 func (a *app) createVault(ctx context.Context, path string, flags initFlags) (made Created, err error) {
 	full, err := filepath.Abs(path)
 	if err != nil {
@@ -166,7 +169,8 @@ func requireEmpty(ctx context.Context, path string) error {
 	return withHint(errors.New("the directory is not empty"), "nothing was changed; choose a new or an empty directory")
 }
 
-// initStore makes the vault in path and returns its ID. If that fails, a directory that was not there before is removed.
+// initStore makes the vault in path and returns its ID. If that fails, a directory that was not
+// there before is removed.
 func initStore(ctx context.Context, path string, o vault.InitOptions) (id string, err error) {
 	if _, statErr := os.Stat(path); errors.Is(statErr, fs.ErrNotExist) {
 		defer func() {
@@ -183,7 +187,8 @@ func initStore(ctx context.Context, path string, o vault.InitOptions) (id string
 	return vault.Init(ctx, store, o)
 }
 
-// initialKeys returns the keys of a new vault: everyday, recovery, recipients. Fresh ones have been written to files.
+// initialKeys returns the keys of a new vault: everyday, recovery, recipients. Fresh ones have been
+// written to files.
 func (a *app) initialKeys(s *secrets, vaultDir string, flags initFlags) ([]vault.NamedKey, error) {
 	everyday, err := a.everydayKey(s)
 	if err != nil {
@@ -196,7 +201,8 @@ func (a *app) initialKeys(s *secrets, vaultDir string, flags initFlags) ([]vault
 	if err := a.stageRecovery(s, recovery, vaultDir, flags.recovery); err != nil {
 		return nil, fmt.Errorf("write the recovery key: %w", err)
 	}
-	keys := []vault.NamedKey{{Name: "default", Key: everyday}, {Name: recoverySlot, Key: vault.Key{Recipient: recovery.Recipient().String()}}}
+	keys := []vault.NamedKey{{Name: "default", Key: everyday},
+		{Name: recoverySlot, Key: vault.Key{Recipient: recovery.Recipient().String()}}}
 	for i, r := range flags.recipients {
 		keys = append(keys, vault.NamedKey{Name: fmt.Sprintf("recipient-%d", i+1), Key: vault.Key{Recipient: r}})
 	}

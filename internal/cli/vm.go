@@ -100,8 +100,9 @@ func (a *app) listed(m hypervisor.Machine, last func(hypervisor.Machine) *point.
 		return out
 	}
 	if p := last(m); p != nil {
-		out.LastPoint = &LastPoint{ID: p.ID, Time: p.Time.Format("2006-01-02T15:04:05.000Z07:00"), Consistency: p.Consistency,
-			age: humanAge(a.env.Now(), p.Time)}
+		out.LastPoint = &LastPoint{ID: p.ID, Time: p.Time.Format("2006-01-02T15:04:05.000Z07:00"),
+			Consistency: p.Consistency,
+			age:         humanAge(a.env.Now(), p.Time)}
 	}
 	return out
 }
@@ -164,14 +165,18 @@ holdfast --vault /srv/vault --connect qmp:/run/db.qmp,qga=/run/db.qga vm backup 
 		run:      func(cmd *cobra.Command, args []string) error { return a.backUpVM(cmd.Context(), args[0], flags) },
 	}.build()
 	f := cmd.Flags()
-	f.StringVar(&a.compression, "compression", "", "how hard to compress: `fast`, dense (about 5 % smaller, several times slower) or none")
-	f.StringVar(&flags.consistency, "consistency", string(point.Application), "best `level` to try: application, filesystem or crash")
+	f.StringVar(&a.compression, "compression", "",
+		"how hard to compress: `fast`, dense (about 5 % smaller, several times slower) or none")
+	f.StringVar(&flags.consistency, "consistency", string(point.Application),
+		"best `level` to try: application, filesystem or crash")
 	f.BoolVar(&flags.require, "require", false, "make no point of a lower level")
 	f.StringArrayVar(&flags.exclude, "exclude-disk", nil, "`name` of a disk to leave out; repeatable")
 	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the point; repeatable")
 	f.BoolVar(&flags.fullRead, "full-read", false, "trust no record of changes: read everything and compare")
-	f.StringVar(&a.scratch, "scratch", "", "`directory` for what the machine writes out (HOLDFAST_SCRATCH; default /var/tmp/holdfast)")
-	f.StringVar(&a.scratchLimit, "scratch-limit", "", "`size` that may be used there, such as 1GiB (default: what is free, less a tenth)")
+	f.StringVar(&a.scratch, "scratch", "",
+		"`directory` for what the machine writes out (HOLDFAST_SCRATCH; default /var/tmp/holdfast)")
+	f.StringVar(&a.scratchLimit, "scratch-limit", "",
+		"`size` that may be used there, such as 1GiB (default: what is free, less a tenth)")
 	cmd.ValidArgsFunction = a.completeVMs
 	return cmd
 }
@@ -209,7 +214,8 @@ func (a *app) backUpVM(ctx context.Context, name string, flags backupFlags) erro
 	})
 }
 
-func (a *app) takePoint(ctx context.Context, v *vault.Vault, name string, req protect.Request) (*point.RecoveryPoint, error) {
+func (a *app) takePoint(ctx context.Context, v *vault.Vault, name string, req protect.Request) (*point.RecoveryPoint,
+	error) {
 	hosts, err := a.openHosts(a.connections())
 	if err != nil {
 		return nil, err
@@ -241,7 +247,8 @@ func (a *app) printTaken(p *point.RecoveryPoint) error {
 		read += d.Read
 	}
 	return errors.Join(
-		a.println(fmt.Sprintf("point %s of %s: %s-consistent, %s, read %s (%s), added %s, took %.1f s", p.ID.Short(), p.VM, p.Consistency,
+		a.println(fmt.Sprintf("point %s of %s: %s-consistent, %s, read %s (%s), added %s, took %.1f s", p.ID.Short(),
+			p.VM, p.Consistency,
 			counted(len(p.Disks), "disk"), humanSize(read), p.Rung, humanSize(added), p.Took)),
 		a.println(fmt.Sprintf("  %s: %s", p.Consistency, p.ConsistencyReason)))
 }

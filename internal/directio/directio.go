@@ -1,9 +1,10 @@
 // Package directio writes large files past the page cache.
 //
-// Filling an image through the cache copies every byte once more, keeps one writer of a file waiting for the other, pushes out of
-// memory what the machines of a host need, and leaves the disk idle until the kernel begins to write. A [File] writes what is aligned
-// straight to the disk, and everything else, or everything where the file system knows no other way, through the cache. Both reach the same
-// file; Sync makes both durable.
+// Filling an image through the cache copies every byte once more, keeps one writer of a file
+// waiting for the other, pushes out of memory what the machines of a host need, and leaves the disk
+// idle until the kernel begins to write. A [File] writes what is aligned straight to the disk, and
+// everything else, or everything where the file system knows no other way, through the cache. Both
+// reach the same file; Sync makes both durable.
 package directio
 
 import (
@@ -18,7 +19,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-// Align is what offset, length and address of a write must be multiples of to go past the cache, in bytes. No disk in use has larger blocks.
+// Align is what offset, length and address of a write must be multiples of to go past the cache, in
+// bytes. No disk in use has larger blocks.
 const Align = 4096
 
 // Buffer returns n bytes at an address that is a multiple of [Align].
@@ -56,8 +58,9 @@ func On(f *os.File) *File {
 // worthReserving is the length from which on reserving is cheaper than allocating with the write.
 const worthReserving = 256 << 10
 
-// Reserve allocates the long ones of the ranges, so that many writers do not wait for one another to allocate, and most of a full disk is
-// noticed before anything is written. Where the file system can not, nothing is done. The file must be long enough.
+// Reserve allocates the long ones of the ranges, so that many writers do not wait for one another
+// to allocate, and most of a full disk is noticed before anything is written. Where the file system
+// can not, nothing is done. The file must be long enough.
 func (f *File) Reserve(data extent.Set) error {
 	for _, e := range data {
 		if e.Len < worthReserving {

@@ -15,7 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-// Whatever is aligned and whatever is not, written by many at once, the file holds what was written.
+// Whatever is aligned and whatever is not, written by many at once, the file holds what was
+// written.
 func TestWrites(t *testing.T) {
 	const size = 8 << 20
 	for name, dir := range map[string]string{"disk": t.TempDir(), "memory": shm(t)} {

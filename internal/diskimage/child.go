@@ -34,7 +34,8 @@ type child struct {
 	bitmap string
 }
 
-// openChild has qemu-nbd open the image. The server inherits a socket that listens already and ends with its only client.
+// openChild has qemu-nbd open the image. The server inherits a socket that listens already and ends
+// with its only client.
 func openChild(ctx context.Context, path, format, bitmap string) (source, error) {
 	dir, err := os.MkdirTemp("", "hf")
 	if err != nil {
@@ -130,7 +131,8 @@ func serve(socket string, args ...string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A server takes over a listening socket only if LISTEN_PID is its own, which a shell knows before it becomes the server.
+	// A server takes over a listening socket only if LISTEN_PID is its own, which a shell knows
+	// before it becomes the server.
 	p := &process{ended: make(chan struct{})}
 	p.cmd = exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, binary}, args...)...)
 	p.cmd.Env = append(os.Environ(), "LC_ALL=C")
@@ -141,7 +143,8 @@ func serve(socket string, args ...string) (*process, error) {
 	return p, <-started
 }
 
-// run starts the process and waits for its end on one thread: the kernel sends the death signal when the thread that forked ends.
+// run starts the process and waits for its end on one thread: the kernel sends the death signal
+// when the thread that forked ends.
 func (p *process) run(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -159,7 +162,8 @@ func (p *process) kill() {
 	<-p.ended
 }
 
-// explain adds the process's last words to err, and says what they mean where callers decide by it. Only once the process is ending.
+// explain adds the process's last words to err, and says what they mean where callers decide by it.
+// Only once the process is ending.
 func (p *process) explain(err error) error {
 	p.kill()
 	words := p.stderr.String()

@@ -20,7 +20,8 @@ type device interface {
 	io.WriterAt
 	io.Closer
 	Sync() error
-	// zero makes whole sectors read as zeros, or says that the device cannot and they must be written.
+	// zero makes whole sectors read as zeros, or says that the device cannot and they must be
+	// written.
 	zero(off, n int64) error
 }
 

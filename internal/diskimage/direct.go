@@ -109,7 +109,8 @@ func (q *plainQcow2) extents(context.Context) (extent.Set, error) { return q.dat
 
 func (q *plainQcow2) dirty(context.Context) (extent.Set, error) { return q.bits() }
 
-// requireRecording refuses a bitmap into which QEMU did not record while the image was open for writing: it may have missed changes.
+// requireRecording refuses a bitmap into which QEMU did not record while the image was open for
+// writing: it may have missed changes.
 func requireRecording(img *qcow2.Image, bitmap string) error {
 	list, err := img.Bitmaps()
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// Hold keeps everybody from writing to the image at path, so that no machine can be started from it, until what it returns is closed. It returns ErrInUse if
-// somebody may write it now.
+// Hold keeps everybody from writing to the image at path, so that no machine can be started from
+// it, until what it returns is closed. It returns ErrInUse if somebody may write it now.
 func Hold(path string) (io.Closer, error) {
 	f, err := os.Open(path)
 	if err != nil {

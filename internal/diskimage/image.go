@@ -38,8 +38,8 @@ type source interface {
 	dirty(ctx context.Context) (extent.Set, error)
 }
 
-// Open opens the image at path. Callers may decide by the sentinels of this package, os.ErrNotExist and os.ErrPermission.
-// ctx is for the opening alone.
+// Open opens the image at path. Callers may decide by the sentinels of this package, os.ErrNotExist
+// and os.ErrPermission. ctx is for the opening alone.
 func Open(ctx context.Context, path string, o Options) (*Image, error) {
 	m, err := open(ctx, path, o)
 	if err != nil {
@@ -131,7 +131,8 @@ func (m *Image) openSource(ctx context.Context, device bool, o Options) (source,
 	return openChild(ctx, m.path, m.format, o.Bitmap)
 }
 
-// openQcow2 reads the image itself where it can. QEMU reads zeros where a file is cut off: so the tables are checked in any case.
+// openQcow2 reads the image itself where it can. QEMU reads zeros where a file is cut off: so the
+// tables are checked in any case.
 func (m *Image) openQcow2(ctx context.Context, o Options) (source, error) {
 	img, err := qcow2.New(m.file, m.length)
 	if err != nil {
@@ -162,7 +163,8 @@ func (m *Image) openQcow2(ctx context.Context, o Options) (source, error) {
 // damaged says in this package's words what package qcow2 found.
 func damaged(err error) error {
 	for theirs, ours := range map[error]error{
-		qcow2.ErrCorrupt: ErrDamaged, qcow2.ErrNoBitmap: ErrNoBitmap, qcow2.ErrBitmapInconsistent: ErrBitmapInconsistent, qcow2.ErrNotQcow2: ErrFormat,
+		qcow2.ErrCorrupt: ErrDamaged, qcow2.ErrNoBitmap: ErrNoBitmap,
+		qcow2.ErrBitmapInconsistent: ErrBitmapInconsistent, qcow2.ErrNotQcow2: ErrFormat,
 	} {
 		if errors.Is(err, theirs) {
 			return fmt.Errorf("%w: %w", ours, err)

@@ -111,7 +111,8 @@ func TestBackingChain(t *testing.T) {
 	raw := rawDisk(t)
 	top := filepath.Join(t.TempDir(), "top.qcow2")
 	shell(t, `qemu-img create -q -f qcow2 -b "$1" -F raw "$2"; qemu-io -f qcow2 -c "write -P 8 3M 64k" "$2"; qemu-img convert -f qcow2 -O raw "$2" "$2".raw`, raw, top)
-	if _, err := diskimage.Open(t.Context(), top, diskimage.Options{}); !errors.Is(err, diskimage.ErrFormat) || !strings.Contains(err.Error(), raw) {
+	if _, err := diskimage.Open(t.Context(), top, diskimage.Options{}); !errors.Is(err, diskimage.ErrFormat) ||
+		!strings.Contains(err.Error(), raw) {
 		t.Errorf("a backing file that nobody vouched for: %v", err)
 	}
 	requireDisk(t, open(t, top, diskimage.Options{Format: "qcow2"}), top+".raw")
@@ -197,7 +198,8 @@ func TestDirty(t *testing.T) {
 	}
 }
 
-// machine starts a stopped virtual machine with the drive and returns when it holds it, or with QEMU's complaint.
+// machine starts a stopped virtual machine with the drive and returns when it holds it, or with
+// QEMU's complaint.
 func machine(t testing.TB, drive string) (complaint string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "hf")
@@ -207,7 +209,8 @@ func machine(t testing.TB, drive string) (complaint string) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	var stderr bytes.Buffer
 	cmd := exec.Command("qemu-system-x86_64", "-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-m", "16",
-		"-qmp", "unix:"+dir+"/qmp,server=on,wait=off", "-drive", drive+",if=none,id=d", "-device", "virtio-blk-pci,drive=d")
+		"-qmp", "unix:"+dir+"/qmp,server=on,wait=off", "-drive", drive+",if=none,id=d", "-device",
+		"virtio-blk-pci,drive=d")
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

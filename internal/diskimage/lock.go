@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// QEMU locks one byte of an image per permission that it uses, and one per permission that it grants nobody else, by
-// locks of open file descriptions (block/file-posix.c). All its locks are shared; a conflict is found by asking.
+// QEMU locks one byte of an image per permission that it uses, and one per permission that it
+// grants nobody else, by locks of open file descriptions (block/file-posix.c). All its locks are
+// shared; a conflict is found by asking.
 const (
 	lockUsed   = 100
 	lockDenied = 200
@@ -24,8 +25,8 @@ func lockShared(f *os.File) error {
 	return lock(f, []int64{permRead}, []int64{permWrite, permResize})
 }
 
-// lockWhole locks f as QEMU does what it writes and shares with nobody; ErrInUse if somebody uses it in any way. Only for files open for writing
-// and reading.
+// lockWhole locks f as QEMU does what it writes and shares with nobody; ErrInUse if somebody uses
+// it in any way. Only for files open for writing and reading.
 func lockWhole(f *os.File) error {
 	return lock(f, []int64{permRead, permWrite, permResize}, []int64{permRead, permWrite, permResize})
 }
@@ -54,7 +55,8 @@ func lock(f *os.File, use, deny []int64) error {
 	return nil
 }
 
-// lockByte takes a shared lock of one byte. A file system without such locks has none of QEMU's either.
+// lockByte takes a shared lock of one byte. A file system without such locks has none of QEMU's
+// either.
 func lockByte(f *os.File, at int64) error {
 	l := unix.Flock_t{Type: unix.F_RDLCK, Start: at, Len: 1}
 	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l)

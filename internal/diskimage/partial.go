@@ -29,8 +29,9 @@ func CreatePartial(path string, size int64, format string, data extent.Set) (*Pa
 	return &Partial{f}, nil
 }
 
-// OpenPartial goes on with what CreatePartial began with the same arguments, in the file that [Partial.Name] told. Everything written before a
-// [Partial.Sync] that succeeded is there. The error is os.ErrNotExist if there is no such file.
+// OpenPartial goes on with what CreatePartial began with the same arguments, in the file that
+// [Partial.Name] told. Everything written before a [Partial.Sync] that succeeded is there. The
+// error is os.ErrNotExist if there is no such file.
 func OpenPartial(path, name string, size int64, format string, data extent.Set) (*Partial, error) {
 	path, err := resolve(path)
 	var c contents

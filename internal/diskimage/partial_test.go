@@ -47,7 +47,8 @@ func TestPartialIsGoneOnWith(t *testing.T) {
 				t.Errorf("files: %s", got)
 			}
 			requireBytes(t, path, format, want)
-			if _, err := diskimage.OpenPartial(path, p.Name(), 8*mib, format, someData); !errors.Is(err, os.ErrNotExist) {
+			if _, err := diskimage.OpenPartial(path, p.Name(), 8*mib, format, someData); !errors.Is(err,
+				os.ErrNotExist) {
 				t.Errorf("opened what was committed: %v", err)
 			}
 			if _, err := diskimage.CreatePartial(path, 8*mib, format, someData); !errors.Is(err, diskimage.ErrExists) {
@@ -60,7 +61,8 @@ func TestPartialIsGoneOnWith(t *testing.T) {
 func TestPartialOfTooMuch(t *testing.T) {
 	dir := t.TempDir()
 	huge := extent.Set{{Off: 0, Len: 1 << 60}}
-	if _, err := diskimage.CreatePartial(filepath.Join(dir, "disk"), 1<<60, "raw", huge); !errors.Is(err, diskimage.ErrNoSpace) {
+	if _, err := diskimage.CreatePartial(filepath.Join(dir, "disk"), 1<<60, "raw", huge); !errors.Is(err,
+		diskimage.ErrNoSpace) {
 		t.Errorf("begun without room: %v", err)
 	}
 	if got := names(t, dir); got != "" {

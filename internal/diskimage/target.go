@@ -14,21 +14,26 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
 
-// Target is an image that is being written. WriteAt may be called by many goroutines at once, inside the data given to Create; a full file
-// system is ErrNoSpace. Of Commit and Abort the first decides and the second does nothing, so that Abort may be deferred.
+// Target is an image that is being written. WriteAt may be called by many goroutines at once,
+// inside the data given to Create; a full file system is ErrNoSpace. Of Commit and Abort the first
+// decides and the second does nothing, so that Abort may be deferred.
 type Target interface {
 	io.WriterAt
-	// Commit makes the image durable and gives it its name. On error a file is gone, and what had the name before is untouched.
+	// Commit makes the image durable and gives it its name. On error a file is gone, and what had
+	// the name before is untouched.
 	Commit() error
 	// Abort drops what was written. A block device keeps whatever has been written to it.
 	Abort() error
 }
 
-// Create begins an image of a disk of size bytes of which only data will be written; all else reads as zeros.
+// Create begins an image of a disk of size bytes of which only data will be written; all else reads
+// as zeros.
 //
-// A file gets its name in Commit; one that has it already is ErrExists, or with force replaced in that instant, its owner and
-// permissions kept, unless it is in use (ErrInUse). Is the file system too full for data, it is ErrNoSpace. A block device takes raw only and is written in
-// place: ErrTooSmall, or ErrInUse if it is mounted or held; what is not data is zeroed here, and bytes after size are left alone.
+// A file gets its name in Commit; one that has it already is ErrExists, or with force replaced in
+// that instant, its owner and permissions kept, unless it is in use (ErrInUse). Is the file system
+// too full for data, it is ErrNoSpace. A block device takes raw only and is written in place:
+// ErrTooSmall, or ErrInUse if it is mounted or held; what is not data is zeroed here, and bytes
+// after size are left alone.
 func Create(path string, size int64, format string, data extent.Set, force bool) (Target, error) {
 	t, err := create(path, size, format, data, force)
 	if err != nil {
@@ -95,7 +100,8 @@ func resolve(path string) (string, error) {
 	return filepath.Join(dir, filepath.Base(path)), nil
 }
 
-// contents is the inside of a file target: finish makes it durable and closes it, drop closes and removes it, leave only closes it.
+// contents is the inside of a file target: finish makes it durable and closes it, drop closes and
+// removes it, leave only closes it.
 type contents interface {
 	io.WriterAt
 	sync() error

@@ -143,11 +143,13 @@ func TestTargetRefuses(t *testing.T) {
 	dir := t.TempDir()
 	const pib = int64(1) << 50
 	for name, err := range map[string]error{
-		"ErrNoSpace": failed(diskimage.Create(filepath.Join(dir, "a"), pib, "qcow2", extent.Set{{Off: 0, Len: pib}}, false)),
-		"directory":  failed(diskimage.Create(dir, mib, "raw", nil, true)),
-		"vmdk":       failed(diskimage.Create(filepath.Join(dir, "a"), mib, "vmdk", nil, false)),
-		"outside":    failed(diskimage.Create(filepath.Join(dir, "a"), mib, "raw", extent.Set{{Off: mib, Len: 1}}, false)),
-		"no such":    failed(diskimage.Create(filepath.Join(dir, "b", "a"), mib, "raw", nil, false)),
+		"ErrNoSpace": failed(diskimage.Create(filepath.Join(dir, "a"), pib, "qcow2", extent.Set{{Off: 0, Len: pib}},
+			false)),
+		"directory": failed(diskimage.Create(dir, mib, "raw", nil, true)),
+		"vmdk":      failed(diskimage.Create(filepath.Join(dir, "a"), mib, "vmdk", nil, false)),
+		"outside": failed(diskimage.Create(filepath.Join(dir, "a"), mib, "raw", extent.Set{{Off: mib, Len: 1}},
+			false)),
+		"no such": failed(diskimage.Create(filepath.Join(dir, "b", "a"), mib, "raw", nil, false)),
 	} {
 		if err == nil || !strings.Contains(err.Error(), name) && !errors.Is(err, diskimage.ErrNoSpace) {
 			t.Errorf("%s: %v", name, err)

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Unfinished returns the files that calls of Create for path have left, which were killed before they could commit or abort. The caller knows that none
-// is at work.
+// Unfinished returns the files that calls of Create for path have left, which were killed before
+// they could commit or abort. The caller knows that none is at work.
 func Unfinished(path string) ([]string, error) {
 	prefix, suffix := fmt.Sprintf(".%.200s.", filepath.Base(path)), ".hf"
 	entries, err := os.ReadDir(filepath.Dir(path))

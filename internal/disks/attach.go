@@ -22,11 +22,11 @@ type AttachRequest struct {
 	ReadOnly bool
 }
 
-// Attach gives a disk to a machine. When it returns nil the machine has it and the record says so; on error the machine has it not, unless the error is
-// [ErrUnfinished].
+// Attach gives a disk to a machine. When it returns nil the machine has it and the record says so;
+// on error the machine has it not, unless the error is [ErrUnfinished].
 //
-// Errors that callers decide by: [ErrAttached], [ErrBusy], [ErrUnfinished], [ErrHydrating] if nobody serves what the disk stands on, and those of
-// hypervisor.Attacher.
+// Errors that callers decide by: [ErrAttached], [ErrBusy], [ErrUnfinished], [ErrHydrating] if
+// nobody serves what the disk stands on, and those of hypervisor.Attacher.
 func (p *Pool) Attach(ctx context.Context, name string, req AttachRequest) (*Disk, error) {
 	d, unlock, err := p.open(name)
 	if err != nil {
@@ -63,7 +63,8 @@ func (p *Pool) attach(ctx context.Context, d *Disk, req AttachRequest) error {
 	if d.Attached != nil {
 		return fmt.Errorf("%w: %s on %s has it as %s", ErrAttached, d.Attached.VM, d.Attached.Host, d.Attached.As)
 	}
-	a := hypervisor.Attachment{Name: req.As, File: p.Path(d), Format: d.imageFormat(), Serial: d.ID[:min(len(d.ID), serialLength)], ReadOnly: req.ReadOnly}
+	a := hypervisor.Attachment{Name: req.As, File: p.Path(d), Format: d.imageFormat(),
+		Serial: d.ID[:min(len(d.ID), serialLength)], ReadOnly: req.ReadOnly}
 	if d.Hydration != nil {
 		if !p.held(d.Name, hydrateLock) {
 			return fmt.Errorf("%w, and nobody serves the snapshot it stands on", ErrHydrating)
@@ -77,7 +78,8 @@ func (p *Pool) attach(ctx context.Context, d *Disk, req AttachRequest) error {
 		a.Backing = d.Hydration.URI()
 	}
 	now := p.opts.Now().UTC()
-	to := &Attachment{Host: req.Host.URI(), VM: req.Machine.Name, UUID: req.Machine.UUID, As: req.As, ReadOnly: req.ReadOnly, Since: now}
+	to := &Attachment{Host: req.Host.URI(), VM: req.Machine.Name, UUID: req.Machine.UUID, As: req.As,
+		ReadOnly: req.ReadOnly, Since: now}
 	d.Doing = &Doing{What: "attach", Since: now, To: to}
 	if err := errors.Join(p.save(d), p.step("attach: recorded")); err != nil {
 		return err
@@ -99,7 +101,8 @@ func (h *Hydration) URI() string {
 	return nbd.URI(&net.UnixAddr{Name: h.Socket, Net: "unix"}, h.Export, false)
 }
 
-// imageFormat returns the format of the image as it is now: an overlay while the disk is being filled.
+// imageFormat returns the format of the image as it is now: an overlay while the disk is being
+// filled.
 func (d *Disk) imageFormat() string {
 	if d.Hydration != nil {
 		return "qcow2"
@@ -117,8 +120,8 @@ func (p *Pool) notAttached(ctx context.Context, d *Disk, req AttachRequest, why 
 	return errors.Join(why, p.save(d))
 }
 
-// Detach takes a disk from the machine that has it. If it returns [hypervisor.ErrNotReleased] the guest was asked and may still let it go; the record then says that
-// it is being detached.
+// Detach takes a disk from the machine that has it. If it returns [hypervisor.ErrNotReleased] the
+// guest was asked and may still let it go; the record then says that it is being detached.
 func (p *Pool) Detach(ctx context.Context, name string) (*Disk, error) {
 	d, unlock, err := p.open(name)
 	if err != nil {
@@ -173,8 +176,8 @@ func (p *Pool) stayAttached(d *Disk, why error) error {
 	return errors.Join(why, p.save(d))
 }
 
-// machineOf returns the machine of an attachment, hypervisor.ErrNoMachine if it exists no more, or ErrHost. A plain QEMU that does not listen any more, while
-// nobody uses the image, has ended.
+// machineOf returns the machine of an attachment, hypervisor.ErrNoMachine if it exists no more, or
+// ErrHost. A plain QEMU that does not listen any more, while nobody uses the image, has ended.
 func (p *Pool) machineOf(ctx context.Context, a *Attachment) (Host, hypervisor.Machine, error) {
 	if p.opts.Open == nil {
 		return nil, hypervisor.Machine{}, fmt.Errorf("%w: %s", ErrHost, a.Host)

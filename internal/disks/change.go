@@ -118,7 +118,8 @@ func runTool(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// imageSize returns the size of the disk that the image holds, read without asking whether somebody writes it: no format changes that in place by halves.
+// imageSize returns the size of the disk that the image holds, read without asking whether somebody
+// writes it: no format changes that in place by halves.
 func (p *Pool) imageSize(_ context.Context, d *Disk) (int64, error) {
 	if d.imageFormat() == "raw" {
 		info, err := os.Stat(p.Path(d))
@@ -135,7 +136,8 @@ func (p *Pool) imageSize(_ context.Context, d *Disk) (int64, error) {
 	return img.Size(), nil
 }
 
-// Delete removes a disk for good. It returns ErrAttached, ErrBased, ErrBusy or diskimage.ErrInUse where it must not.
+// Delete removes a disk for good. It returns ErrAttached, ErrBased, ErrBusy or diskimage.ErrInUse
+// where it must not.
 func (p *Pool) Delete(ctx context.Context, name string) error {
 	d, unlock, err := p.open(name)
 	if err != nil {

@@ -100,7 +100,8 @@ func (p *Pool) begin(req CreateRequest) (*Disk, func(), error) {
 		return nil, nil, err
 	}
 	now := p.opts.Now().UTC()
-	d := &Disk{ID: string(point.NewID()), Name: req.Name, File: req.Name + "." + req.Format, Format: req.Format, Size: req.Size, Created: now,
+	d := &Disk{ID: string(point.NewID()), Name: req.Name, File: req.Name + "." + req.Format, Format: req.Format,
+		Size: req.Size, Created: now,
 		Tags: req.Tags, Source: req.Source, Doing: &Doing{What: "create", Since: now}}
 	if d.Source.Kind == "" {
 		d.Source.Kind = "empty"
@@ -182,7 +183,8 @@ func removeFile(path string) error {
 	return nil
 }
 
-// dropUnfinished removes what a killed process left of an image under the temporary name that package diskimage gives it.
+// dropUnfinished removes what a killed process left of an image under the temporary name that
+// package diskimage gives it.
 func (p *Pool) dropUnfinished(file string) error {
 	left, err := filepath.Glob(filepath.Join(p.dir, "."+file+".*.hf"))
 	if err != nil {

@@ -1,11 +1,15 @@
-// Package disks keeps managed disks: images in a pool, each with a durable record of what it is, where it came from and which machine has it.
+// Package disks keeps managed disks: images in a pool, each with a durable record of what it is,
+// where it came from and which machine has it.
 //
-// A [Pool] is a directory. The image of the disk data is data.qcow2 or data.raw in it; its record is .holdfast/data.json, replaced as a whole, so that a crash
-// leaves the old one or the new one. Before anything is done to a disk the record says what, and afterwards that it is done: whoever finds a record that says
-// something is being done by nobody can tell by looking at the image and the machine how far it came, and [Pool.Reconcile] finishes or undoes it.
+// A [Pool] is a directory. The image of the disk data is data.qcow2 or data.raw in it; its record
+// is .holdfast/data.json, replaced as a whole, so that a crash leaves the old one or the new one.
+// Before anything is done to a disk the record says what, and afterwards that it is done: whoever
+// finds a record that says something is being done by nobody can tell by looking at the image and
+// the machine how far it came, and [Pool.Reconcile] finishes or undoes it.
 //
-// One process at a time works on a disk, by a lock that ends with the process; others get [ErrBusy]. A disk that is being hydrated can be attached meanwhile.
-// The record is believed about what was meant, the image and the hypervisor about what is.
+// One process at a time works on a disk, by a lock that ends with the process; others get
+// [ErrBusy]. A disk that is being hydrated can be attached meanwhile. The record is believed about
+// what was meant, the image and the hypervisor about what is.
 package disks
 
 import (
@@ -33,7 +37,8 @@ var (
 	ErrAttached = errors.New("a machine has the disk")
 	// ErrNotAttached reports that no machine has the disk.
 	ErrNotAttached = errors.New("no machine has the disk")
-	// ErrUnfinished reports that something was begun with the disk and its process is gone: Reconcile finishes or undoes it.
+	// ErrUnfinished reports that something was begun with the disk and its process is gone:
+	// Reconcile finishes or undoes it.
 	ErrUnfinished = errors.New("something was begun with the disk and not finished")
 	// ErrBased reports that another image stands on the disk.
 	ErrBased = errors.New("another image is based on the disk")
@@ -64,7 +69,8 @@ type Content interface {
 // PartContent is a content of which parts can be had. *vault.Disk is one.
 type PartContent interface {
 	Content
-	// RestorePart is Restore of the ranges that part touches. It writes nothing twice, and from several goroutines.
+	// RestorePart is Restore of the ranges that part touches. It writes nothing twice, and from
+	// several goroutines.
 	RestorePart(ctx context.Context, part extent.Set, w io.WriterAt, progress func(bytes int64)) error
 }
 
@@ -106,7 +112,9 @@ func OpenPool(dir string, o Options) (*Pool, error) {
 	if o.Changed == nil {
 		o.Changed = func(context.Context) error { return nil }
 	}
-	return &Pool{dir: dir, fs: durable.OS{}, opts: o, step: func(string) error { return nil }, checkpoint: saveCopyEvery, roomPause: lookForRoom}, nil
+	return &Pool{dir: dir, fs: durable.OS{}, opts: o, step: func(string) error {
+		return nil
+	}, checkpoint: saveCopyEvery, roomPause: lookForRoom}, nil
 }
 
 // Dir returns the pool's directory, absolute.
@@ -117,7 +125,8 @@ var nameRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 // CheckName returns an error unless name can be that of a disk.
 func CheckName(name string) error {
 	if !nameRule.MatchString(name) {
-		return fmt.Errorf("%q is no name for a disk: it takes 1 to 63 letters, digits, dots, dashes and underscores, and begins with a letter or digit", name)
+		return fmt.Errorf("%q is no name for a disk: it takes 1 to 63 letters, digits, dots, dashes and underscores, "+
+			"and begins with a letter or digit", name)
 	}
 	return nil
 }

@@ -161,7 +161,8 @@ func TestLife(t *testing.T) {
 			m := newModel()
 			p := newPool(t, t.TempDir(), m)
 			text := strings.Repeat("content ", 1000)
-			_, err := p.Create(ctx, CreateRequest{Name: "data", Format: format, Content: content(text), Source: Source{Kind: "file", File: "/x"}, Tags: map[string]string{"a": "b"}})
+			_, err := p.Create(ctx, CreateRequest{Name: "data", Format: format, Content: content(text),
+				Source: Source{Kind: "file", File: "/x"}, Tags: map[string]string{"a": "b"}})
 			ok(t, err)
 			if _, err := p.Create(ctx, CreateRequest{Name: "data", Size: mib}); !errors.Is(err, ErrExists) {
 				t.Errorf("created again: %v", err)
@@ -223,7 +224,8 @@ func requireContent(t *testing.T, path, format, text string, size int64) {
 	}
 }
 
-// Wherever a command is killed, list says so, reconcile leaves the disk as it was or as it was to be, and nothing else lies in the pool.
+// Wherever a command is killed, list says so, reconcile leaves the disk as it was or as it was to
+// be, and nothing else lies in the pool.
 func TestKilledAnywhere(t *testing.T) {
 	ctx := context.Background()
 	attach := func(p *Pool, m *model) error {
@@ -344,7 +346,8 @@ func TestRefusedByTheHost(t *testing.T) {
 	requireWhole(t, p)
 }
 
-// The record follows what is: machines that are gone or lost the disk, images that were changed by others.
+// The record follows what is: machines that are gone or lost the disk, images that were changed by
+// others.
 func TestBelieve(t *testing.T) {
 	ctx := context.Background()
 	m := newModel()
@@ -389,7 +392,8 @@ func TestDeleteRefuses(t *testing.T) {
 	p := newPool(t, t.TempDir(), newModel())
 	d := create(t, p, "base", "qcow2")
 	overlay := filepath.Join(p.dir, "theirs.qcow2")
-	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", overlay).CombinedOutput(); err != nil {
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2",
+		overlay).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if err := p.Delete(ctx, "base"); !errors.Is(err, ErrBased) {
@@ -465,7 +469,8 @@ func serveFile(t *testing.T, dir string, h *Hydration, data []byte) (func() erro
 		return nil, err
 	}
 	pid := filepath.Join(t.TempDir(), "pid")
-	tool(t, "qemu-nbd", "--fork", "--pid-file", pid, "-r", "-e", "8", "--persistent", "-t", "-f", "raw", "-x", h.Export, "-k", h.Socket, file)
+	tool(t, "qemu-nbd", "--fork", "--pid-file", pid, "-r", "-e", "8", "--persistent", "-t", "-f", "raw", "-x", h.Export,
+		"-k", h.Socket, file)
 	return func() error {
 		text, err := os.ReadFile(pid)
 		if err == nil {

@@ -38,8 +38,10 @@ type HydrateRequest struct {
 	Waits    func(why error)         // told when the pool has no room, once for each time; nil discards
 }
 
-// CreateOverlay makes a disk that stands on an export of its content: it can be used as soon as [Pool.Hydrate] serves that, and depends on nothing once
-// Hydrate has returned nil. On error there is none; the error is diskimage.ErrNoSpace if the pool has too little room for what is to be copied.
+// CreateOverlay makes a disk that stands on an export of its content: it can be used as soon as
+// [Pool.Hydrate] serves that, and depends on nothing once Hydrate has returned nil. On error there
+// is none; the error is diskimage.ErrNoSpace if the pool has too little room for what is to be
+// copied.
 func (p *Pool) CreateOverlay(ctx context.Context, req CreateRequest) (*Disk, error) {
 	if err := req.complete(); err != nil {
 		return nil, fmt.Errorf("create disk %q: %w", req.Name, err)
@@ -56,7 +58,8 @@ func (p *Pool) CreateOverlay(ctx context.Context, req CreateRequest) (*Disk, err
 		return nil, fmt.Errorf("create disk %s: %w", req.Name, err)
 	}
 	defer unlock()
-	d.Hydration = &Hydration{Export: d.Name, Socket: filepath.Join(p.dir, "."+d.ID[:8]+".sock"), Final: d.File, Total: data.Bytes()}
+	d.Hydration = &Hydration{Export: d.Name, Socket: filepath.Join(p.dir, "."+d.ID[:8]+".sock"), Final: d.File,
+		Total: data.Bytes()}
 	d.File += hypervisor.OverlaySuffix
 	if err = errors.Join(p.save(d), p.step("create: recorded")); err == nil {
 		err = p.makeOverlay(d)
@@ -96,17 +99,21 @@ func (p *Pool) makeOverlay(d *Disk) error {
 	if err != nil {
 		return err
 	}
-	err = qcow2.Create(p.Path(d), d.Size, qcow2.CreateOptions{BackingFile: "json:" + string(backing), BackingFormat: "raw"})
+	err = qcow2.Create(p.Path(d), d.Size,
+		qcow2.CreateOptions{BackingFile: "json:" + string(backing), BackingFormat: "raw"})
 	if err != nil {
 		return err
 	}
 	return p.fs.SyncDir(p.dir)
 }
 
-// Hydrate serves what a disk stands on and copies it to the pool, until the disk depends on nothing. Meanwhile it can be used, attached and detached by other
-// processes. A disk that is attached to a running machine is copied by its hypervisor, any other by us. It may be called again after an error or
-// a crash, and goes on where the copy came to: that of a hypervisor goes on by itself as long as the machine runs, and begins anew when it was begun by another.
-// Where the pool has no room it waits, while the disk can be used. A disk that depends on nothing is left alone.
+// Hydrate serves what a disk stands on and copies it to the pool, until the disk depends on
+// nothing. Meanwhile it can be used, attached and detached by other processes. A disk that is
+// attached to a running machine is copied by its hypervisor, any other by us. It may be called
+// again after an error or a crash, and goes on where the copy came to: that of a hypervisor goes on
+// by itself as long as the machine runs, and begins anew when it was begun by another. Where the
+// pool has no room it waits, while the disk can be used. A disk that depends on nothing is left
+// alone.
 func (p *Pool) Hydrate(ctx context.Context, name string, req HydrateRequest) (*Disk, error) {
 	d, err := p.Disk(name)
 	if err == nil && d.Hydration == nil {
@@ -255,8 +262,9 @@ func overlayWritten(path string) (bool, error) {
 	return len(data)+len(zero) > 0, err
 }
 
-// copy fills a disk that no machine runs with: with its content, while it may be used, and then, locked, with what was written to its overlay. settle is called
-// before the record names the copy; nil does nothing.
+// copy fills a disk that no machine runs with: with its content, while it may be used, and then,
+// locked, with what was written to its overlay. settle is called before the record names the copy;
+// nil does nothing.
 func (f *filling) copy(ctx context.Context, d *Disk, settle func() error) error {
 	p := f.pool
 	if err := f.fetch(ctx, d); err != nil {
@@ -280,7 +288,8 @@ func (f *filling) copy(ctx context.Context, d *Disk, settle func() error) error 
 	return f.settleCopy(ctx, now, settle)
 }
 
-// settleCopy has the disk be its copy, once that has what was written to the overlay too. The lock on the overlay keeps every machine from using it meanwhile.
+// settleCopy has the disk be its copy, once that has what was written to the overlay too. The lock
+// on the overlay keeps every machine from using it meanwhile.
 func (f *filling) settleCopy(ctx context.Context, d *Disk, settle func() error) error {
 	overlay, err := diskimage.Hold(f.pool.Path(d))
 	if errors.Is(err, diskimage.ErrInUse) && d.Attached != nil {
@@ -304,7 +313,8 @@ func (f *filling) settleCopy(ctx context.Context, d *Disk, settle func() error) 
 	return f.pool.localize(d)
 }
 
-// mergeOverlay writes what a disk's overlay holds over its copy. The overlay keeps it, so that this can be done again. The caller holds the overlay.
+// mergeOverlay writes what a disk's overlay holds over its copy. The overlay keeps it, so that this
+// can be done again. The caller holds the overlay.
 func (p *Pool) mergeOverlay(ctx context.Context, d *Disk) error {
 	written, err := overlayWritten(p.Path(d))
 	if err != nil || !written {
@@ -347,7 +357,8 @@ func syncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// localize makes the record name the image that depends on nothing, and removes the overlay. The caller has the lock.
+// localize makes the record name the image that depends on nothing, and removes the overlay. The
+// caller has the lock.
 func (p *Pool) localize(d *Disk) error {
 	overlay := p.Path(d)
 	if err := p.step("hydrate: complete"); err != nil {
@@ -363,7 +374,8 @@ func (p *Pool) localize(d *Disk) error {
 	return p.fs.SyncDir(p.dir)
 }
 
-// dropOverlay removes the overlay of a disk that depends on nothing any more, where a process that was killed left it, and reports whether there was one.
+// dropOverlay removes the overlay of a disk that depends on nothing any more, where a process that
+// was killed left it, and reports whether there was one.
 func (p *Pool) dropOverlay(d *Disk) (bool, error) {
 	overlay := p.Path(d) + hypervisor.OverlaySuffix
 	if _, err := os.Lstat(overlay); err != nil || d.Hydration != nil {

@@ -90,8 +90,8 @@ func unserved(context.Context, *Hydration) (func() error, error) {
 	return func() error { return nil }, nil
 }
 
-// guestWrites writes to an overlay as a machine would that has the disk: data where there was some, data where there was none, and zeros. It returns what
-// the disk reads as then.
+// guestWrites writes to an overlay as a machine would that has the disk: data where there was some,
+// data where there was none, and zeros. It returns what the disk reads as then.
 func guestWrites(t *testing.T, p *Pool, d *Disk, content []byte) []byte {
 	t.Helper()
 	stop, err := serveFile(t, p.dir, d.Hydration, content)
@@ -105,12 +105,14 @@ func guestWrites(t *testing.T, p *Pool, d *Disk, content []byte) []byte {
 		}
 		return fmt.Sprintf("write -P %d %d %d", value, off, n)
 	}
-	tool(t, "qemu-io", "-f", "qcow2", "-c", fill(7, 100<<10, 64<<10), "-c", fill(8, mib-(200<<10), 300<<10), "-c", fill(0, mib+(256<<10), 128<<10), p.Path(d))
+	tool(t, "qemu-io", "-f", "qcow2", "-c", fill(7, 100<<10, 64<<10), "-c", fill(8, mib-(200<<10), 300<<10), "-c",
+		fill(0, mib+(256<<10), 128<<10), p.Path(d))
 	return want
 }
 
-// Wherever the command that fills a disk is killed, and whenever in between a machine writes to it, the disk is what the guest made of it in the end, and
-// nothing is copied twice that was recorded as copied.
+// Wherever the command that fills a disk is killed, and whenever in between a machine writes to it,
+// the disk is what the guest made of it in the end, and nothing is copied twice that was recorded
+// as copied.
 func TestFillIsKilledAnywhere(t *testing.T) {
 	ctx := context.Background()
 	const size = 2*mib + 512
@@ -134,7 +136,8 @@ func TestFillIsKilledAnywhere(t *testing.T) {
 					}
 					left := requireTrue(t, p, d, c)
 					before := c.written.Load()
-					d, err = newPool(t, p.dir, newModel()).Hydrate(ctx, "data", HydrateRequest{Content: c, Serve: unserved})
+					d, err = newPool(t, p.dir, newModel()).Hydrate(ctx, "data",
+						HydrateRequest{Content: c, Serve: unserved})
 					ok(t, err)
 					requireBytes(t, p.Path(d), format, want)
 					requireWhole(t, p)
@@ -168,7 +171,8 @@ func kill(t *testing.T, p *Pool, at int, req HydrateRequest) bool {
 	return err != nil
 }
 
-// requireTrue fails unless what the record says was copied is there, and returns how many bytes are left to copy.
+// requireTrue fails unless what the record says was copied is there, and returns how many bytes are
+// left to copy.
 func requireTrue(t *testing.T, p *Pool, d *Disk, c pieces) int64 {
 	t.Helper()
 	if d.Hydration == nil {
@@ -180,7 +184,8 @@ func requireTrue(t *testing.T, p *Pool, d *Disk, c pieces) int64 {
 	q := d.Hydration.Partial
 	missing := q.missing(c.data).Bytes()
 	if have := c.data.Bytes() - missing; d.Hydration.Done != have || have > c.written.Load() {
-		t.Errorf("the record says %d bytes were copied and names units with %d; %d were written", d.Hydration.Done, have, c.written.Load())
+		t.Errorf("the record says %d bytes were copied and names units with %d; %d were written", d.Hydration.Done,
+			have, c.written.Load())
 	}
 	if d.Format != "raw" {
 		return missing
@@ -225,7 +230,8 @@ func TestFillOfAnotherContent(t *testing.T) {
 	requireWhole(t, p)
 }
 
-// A disk can be attached and detached whenever it is filled: that its record is written all the time is in nobody's way.
+// A disk can be attached and detached whenever it is filled: that its record is written all the
+// time is in nobody's way.
 func TestAttachWhileItIsFilled(t *testing.T) {
 	ctx := context.Background()
 	m := newModel()
@@ -245,9 +251,10 @@ func TestAttachWhileItIsFilled(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := p.Hydrate(ctx, "data", HydrateRequest{Content: c, Serve: func(_ context.Context, h *Hydration) (func() error, error) {
-			return stop, os.WriteFile(h.Socket, nil, 0o600)
-		}})
+		_, err := p.Hydrate(ctx, "data",
+			HydrateRequest{Content: c, Serve: func(_ context.Context, h *Hydration) (func() error, error) {
+				return stop, os.WriteFile(h.Socket, nil, 0o600)
+			}})
 		ended <- err
 	}()
 	<-copying
@@ -332,7 +339,8 @@ func TestFillWaitsForRoom(t *testing.T) {
 				ok(t, p.change("data", func(d *Disk) error { d.Hydration.Waits = why.Error(); return nil }))
 				d, err := p.Disk("data")
 				ok(t, err)
-				if s := p.Inspect(ctx, d); !strings.Contains(s.State, "waits for room") || !strings.Contains(s.Problem, "not enough space") {
+				if s := p.Inspect(ctx, d); !strings.Contains(s.State, "waits for room") ||
+					!strings.Contains(s.Problem, "not enough space") {
 					t.Errorf("while it waits the list says %+v", s)
 				}
 				left = c.written.Load() + requireTrue(t, p, d, c)

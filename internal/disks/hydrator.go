@@ -30,7 +30,8 @@ func (f *filling) attached(ctx context.Context, d *Disk) error {
 	if !ok {
 		return fmt.Errorf("host %s can not copy a disk while its machine runs: detach it", h.URI())
 	}
-	t := hypervisor.HydrationTarget{Disk: d.Attached.As, File: filepath.Join(f.pool.dir, d.Hydration.Final), Format: d.Format, Size: d.Size}
+	t := hypervisor.HydrationTarget{Disk: d.Attached.As, File: filepath.Join(f.pool.dir, d.Hydration.Final),
+		Format: d.Format, Size: d.Size}
 	only := hypervisor.Settlement{Targets: []hypervisor.HydrationTarget{t}, StayPaused: true}
 	if m.State == hypervisor.Off {
 		only.Off = true
@@ -57,8 +58,10 @@ func (f *filling) attached(ctx context.Context, d *Disk) error {
 	return errAgain
 }
 
-// resume lets a copy go on that stopped on an error, once: what it stands on may have been gone. A copy that has no room is tried again and again.
-func (f *filling) resume(ctx context.Context, h hypervisor.Hydrator, m hypervisor.Machine, t hypervisor.HydrationTarget, why error) error {
+// resume lets a copy go on that stopped on an error, once: what it stands on may have been gone. A
+// copy that has no room is tried again and again.
+func (f *filling) resume(ctx context.Context, h hypervisor.Hydrator, m hypervisor.Machine, t hypervisor.HydrationTarget,
+	why error) error {
 	full := errors.Is(why, hypervisor.ErrNoRoom)
 	if f.resumed && !full {
 		return why
@@ -74,8 +77,10 @@ func (f *filling) resume(ctx context.Context, h hypervisor.Hydrator, m hyperviso
 	return errAgain
 }
 
-// begin lets a machine that waits for the export go on, and starts the copy. It returns errAgain where that succeeds.
-func (f *filling) begin(ctx context.Context, h hypervisor.Hydrator, m hypervisor.Machine, t hypervisor.HydrationTarget) error {
+// begin lets a machine that waits for the export go on, and starts the copy. It returns errAgain
+// where that succeeds.
+func (f *filling) begin(ctx context.Context, h hypervisor.Hydrator, m hypervisor.Machine,
+	t hypervisor.HydrationTarget) error {
 	if _, err := h.Continue(ctx, m); err != nil {
 		return err
 	}
@@ -109,8 +114,8 @@ func (f *filling) begin(ctx context.Context, h hypervisor.Hydrator, m hypervisor
 	return errAgain
 }
 
-// switched moves the machine to the copy, records it, and only then lets the machine go on: whichever of both images is found after a crash in between holds
-// all that was written.
+// switched moves the machine to the copy, records it, and only then lets the machine go on:
+// whichever of both images is found after a crash in between holds all that was written.
 func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, move func() error) error {
 	unlock, err := f.pool.lock(f.name, workLock)
 	if err != nil {
@@ -142,7 +147,8 @@ func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, mo
 	return err
 }
 
-// settle takes note that a machine runs on the image that was to be, which a process that moved it there did not live to record.
+// settle takes note that a machine runs on the image that was to be, which a process that moved it
+// there did not live to record.
 func (p *Pool) settle(ctx context.Context, h Host, m hypervisor.Machine, d *Disk) error {
 	if d.Hydration == nil {
 		return nil

@@ -11,7 +11,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
-// copier is a model of a host that copies disks: what it says of the copy is a script, of which the last goes on.
+// copier is a model of a host that copies disks: what it says of the copy is a script, of which the
+// last goes on.
 type copier struct {
 	*model
 	script  []hypervisor.Hydration
@@ -19,7 +20,8 @@ type copier struct {
 	target  string
 }
 
-func (c *copier) Hydration(context.Context, hypervisor.Machine, hypervisor.HydrationTarget) (hypervisor.Hydration, error) {
+func (c *copier) Hydration(context.Context, hypervisor.Machine, hypervisor.HydrationTarget) (hypervisor.Hydration,
+	error) {
 	now := c.script[0]
 	if len(c.script) > 1 {
 		c.script = c.script[1:]
@@ -50,7 +52,8 @@ func (c *copier) HydrationRate(context.Context, hypervisor.Machine, hypervisor.H
 func (c *copier) Continue(context.Context, hypervisor.Machine) (bool, error) { return false, nil }
 func (c *copier) Start(context.Context, hypervisor.Machine, string) error    { return nil }
 
-// A copy that a hypervisor makes goes on after it stopped: once if it met an error, and as often as it takes if it lacked room.
+// A copy that a hypervisor makes goes on after it stopped: once if it met an error, and as often as
+// it takes if it lacked room.
 func TestFillOfAnAttachedDisk(t *testing.T) {
 	running := hypervisor.Hydration{Running: true, Done: 1, Total: 2}
 	ready := hypervisor.Hydration{Running: true, Ready: true}

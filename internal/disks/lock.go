@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Locks are those of fcntl(2) that belong to an open file: they can be asked for without being taken.
+// Locks are those of fcntl(2) that belong to an open file: they can be asked for without being
+// taken.
 
-// Locks of a disk. The one of work is held for each single step that changes record or image, the one of hydration as long as a process serves the
-// export that the disk stands on.
+// Locks of a disk. The one of work is held for each single step that changes record or image, the
+// one of hydration as long as a process serves the export that the disk stands on.
 const (
 	workLock    = ".lock"
 	hydrateLock = ".hydrate"
@@ -41,13 +42,15 @@ func (p *Pool) lock(name, kind string) (unlock func(), err error) {
 	}
 }
 
-// Who fills a disk takes the lock of work for moments, to record how far it is: others wait for that, for so long.
+// Who fills a disk takes the lock of work for moments, to record how far it is: others wait for
+// that, for so long.
 const (
 	fillerPatience = 5 * time.Second
 	fillerPause    = 10 * time.Millisecond
 )
 
-// lockBetween takes the lock of work, if need be between two moments of a process that fills the disk.
+// lockBetween takes the lock of work, if need be between two moments of a process that fills the
+// disk.
 func (p *Pool) lockBetween(name string) (unlock func(), err error) {
 	for began := time.Now(); ; time.Sleep(fillerPause) {
 		unlock, err := p.lock(name, workLock)

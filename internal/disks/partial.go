@@ -18,8 +18,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-// Partial is a copy of the content of a disk that is not complete: what a process copied is there for the next. Once it is complete the file has the name
-// of the image to be.
+// Partial is a copy of the content of a disk that is not complete: what a process copied is there
+// for the next. Once it is complete the file has the name of the image to be.
 type Partial struct {
 	File string `json:"file"` // name in the pool
 	Of   string `json:"of"`   // digest of the extents of the content, its size and its format
@@ -42,7 +42,8 @@ func unitFor(size int64) int64 {
 }
 
 func (q *Partial) check(final string) error {
-	if q.File != filepath.Base(q.File) || !strings.HasPrefix(q.File, "."+final+".") || !strings.HasSuffix(q.File, ".hf") {
+	if q.File != filepath.Base(q.File) || !strings.HasPrefix(q.File, "."+final+".") ||
+		!strings.HasSuffix(q.File, ".hf") {
 		return fmt.Errorf("%q is no copy of %s", q.File, final)
 	}
 	if q.Unit < minUnit || bits.OnesCount64(uint64(q.Unit)) != 1 || len(q.Done) > maxUnits/8+1 {
@@ -92,7 +93,8 @@ type fetching struct {
 	saving sync.Mutex
 }
 
-// fetch brings the content of a disk to the pool, under the name of the image to be. It goes on where the process before it came to.
+// fetch brings the content of a disk to the pool, under the name of the image to be. It goes on
+// where the process before it came to.
 func (f *filling) fetch(ctx context.Context, d *Disk) error {
 	data, err := f.req.Content.Extents(ctx)
 	if err != nil {
@@ -125,7 +127,8 @@ func (f *filling) fetch(ctx context.Context, d *Disk) error {
 	return g.Commit()
 }
 
-// openPartial returns the copy that is to be gone on with, a new one if there is none, or nil if it is complete and has its name.
+// openPartial returns the copy that is to be gone on with, a new one if there is none, or nil if it
+// is complete and has its name.
 func (f *filling) openPartial(d *Disk, data extent.Set) (*fetching, error) {
 	p, final := f.pool, filepath.Join(f.pool.dir, d.Hydration.Final)
 	g := &fetching{f: f, attached: d.Attached != nil, saved: time.Now(), data: data, total: data.Bytes()}
@@ -186,7 +189,8 @@ func (g *fetching) eachUnit(e extent.Extent, do func(unit, n int64)) {
 	}
 }
 
-// WriteAt writes a part of the content, none twice, and now and then makes what was written durable and tells the record.
+// WriteAt writes a part of the content, none twice, and now and then makes what was written durable
+// and tells the record.
 func (g *fetching) WriteAt(b []byte, off int64) (int, error) {
 	n, err := g.Partial.WriteAt(b, off)
 	if err != nil {
@@ -215,8 +219,9 @@ func (g *fetching) complete() {
 	}
 }
 
-// save makes what was copied durable and then has the record say so. If somebody works on the disk just now that is left out, or with must is ErrBusy. It returns
-// errAgain if the disk was attached or detached.
+// save makes what was copied durable and then has the record say so. If somebody works on the disk
+// just now that is left out, or with must is ErrBusy. It returns errAgain if the disk was attached
+// or detached.
 func (g *fetching) save(must bool) error {
 	g.mu.Lock()
 	rec := g.rec

@@ -28,15 +28,18 @@ func (p *Pool) Inspect(ctx context.Context, d *Disk) Status {
 		return s
 	case d.Doing != nil:
 		s.State = d.Doing.What + " unfinished"
-		s.Problem, s.Fix = fmt.Sprintf("%s was begun on %s and its process is gone", d.Doing.What, d.Doing.Since.Format("2006-01-02 15:04:05")), reconcile
+		s.Problem, s.Fix = fmt.Sprintf("%s was begun on %s and its process is gone", d.Doing.What,
+			d.Doing.Since.Format("2006-01-02 15:04:05")), reconcile
 		return s
 	case d.Hydration != nil:
 		s.State = fmt.Sprintf("hydrating %d%%", d.Hydration.Percent())
 		if !p.held(d.Name, hydrateLock) {
-			s.Problem, s.Fix = "it is not filled and nobody serves the snapshot it stands on", "holdfast disk hydrate "+d.Name
+			s.Problem, s.Fix = "it is not filled and nobody serves the snapshot it stands on", "holdfast disk hydrate "+
+				d.Name
 		} else if d.Hydration.Waits != "" {
 			s.State += ", waits for room"
-			s.Problem, s.Fix = "it can be used, but is not filled further: "+d.Hydration.Waits, "free space in the pool: it goes on by itself"
+			s.Problem, s.Fix = "it can be used, but is not filled further: "+d.Hydration.Waits,
+				"free space in the pool: it goes on by itself"
 		}
 	case d.Attached != nil:
 		s.State = "attached"
@@ -52,7 +55,8 @@ func (p *Pool) compare(ctx context.Context, d *Disk, reconcile string) (problem,
 	size, err := p.imageSize(ctx, d)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "its image is missing: " + p.Path(d), "bring the image back, or forget the disk: holdfast disk delete " + d.Name
+		return "its image is missing: " + p.Path(d), "bring the image back, or forget the disk: holdfast disk delete " +
+			d.Name
 	case err != nil:
 		return fmt.Sprintf("its image can not be read: %v", err), "check the image: qemu-img check " + p.Path(d)
 	case size != d.Size:
@@ -60,7 +64,8 @@ func (p *Pool) compare(ctx context.Context, d *Disk, reconcile string) (problem,
 	}
 	if d.Attached == nil {
 		if err := p.unused(ctx, d); errors.Is(err, diskimage.ErrInUse) {
-			return "a process uses its image although no machine is known to have it", "find out who: fuser -v " + p.Path(d)
+			return "a process uses its image although no machine is known to have it", "find out who: fuser -v " +
+				p.Path(d)
 		}
 		return "", ""
 	}
@@ -83,8 +88,9 @@ func (p *Pool) compare(ctx context.Context, d *Disk, reconcile string) (problem,
 	return "", ""
 }
 
-// Reconcile finishes or undoes what was begun with a disk and not finished, and makes its record say what image and machine show. It returns what it did, in
-// words; nothing if nothing was to be done.
+// Reconcile finishes or undoes what was begun with a disk and not finished, and makes its record
+// say what image and machine show. It returns what it did, in words; nothing if nothing was to be
+// done.
 func (p *Pool) Reconcile(ctx context.Context, name string) ([]string, error) {
 	if _, err := p.Disk(name); err != nil {
 		return nil, err
@@ -136,10 +142,12 @@ func (a *Attachment) name() string {
 	return a.VM
 }
 
-// reconcileCreate finishes a disk whose image is complete, which is when it has its name, and removes any other.
+// reconcileCreate finishes a disk whose image is complete, which is when it has its name, and
+// removes any other.
 func (p *Pool) reconcileCreate(ctx context.Context, d *Disk) (string, error) {
 	if _, err := os.Stat(p.Path(d)); err != nil {
-		return "removed what there was of a disk that was never complete", errors.Join(p.undoCreate(d), p.opts.Changed(ctx))
+		return "removed what there was of a disk that was never complete", errors.Join(p.undoCreate(d),
+			p.opts.Changed(ctx))
 	}
 	d.Doing = nil
 	return "finished creating it", errors.Join(p.save(d), p.opts.Changed(ctx))

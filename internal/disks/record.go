@@ -71,8 +71,9 @@ type Attachment struct {
 	Since    time.Time `json:"since"`
 }
 
-// Hydration says how far the content of a disk has been brought from a vault to the pool. Until it is done, File is an overlay over an export, and Final and the
-// disk's Format are those of the image to be.
+// Hydration says how far the content of a disk has been brought from a vault to the pool. Until it
+// is done, File is an overlay over an export, and Final and the disk's Format are those of the
+// image to be.
 type Hydration struct {
 	Export string `json:"export"` // name on the socket
 	Socket string `json:"socket"`
@@ -191,7 +192,8 @@ func encode(d *Disk) ([]byte, error) {
 	return append(data, '\n'), err
 }
 
-// Disks returns the records of all disks by name. Those that can not be read are joined in the error beside them.
+// Disks returns the records of all disks by name. Those that can not be read are joined in the
+// error beside them.
 func (p *Pool) Disks() ([]*Disk, error) {
 	entries, err := p.fs.ReadDir(filepath.Join(p.dir, recordDir))
 	if errors.Is(err, fs.ErrNotExist) {

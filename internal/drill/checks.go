@@ -24,7 +24,8 @@ type pending struct {
 	final  bool // trying again can not help
 }
 
-// check tries all checks, round after round, until all have passed or the deadline has come. Services come up in an order of their own, after the agent.
+// check tries all checks, round after round, until all have passed or the deadline has come.
+// Services come up in an order of their own, after the agent.
 func (r *run) check(ctx context.Context, guest runner, deadline time.Time) error {
 	all := append([]role.Check{role.FileSystems()}, r.req.Checks...)
 	r.res.Checks = make([]CheckResult, len(all))
@@ -100,7 +101,8 @@ func (r *run) try(ctx context.Context, guest runner, c *pending, deadline time.T
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, inside.ErrNoExec):
-		return failed("the checks could not be run: %v; allow guest-exec and guest-exec-status in the guest's settings of qemu-ga (BLACKLIST_RPC, FILTER_RPC_ARGS, --block-rpcs)", err)
+		return failed("the checks could not be run: %v; allow guest-exec and guest-exec-status in the guest's "+
+			"settings of qemu-ga (BLACKLIST_RPC, FILTER_RPC_ARGS, --block-rpcs)", err)
 	case err != nil:
 		res.Output = err.Error()
 	default:

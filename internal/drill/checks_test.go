@@ -16,7 +16,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// fakeGuest answers checks by their command lines: "after 3" passes at the third try, "never" not, "final" fails for good, "slow 7" takes seven seconds.
+// fakeGuest answers checks by their command lines: "after 3" passes at the third try, "never" not,
+// "final" fails for good, "slow 7" takes seven seconds.
 type fakeGuest struct {
 	windows bool
 	tries   map[string]int
@@ -84,10 +85,13 @@ func TestChecks(t *testing.T) {
 		{"later", "after 3,after 1", fakeGuest{}, "", 1},
 		{"not in time", "never,after 2", fakeGuest{}, "1 of 3 checks failed: never (not yet)", 20},
 		{"for good", "final,after 2", fakeGuest{}, "1 of 3 checks failed: final (exit status 3)", 0.5},
-		{"hangs", "slow 1000", fakeGuest{}, "1 of 2 checks failed: slow 1000 (it does not end: context deadline exceeded)", 20},
+		{"hangs", "slow 1000", fakeGuest{},
+			"1 of 2 checks failed: slow 1000 (it does not end: context deadline exceeded)", 20},
 		{"slow", "slow 7", fakeGuest{}, "", 7},
-		{"forbidden", "after 1", fakeGuest{broken: inside.ErrNoExec}, "the checks could not be run: the guest agent runs no commands; allow guest-exec", 0},
-		{"lost", "after 1", fakeGuest{broken: errors.New("gone")}, "2 of 2 checks failed: file systems (gone); after 1 (gone)", 20},
+		{"forbidden", "after 1", fakeGuest{broken: inside.ErrNoExec},
+			"the checks could not be run: the guest agent runs no commands; allow guest-exec", 0},
+		{"lost", "after 1", fakeGuest{broken: errors.New("gone")},
+			"2 of 2 checks failed: file systems (gone); after 1 (gone)", 20},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -127,7 +131,8 @@ func TestChecksInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
-		r := newRun(nil, Request{Point: &point.RecoveryPoint{}, Checks: []role.Check{role.Given("slow 1000")}}, Options{}.withDefaults())
+		r := newRun(nil, Request{Point: &point.RecoveryPoint{}, Checks: []role.Check{role.Given("slow 1000")}},
+			Options{}.withDefaults())
 		r.started = time.Now()
 		err := r.check(ctx, &fakeGuest{tries: map[string]int{}}, r.started.Add(time.Minute))
 		var f *failure
@@ -143,7 +148,8 @@ func TestSilence(t *testing.T) {
 		err  error
 		want string
 	}{
-		{fmt.Errorf("machine m: %w: %w", hypervisor.ErrNoAgent, guest.ErrSilent), "the guest has not booted so far, or runs no agent; its console shows which"},
+		{fmt.Errorf("machine m: %w: %w", hypervisor.ErrNoAgent, guest.ErrSilent),
+			"the guest has not booted so far, or runs no agent; its console shows which"},
 		{errors.New("permission denied"), "permission denied"},
 	} {
 		if got := silence(tt.err); got != tt.want {

@@ -1,13 +1,18 @@
-// Package drill rehearses the recovery of one machine: it boots a recovery point with no way out to any network, asks it whether it does its work,
-// discards all of it, and writes the verdict on the point.
+// Package drill rehearses the recovery of one machine: it boots a recovery point with no way out to
+// any network, asks it whether it does its work, discards all of it, and writes the verdict on the
+// point.
 //
 // The promises, in order of importance:
 //
-//   - The machine that runs reaches nothing: its definition leaves it no way out, and its process is looked at from outside, before its first
-//     instruction, every few seconds while it runs, and in the end. One with a way out is removed at once.
-//   - Nothing of the real machine is touched. The drill's has a name, a UUID, addresses and files of its own, and its disks read the point through an export.
-//   - Whatever happens, nothing is left: what a killed process has left is noted in the state directory, and the next drill or [CleanUp] removes it.
-//   - A point is verified when the guest agent answered and every check passed, and not otherwise. What could not be found out is not verified, and says why.
+//   - The machine that runs reaches nothing: its definition leaves it no way out, and its process
+//     is looked at from outside, before its first instruction, every few seconds while it runs, and
+//     in the end. One with a way out is removed at once.
+//   - Nothing of the real machine is touched. The drill's has a name, a UUID, addresses and files
+//     of its own, and its disks read the point through an export.
+//   - Whatever happens, nothing is left: what a killed process has left is noted in the state
+//     directory, and the next drill or [CleanUp] removes it.
+//   - A point is verified when the guest agent answered and every check passed, and not otherwise.
+//     What could not be found out is not verified, and says why.
 package drill
 
 import (
@@ -44,7 +49,8 @@ type Host interface {
 	Release(ctx context.Context, m hypervisor.Machine) error
 	// Isolation looks for ways out of a machine that runs or is held.
 	Isolation(ctx context.Context, m hypervisor.Machine) (isolation.Report, error)
-	// SerialText returns the last max bytes that a machine wrote to its first serial port, "" if they are not kept.
+	// SerialText returns the last max bytes that a machine wrote to its first serial port, "" if
+	// they are not kept.
 	SerialText(ctx context.Context, m hypervisor.Machine, max int64) (string, error)
 }
 
@@ -88,7 +94,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Result is what came of a drill. It is the body of the note that the point gets; fields are added, never changed.
+// Result is what came of a drill. It is the body of the note that the point gets; fields are added,
+// never changed.
 type Result struct {
 	Verified bool   `json:"verified"`
 	Reason   string `json:"reason,omitempty"` // why not verified
@@ -142,9 +149,10 @@ type CheckResult struct {
 	Seconds float64 `json:"seconds"` // from the start of the machine until it had passed, or was last tried
 }
 
-// Run rehearses the recovery of a point. A point that does not pass is no error: the result says why. An error means that no verdict was reached, because
-// the host, the vault or the caller's context ended it, or something could not be removed; then nothing is written on the point.
-// First it removes what killed drills have left.
+// Run rehearses the recovery of a point. A point that does not pass is no error: the result says
+// why. An error means that no verdict was reached, because the host, the vault or the caller's
+// context ended it, or something could not be removed; then nothing is written on the point. First
+// it removes what killed drills have left.
 func Run(ctx context.Context, v *vault.Vault, req Request, o Options) (Result, error) {
 	o = o.withDefaults()
 	if req.Timeout == 0 {
@@ -184,7 +192,8 @@ func (req Request) check() error {
 func (r *run) save(ctx context.Context, res *Result) error {
 	id := r.req.Point.ID
 	if len(res.picture) > vault.MaxNote {
-		res.NoScreenshot, res.picture = fmt.Sprintf("the picture has %d bytes, %d can be kept", len(res.picture), vault.MaxNote), nil
+		res.NoScreenshot, res.picture = fmt.Sprintf("the picture has %d bytes, %d can be kept", len(res.picture),
+			vault.MaxNote), nil
 	}
 	if res.picture != nil {
 		note, err := r.v.AddNote(ctx, id, vault.NoteScreenshot, res.picture)

@@ -51,8 +51,9 @@ func (r *run) lookOut(ctx context.Context) error {
 	return nil
 }
 
-// guarded does work while another goroutine looks for ways out again and again, and looks once more in the end. A way out removes the machine at once,
-// and the work's context ends. The verdict of a look goes before that of the work.
+// guarded does work while another goroutine looks for ways out again and again, and looks once more
+// in the end. A way out removes the machine at once, and the work's context ends. The verdict of a
+// look goes before that of the work.
 func (r *run) guarded(ctx context.Context, work func(ctx context.Context) error) error {
 	working, leak := context.WithCancelCause(ctx)
 	defer leak(nil)
@@ -81,8 +82,8 @@ func (r *run) guarded(ctx context.Context, work func(ctx context.Context) error)
 	return err
 }
 
-// keepLooking looks for ways out until ctx ends, and then returns nil. It returns a *failure when the machine has a way out and was removed for it, or can not
-// be looked at any more.
+// keepLooking looks for ways out until ctx ends, and then returns nil. It returns a *failure when
+// the machine has a way out and was removed for it, or can not be looked at any more.
 func (r *run) keepLooking(ctx context.Context) error {
 	began := r.o.Now()
 	told := began
@@ -109,7 +110,8 @@ func (r *run) keepLooking(ctx context.Context) error {
 	}
 }
 
-// removeAtOnce removes the machine, also when ctx has ended. What it could not do is done again when all is discarded.
+// removeAtOnce removes the machine, also when ctx has ended. What it could not do is done again
+// when all is discarded.
 func (r *run) removeAtOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTime)
 	defer cancel()

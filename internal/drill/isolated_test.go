@@ -36,7 +36,8 @@ func (h *looked) Remove(context.Context, hypervisor.Machine) error {
 
 func (h *looked) RemoveTraces(context.Context, string) error { return nil }
 
-// The machine is looked at while it runs and in the end; whenever it has a way out, it is removed at once, whatever its work would come to.
+// The machine is looked at while it runs and in the end; whenever it has a way out, it is removed
+// at once, whatever its work would come to.
 func TestGuarded(t *testing.T) {
 	leakAt := func(at int) func(n int) ([]string, error) {
 		return func(n int) ([]string, error) {
@@ -80,8 +81,11 @@ func TestGuarded(t *testing.T) {
 				return nil, hypervisor.ErrNoMachine
 			}
 			return nil, nil
-		}, 0, failed("the machine has ended by itself; it said why"), "the machine has ended by itself; it said why", 3, 0},
-		{"has ended unseen", func(n int) ([]string, error) { return nil, hypervisor.ErrNoMachine }, 0, nil, "the machine has ended by itself", 0, 0},
+		}, 0, failed("the machine has ended by itself; it said why"), "the machine has ended by itself; it said why", 3,
+			0},
+		{"has ended unseen", func(n int) ([]string, error) {
+			return nil, hypervisor.ErrNoMachine
+		}, 0, nil, "the machine has ended by itself", 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -107,10 +111,12 @@ func TestGuarded(t *testing.T) {
 				if tt.want == "" && got != "" || !strings.HasPrefix(got, tt.want) {
 					t.Errorf("verdict %q, want %q", got, tt.want)
 				}
-				if i := r.res.Isolation; i.Checks != tt.looks || (len(i.Found) > 0) != strings.Contains(tt.want, "not isolated") {
+				if i := r.res.Isolation; i.Checks != tt.looks ||
+					(len(i.Found) > 0) != strings.Contains(tt.want, "not isolated") {
 					t.Errorf("%+v, want %d looks", i, tt.looks)
 				}
-				if tt.removed == 0 && !h.removed.IsZero() || tt.removed > 0 && h.removed.Sub(began).Seconds() != tt.removed {
+				if tt.removed == 0 && !h.removed.IsZero() ||
+					tt.removed > 0 && h.removed.Sub(began).Seconds() != tt.removed {
 					t.Errorf("removed after %v, want %v s", h.removed.Sub(began), tt.removed)
 				}
 			})

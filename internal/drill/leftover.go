@@ -40,7 +40,8 @@ func newNote(req Request, now time.Time) (note, error) {
 	var b [16]byte
 	rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	n := note{Name: fmt.Sprintf("%s%x", namePrefix, b[:4]), UUID: fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]),
+	n := note{Name: fmt.Sprintf("%s%x", namePrefix, b[:4]),
+		UUID: fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:]),
 		Host: req.Host, Point: string(req.Point.ID), Began: now.UTC()}
 	dir, err := filepath.Abs(req.Storage)
 	if err != nil {
@@ -48,7 +49,8 @@ func newNote(req Request, now time.Time) (note, error) {
 	}
 	n.Dir = filepath.Join(dir, n.Name)
 	if longest := n.path(n.Name + ".qga.sock"); len(longest) > maxSocket {
-		return n, fmt.Errorf("directory %s has too long a name: the machine's sockets in it would have paths of %d bytes, %d are the most", dir, len(longest), maxSocket)
+		return n, fmt.Errorf("directory %s has too long a name: the machine's sockets in it would have paths of %d "+
+			"bytes, %d are the most", dir, len(longest), maxSocket)
 	}
 	if req.Point.Definition.Kind == "qemu" {
 		n.Host = PlainHost + n.path("q")
@@ -77,7 +79,8 @@ func makePlace(stateDir string, n note) (*place, error) {
 	}
 	p := &place{note: n, file: filepath.Join(dir, n.Name+".json"), lock: filepath.Join(dir, n.Name+".lock")}
 	var err error
-	if p.held, err = lockFile(p.lock, true); err != nil { // who cleans up may have it for a moment, before there is a note
+	// who cleans up may have it for a moment, before there is a note
+	if p.held, err = lockFile(p.lock, true); err != nil {
 		return nil, fmt.Errorf("note the drill: %w", err)
 	}
 	text, err := json.Marshal(n)
@@ -101,7 +104,8 @@ func makePlace(stateDir string, n note) (*place, error) {
 
 var errHeld = errors.New("a living process has it")
 
-// lockFile takes a lock that ends with the process. If another process has it, it waits, or the error is errHeld.
+// lockFile takes a lock that ends with the process. If another process has it, it waits, or the
+// error is errHeld.
 func lockFile(path string, wait bool) (*os.File, error) {
 	how := unix.F_OFD_SETLK
 	if wait {
@@ -176,7 +180,8 @@ type Leftover struct {
 	Err     error  // why it could not be removed; it stays noted
 }
 
-// CleanUp removes what drills of killed processes have left, and says what it did. Drills that run are left alone.
+// CleanUp removes what drills of killed processes have left, and says what it did. Drills that run
+// are left alone.
 func CleanUp(ctx context.Context, stateDir string, open func(uri string) (Host, error)) []Leftover {
 	entries, err := os.ReadDir(filepath.Join(stateDir, noteDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -215,13 +220,15 @@ func (l *Leftover) clean(ctx context.Context, path string, open func(uri string)
 		return err
 	}
 	text, err := os.ReadFile(p.file)
-	if errors.Is(err, fs.ErrNotExist) { // another one was faster, or the drill was killed before or after there was anything
+	// another one was faster, or the drill was killed before or after there was anything
+	if errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(removeIfThere(p.file+".new"), removeIfThere(p.lock), p.held.Close())
 	}
 	if err == nil {
 		err = json.Unmarshal(text, &p.note)
 	}
-	if err == nil && (filepath.Base(p.note.Dir) != l.Machine || !filepath.IsAbs(p.note.Dir) || p.note.Name != l.Machine) {
+	if err == nil && (filepath.Base(p.note.Dir) != l.Machine || !filepath.IsAbs(p.note.Dir) ||
+		p.note.Name != l.Machine) {
 		err = fmt.Errorf("the note %s is damaged", p.file)
 	}
 	if err == nil {
@@ -258,7 +265,8 @@ func (n note) removeMachine(ctx context.Context, host Host) error {
 	return n.endProcesses(ctx) // a plain QEMU may not have listened yet, or not any more
 }
 
-// endProcesses kills the processes of a plain QEMU's machine, known by the paths in their command lines.
+// endProcesses kills the processes of a plain QEMU's machine, known by the paths in their command
+// lines.
 func (n note) endProcesses(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -291,7 +299,8 @@ func (n note) processes() []int {
 		}
 		args := strings.Split(string(text), "\x00")
 		program := filepath.Base(args[0])
-		ours := strings.HasPrefix(program, "qemu") || strings.HasPrefix(program, "kvm") || strings.HasPrefix(program, "swtpm") ||
+		ours := strings.HasPrefix(program, "qemu") || strings.HasPrefix(program, "kvm") ||
+			strings.HasPrefix(program, "swtpm") ||
 			slices.Contains(args[:min(len(args), 2)], n.path(n.Name+".sh"))
 		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil && ours && pid != os.Getpid() {
 			pids = append(pids, pid)

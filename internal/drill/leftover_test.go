@@ -36,10 +36,12 @@ func (h *removing) Isolation(context.Context, hypervisor.Machine) (isolation.Rep
 	return isolation.Report{Files: 3, Found: h.found}, nil
 }
 
-// What a dead process has left is removed, once; what a living one has is left alone, and what can not be removed stays noted.
+// What a dead process has left is removed, once; what a living one has is left alone, and what can
+// not be removed stays noted.
 func TestCleanUp(t *testing.T) {
 	state, storage := t.TempDir(), t.TempDir()
-	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}, Host: "qemu:///x", Storage: storage, StateDir: state}
+	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}, Host: "qemu:///x",
+		Storage: storage, StateDir: state}
 	n, err := newNote(req, time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -59,11 +61,13 @@ func TestCleanUp(t *testing.T) {
 		t.Fatalf("a drill that runs: %+v, removed %q", got, h.removed)
 	}
 	p.leave()
-	if got := clean(); len(got) != 1 || got[0].Did != "" || !strings.Contains(fmt.Sprint(got[0].Err), "the host is away") {
+	if got := clean(); len(got) != 1 || got[0].Did != "" ||
+		!strings.Contains(fmt.Sprint(got[0].Err), "the host is away") {
 		t.Fatalf("a host that is away: %+v", got)
 	}
 	h.fail = hypervisor.ErrNoMachine
-	if got := clean(); len(got) != 1 || got[0].Err != nil || got[0].Running || got[0].Machine != n.Name || got[0].UUID != n.UUID || got[0].Host != n.Host || got[0].Did == "" {
+	if got := clean(); len(got) != 1 || got[0].Err != nil || got[0].Running || got[0].Machine != n.Name ||
+		got[0].UUID != n.UUID || got[0].Host != n.Host || got[0].Did == "" {
 		t.Fatalf("a drill that was killed: %+v", got)
 	}
 	if want := []string{n.Name, n.Name}; !slices.Equal(h.removed, want) {
@@ -79,7 +83,8 @@ func TestCleanUp(t *testing.T) {
 	}
 }
 
-// A drill that was killed between any two steps of making or removing its place leaves nothing after a clean-up.
+// A drill that was killed between any two steps of making or removing its place leaves nothing
+// after a clean-up.
 func TestCleanUpEveryStep(t *testing.T) {
 	full := []string{"lock", "json.new", "json", "dir", "file"} // in the order of being made
 	for made := range len(full) + 1 {
@@ -134,14 +139,17 @@ func TestCleanUpEveryStep(t *testing.T) {
 // Drills begin and end while others clean up: none is hurt, and nothing is left.
 func TestCleanUpBeside(t *testing.T) {
 	state, storage := t.TempDir(), t.TempDir()
-	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}, Host: "qemu:///x", Storage: storage, StateDir: state}
+	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}, Host: "qemu:///x",
+		Storage: storage, StateDir: state}
 	done := make(chan struct{})
 	cleaned := make(chan []Leftover)
 	go func() {
 		var all []Leftover
 		defer func() { cleaned <- all }()
 		for {
-			all = append(all, CleanUp(context.Background(), state, func(string) (Host, error) { return &removing{}, nil })...)
+			all = append(all, CleanUp(context.Background(), state, func(string) (Host, error) {
+				return &removing{}, nil
+			})...)
 			select {
 			case <-done:
 				return
@@ -190,7 +198,9 @@ func TestCleanUpDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := &removing{}
-		if got := CleanUp(t.Context(), state, func(string) (Host, error) { return h, nil }); len(got) != 1 || got[0].Err == nil || len(h.removed) > 0 {
+		if got := CleanUp(t.Context(), state, func(string) (Host, error) {
+			return h, nil
+		}); len(got) != 1 || got[0].Err == nil || len(h.removed) > 0 {
 			t.Errorf("note %d: %+v, removed %q", i, got, h.removed)
 		}
 	}
@@ -205,7 +215,8 @@ func TestNotIsolated(t *testing.T) {
 	r.host = &removing{found: []string{"network n of type user"}}
 	err := r.isolated(t.Context())
 	var f *failure
-	if !errors.As(err, &f) || !strings.Contains(f.reason, "was not isolated, and was removed: network n of type user") || r.res.Isolation.Checks != 0 {
+	if !errors.As(err, &f) || !strings.Contains(f.reason,
+		"was not isolated, and was removed: network n of type user") || r.res.Isolation.Checks != 0 {
 		t.Errorf("%v, %+v", err, r.res.Isolation)
 	}
 	r.host = &removing{}

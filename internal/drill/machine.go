@@ -82,7 +82,8 @@ func (r *run) serve(ctx context.Context) error {
 		return err
 	}
 	for _, d := range r.req.Point.Disks {
-		if _, err := server.Add(ctx, export.Request{Point: r.req.Point, Disk: d.Name, Name: d.Name, RecordBoot: true}); err != nil {
+		if _, err := server.Add(ctx, export.Request{Point: r.req.Point, Disk: d.Name, Name: d.Name,
+			RecordBoot: true}); err != nil {
 			return errors.Join(fmt.Errorf("serve disk %s: %w", d.Name, err), server.Close())
 		}
 	}
@@ -124,7 +125,8 @@ func (r *run) rebuild(ctx context.Context) (hypervisor.Rebuild, error) {
 	p := r.req.Point
 	out := hypervisor.Rebuild{
 		Point: p, Name: r.note.Name, UUID: r.note.UUID, StorageDir: r.note.Dir, Isolated: true, Held: true, Start: true,
-		Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{}, Files: map[string]string{},
+		Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{},
+		Files: map[string]string{},
 	}
 	socket := r.note.path("nbd")
 	for _, d := range p.Disks {
@@ -133,7 +135,8 @@ func (r *run) rebuild(ctx context.Context) (hypervisor.Rebuild, error) {
 			return out, fmt.Errorf("%q is no name for a disk's file", d.Name)
 		}
 		backing := fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"nbd","export":%q,"server":{"type":"unix","path":%q}}}`, d.Name, socket)
-		if err := qcow2.Create(overlay, d.Size, qcow2.CreateOptions{BackingFile: backing, BackingFormat: "raw"}); err != nil {
+		if err := qcow2.Create(overlay, d.Size,
+			qcow2.CreateOptions{BackingFile: backing, BackingFormat: "raw"}); err != nil {
 			return out, fmt.Errorf("make the overlay of disk %s: %w", d.Name, err)
 		}
 		out.Disks[d.Name], out.Formats[d.Name] = overlay, "qcow2"
@@ -149,7 +152,8 @@ func (r *run) rebuild(ctx context.Context) (hypervisor.Rebuild, error) {
 	return out, nil
 }
 
-// writeFile writes a small file of the machine. Names come from a point and may not lead out of the directory.
+// writeFile writes a small file of the machine. Names come from a point and may not lead out of the
+// directory.
 func (r *run) writeFile(ctx context.Context, f point.File) (string, error) {
 	name := f.Name
 	if name == "" {

@@ -47,7 +47,8 @@ type run struct {
 func newRun(v *vault.Vault, req Request, o Options) *run {
 	p := req.Point
 	return &run{v: v, req: req, o: o, res: &Result{
-		Time: o.Now().UTC(), Point: p.ID, VM: p.VM, PointTime: p.Time, Consistency: p.Consistency, Checks: []CheckResult{}, Holdfast: o.Version,
+		Time: o.Now().UTC(), Point: p.ID, VM: p.VM, PointTime: p.Time, Consistency: p.Consistency,
+		Checks: []CheckResult{}, Holdfast: o.Version,
 		Isolation: Isolation{Found: []string{}},
 	}}
 }
@@ -99,7 +100,8 @@ func (r *run) rehearse(ctx context.Context) error {
 		}
 		return failed("the machine does not start: %v", err)
 	}
-	r.o.Log("%s runs as %s, isolated: looked at descriptors of its process: %d", r.req.Point.VM, r.note.Name, r.res.Isolation.Files)
+	r.o.Log("%s runs as %s, isolated: looked at descriptors of its process: %d", r.req.Point.VM, r.note.Name,
+		r.res.Isolation.Files)
 	return r.guarded(ctx, func(ctx context.Context) error {
 		err := r.ask(ctx)
 		if ctx.Err() == nil {
@@ -109,7 +111,8 @@ func (r *run) rehearse(ctx context.Context) error {
 	})
 }
 
-// start has the host make and start the machine. It can not be interrupted, so that what was made is known.
+// start has the host make and start the machine. It can not be interrupted, so that what was made
+// is known.
 func (r *run) start(ctx context.Context) error {
 	rebuild, err := r.rebuild(ctx)
 	if err != nil {
@@ -241,7 +244,8 @@ func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
 	return false, failed("the machine has ended by itself%s", r.lastWords(ctx))
 }
 
-// look asks for the machine alone where the host can do that: others may be many, or slow to answer.
+// look asks for the machine alone where the host can do that: others may be many, or slow to
+// answer.
 func (r *run) look(ctx context.Context) ([]hypervisor.Machine, error) {
 	one, ok := r.host.(interface {
 		Machine(ctx context.Context, name string) (hypervisor.Machine, error)

@@ -18,7 +18,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// windows plays a Windows: it does what the scripts of PowerShell that it knows would do there, and nothing else.
+// windows plays a Windows: it does what the scripts of PowerShell that it knows would do there, and
+// nothing else.
 type windows struct {
 	t     *testing.T
 	dirty bool
@@ -85,7 +86,8 @@ func (w *windows) cmd(rest string) (out, errs string, code int) {
 	line := strings.TrimSuffix(strings.TrimPrefix(quoted, `"`), `"`)
 	code, known := w.lines[line]
 	if !ok || !known {
-		return "", fmt.Sprintf("'%s' is not recognized as an internal or external command,\r\noperable program or batch file.\r\n", line), 1
+		return "", fmt.Sprintf("'%s' is not recognized as an internal or external command,\r\noperable program or "+
+			"batch file.\r\n", line), 1
 	}
 	return "ran\r\n", "a warning\r\n", code
 }
@@ -104,7 +106,8 @@ func (w *windows) script(boot string, input []byte) (out, errs string, code int)
 	return "", fmt.Sprintf("an unknown script %q", text), 1
 }
 
-// Checks of a Windows arrive as they were given, through the protocol of a real agent's socket, and come to the right verdicts.
+// Checks of a Windows arrive as they were given, through the protocol of a real agent's socket, and
+// come to the right verdicts.
 func TestWindows(t *testing.T) {
 	parse := func(s string) role.Check {
 		c, err := role.Parse(s)
@@ -131,15 +134,22 @@ func TestWindows(t *testing.T) {
 		{"volumes", role.Given("ver"), true, `1 of 2 checks failed: file systems (volume C:\ is marked dirty: chkdsk has to repair it)`, "ran\na warning"},
 		{"a line with quotes", role.Given(quoted), false, "", "ran\na warning"},
 		{"a line that ends in quotes", role.Given(`"C:\a b\c.exe" "d"`), false, "", "ran"},
-		{"an unknown line", role.Given("nonsense"), false, "1 of 2 checks failed: nonsense ('nonsense' is not recognized", "operable program"},
+		{"an unknown line", role.Given("nonsense"), false,
+			"1 of 2 checks failed: nonsense ('nonsense' is not recognized", "operable program"},
 		{"a line that fails for good", role.Given("exit 3"), false, "1 of 2 checks failed: exit 3 (ran)", "ran"},
-		{"two lines", role.Given("a\nb"), false, "1 of 2 checks failed: a\nb (it can not be checked in a Windows: cmd.exe takes one line; use --script)", ""},
+		{"two lines", role.Given("a\nb"), false,
+			"1 of 2 checks failed: a\nb (it can not be checked in a Windows: cmd.exe takes one line; use --script)",
+			""},
 		{"a script", script("x.ps1", "# größe\nexit 0\n"), false, "", "größe"},
-		{"a batch file", script("x.cmd", "@echo off\r\nexit /b 3\r\n"), false, "1 of 2 checks failed: script x.cmd (exit status 3)", "exit status 3"},
+		{"a batch file", script("x.cmd", "@echo off\r\nexit /b 3\r\n"), false,
+			"1 of 2 checks failed: script x.cmd (exit status 3)", "exit status 3"},
 		{"services", parse("service"), false, "", ""},
 		{"a service", parse("service=Print Spooler's"), false, "", ""},
-		{"a service that is off", parse("service=W32Time"), false, "1 of 2 checks failed: service=W32Time (it is Stopped)", "it is Stopped"},
-		{"systemd", parse("systemd"), false, "1 of 2 checks failed: systemd (it can not be checked in a Windows: it has no systemd; use --role service)", ""},
+		{"a service that is off", parse("service=W32Time"), false,
+			"1 of 2 checks failed: service=W32Time (it is Stopped)", "it is Stopped"},
+		{"systemd", parse("systemd"), false,
+			"1 of 2 checks failed: systemd (it can not be checked in a Windows: it has no systemd; use --role service)",
+			""},
 		{"a port", parse("tcp=443"), false, "", ""},
 		{"a closed port", parse("tcp=44"), false, "1 of 2 checks failed: tcp=44 (nothing listens", ""},
 		{"PostgreSQL", parse("postgresql"), false, "", "localhost:5432 - accepting connections"},
@@ -153,7 +163,8 @@ func TestWindows(t *testing.T) {
 			if tt.want == "" && got != "" || !strings.HasPrefix(got, tt.want) {
 				t.Errorf("verdict %q, want %q", got, tt.want)
 			}
-			if c := res.Checks[1]; !strings.Contains(c.Output, tt.says) || strings.Contains(c.Output, "\r") || strings.Contains(c.Command, "EncodedCommand") {
+			if c := res.Checks[1]; !strings.Contains(c.Output, tt.says) || strings.Contains(c.Output, "\r") ||
+				strings.Contains(c.Command, "EncodedCommand") {
 				t.Errorf("%+v, want output %q; cmd.exe got %q", c, tt.says, w.ran)
 			}
 			if !strings.Contains(res.Guest, "Windows") {
@@ -185,7 +196,8 @@ func (w *windows) verdict(check role.Check) (string, *Result) {
 		}
 		return began.Add(time.Hour) // when both checks have been tried once, the time is over
 	}
-	r := newRun(nil, Request{Point: &point.RecoveryPoint{}, Checks: []role.Check{check}, Timeout: 10 * time.Minute}, Options{Now: now}.withDefaults())
+	r := newRun(nil, Request{Point: &point.RecoveryPoint{}, Checks: []role.Check{check}, Timeout: 10 * time.Minute},
+		Options{Now: now}.withDefaults())
 	r.note.Name = "m"
 	r.host, r.disks = agentHost{fakeHost{name: "m"}, agent}, &disks{ended: make(chan struct{})}
 	r.started = began

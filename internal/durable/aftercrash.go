@@ -80,10 +80,11 @@ func (ch *change) apply(names map[string]*node) {
 	}
 }
 
-// AfterCrash returns what a machine might find when its power comes back: all that was synced, and of the rest every
-// name set or removed and every block of 4 KiB by chance; a block may also have been written in part. It may be
-// called at any time, and many times, and leaves c alone. The new file system never loses power, unless it is told
-// to by [Crashable.CrashAt], and its disk has room.
+// AfterCrash returns what a machine might find when its power comes back: all that was synced, and
+// of the rest every name set or removed and every block of 4 KiB by chance; a block may also have
+// been written in part. It may be called at any time, and many times, and leaves c alone. The new
+// file system never loses power, unless it is told to by [Crashable.CrashAt], and its disk has
+// room.
 func (c *Crashable) AfterCrash(rng *rand.Rand) *Crashable {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -113,7 +114,8 @@ func (s *survivor) lucky() bool { return s.rng.Float64() < s.odds }
 func (s *survivor) survives(ch *change) bool {
 	kept, decided := s.changes[ch]
 	if !decided {
-		kept = s.lucky() && (ch.needs == nil || !slices.Contains(ch.needs.dir.pending, ch.needs) || s.survives(ch.needs))
+		kept = s.lucky() && (ch.needs == nil || !slices.Contains(ch.needs.dir.pending, ch.needs) ||
+			s.survives(ch.needs))
 		s.changes[ch] = kept
 	}
 	return kept
@@ -151,8 +153,8 @@ func (s *survivor) node(n *node) *node {
 	return after
 }
 
-// bytes returns a file's bytes: those synced, and then blocks that are there, or zero, or there in part, up to a
-// size that may have survived or not.
+// bytes returns a file's bytes: those synced, and then blocks that are there, or zero, or there in
+// part, up to a size that may have survived or not.
 func (s *survivor) bytes(n *node) []byte {
 	size := n.synced
 	if loose := len(n.data) - n.synced; loose > 0 {

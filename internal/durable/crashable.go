@@ -15,10 +15,11 @@ var ErrPowerLost = errors.New("power lost")
 // Never is a call number that is never reached.
 const Never = -1
 
-// Crashable is a file system in memory for tests, as treacherous as POSIX allows. The power fails at a chosen
-// mutating call, and [Crashable.AfterCrash] shows what a disk might hold then.
+// Crashable is a file system in memory for tests, as treacherous as POSIX allows. The power fails
+// at a chosen mutating call, and [Crashable.AfterCrash] shows what a disk might hold then.
 //
-// Mutating calls are counted from 0: all of [FS] but Open, Stat and ReadDir, and all of [File] but Close.
+// Mutating calls are counted from 0: all of [FS] but Open, Stat and ReadDir, and all of [File] but
+// Close.
 type Crashable struct {
 	mu      sync.Mutex
 	root    *node
@@ -31,8 +32,8 @@ type Crashable struct {
 	dead    bool
 }
 
-// NewCrashable returns an empty file system whose power fails at the n-th mutating call, counted from 0; [Never]
-// means never. The call that meets the failure may or may not have had its effect.
+// NewCrashable returns an empty file system whose power fails at the n-th mutating call, counted
+// from 0; [Never] means never. The call that meets the failure may or may not have had its effect.
 func NewCrashable(n int) *Crashable {
 	return &Crashable{root: newDir(), crashAt: n, failAt: Never, space: -1}
 }
@@ -58,8 +59,8 @@ func (c *Crashable) FailAt(n int, err error) {
 	c.failAt, c.failErr = n, err
 }
 
-// SetSpace makes the disk full, with ENOSPC, after n more bytes; removing a file gives back its bytes.
-// Negative means unlimited, which is what a new file system is.
+// SetSpace makes the disk full, with ENOSPC, after n more bytes; removing a file gives back its
+// bytes. Negative means unlimited, which is what a new file system is.
 func (c *Crashable) SetSpace(n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -78,7 +79,8 @@ func (c *Crashable) mutate(effect func() error) error {
 	return c.call(effect, true)
 }
 
-// sync is mutate for calls that promise durability: they must not have kept the promise when power fails at them.
+// sync is mutate for calls that promise durability: they must not have kept the promise when power
+// fails at them.
 func (c *Crashable) sync(effect func() error) error {
 	return c.call(effect, false)
 }

@@ -119,7 +119,9 @@ func TestAfterCrash(t *testing.T) {
 		}, []string{"1 absent", "absent absent", "2 absent"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			seen := outcomes(t, tt.do, func(fsys durable.FS) string { return read(t, fsys, "/a") + " " + read(t, fsys, "/b") })
+			seen := outcomes(t, tt.do, func(fsys durable.FS) string {
+				return read(t, fsys, "/a") + " " + read(t, fsys, "/b")
+			})
 			for _, want := range tt.want {
 				if seen[want] == 0 {
 					t.Errorf("%q was never found", want)
@@ -176,7 +178,8 @@ func TestUnsyncedBlocks(t *testing.T) {
 			return kind + " torn"
 		}
 	})
-	for _, want := range []string{"all=true whole", "all=true zero", "all=true torn", "all=false whole", "all=false zero", "all=false torn"} {
+	for _, want := range []string{"all=true whole", "all=true zero", "all=true torn", "all=false whole",
+		"all=false zero", "all=false torn"} {
 		if kinds[want] == 0 {
 			t.Errorf("never found %q in %v", want, kinds)
 		}

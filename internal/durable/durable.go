@@ -1,12 +1,13 @@
 // Package durable is the little of a file system that survives power loss when used rightly.
 //
-// An [FS] promises what POSIX does and no more: the bytes of a file are safe after [File.Sync], a name is safe after
-// [FS.SyncDir] of the directory that holds it, and neither implies the other. [OS] is the real thing. [Crashable]
-// keeps everything in memory, loses power at a chosen call, and shows what could be found afterwards; code that
-// passes on it relies on nothing that a disk does not promise.
+// An [FS] promises what POSIX does and no more: the bytes of a file are safe after [File.Sync], a
+// name is safe after [FS.SyncDir] of the directory that holds it, and neither implies the other.
+// [OS] is the real thing. [Crashable] keeps everything in memory, loses power at a chosen call, and
+// shows what could be found afterwards; code that passes on it relies on nothing that a disk does
+// not promise.
 //
-// Errors match [io/fs.ErrExist], [io/fs.ErrNotExist] and the errno of the system call. An FS is safe for concurrent
-// use; a File is not. Paths are absolute.
+// Errors match [io/fs.ErrExist], [io/fs.ErrNotExist] and the errno of the system call. An FS is
+// safe for concurrent use; a File is not. Paths are absolute.
 package durable
 
 import (
@@ -24,8 +25,8 @@ import (
 
 // FS is a file system.
 type FS interface {
-	// Create makes a new, empty file of mode 0600 and fails with fs.ErrExist if the name is taken. The file is held
-	// until it is closed: RemoveAbandoned, in whichever process, leaves it alone.
+	// Create makes a new, empty file of mode 0600 and fails with fs.ErrExist if the name is taken.
+	// The file is held until it is closed: RemoveAbandoned, in whichever process, leaves it alone.
 	Create(name string) (File, error)
 	// Open opens a file for reading. A directory is EISDIR.
 	Open(name string) (Reader, error)
@@ -41,7 +42,8 @@ type FS interface {
 	RemoveAbandoned(name string) (bool, error)
 	// Mkdir makes one directory, of mode 0700.
 	Mkdir(name string) error
-	// SyncDir makes the names in a directory, and the absence of those removed from it, survive power loss.
+	// SyncDir makes the names in a directory, and the absence of those removed from it, survive
+	// power loss.
 	SyncDir(name string) error
 	// Stat describes a file or directory.
 	Stat(name string) (Info, error)
@@ -53,14 +55,16 @@ type FS interface {
 type File interface {
 	io.Writer
 	io.Closer
-	// SetReadOnly takes away the permission to open the file for writing; this File can still be written.
+	// SetReadOnly takes away the permission to open the file for writing; this File can still be
+	// written.
 	SetReadOnly() error
 	// Sync makes the file's bytes and size survive power loss, but not its name.
 	// After an error the bytes are lost: a later Sync that succeeds proves nothing.
 	Sync() error
 }
 
-// WriteBacker is a [File] that can begin to write bytes to disk early, so that Sync has less to wait for.
+// WriteBacker is a [File] that can begin to write bytes to disk early, so that Sync has less to
+// wait for.
 type WriteBacker interface {
 	// StartWriteBack begins to write n bytes from offset off. It promises nothing.
 	StartWriteBack(off, n int64)
@@ -92,7 +96,8 @@ const (
 	tempSuffix = ".tmp"
 )
 
-// CreateTemp creates a file in dir under a name that [Sweep] recognises, and returns it with its path.
+// CreateTemp creates a file in dir under a name that [Sweep] recognises, and returns it with its
+// path.
 func CreateTemp(fsys FS, dir string) (File, string, error) {
 	for {
 		var random [8]byte
@@ -107,8 +112,8 @@ func CreateTemp(fsys FS, dir string) (File, string, error) {
 	}
 }
 
-// Sweep removes the files of [CreateTemp] in dir whose owner has died, and returns how many. Those of living
-// processes, on whichever host, stay; on a file system without locks all stay.
+// Sweep removes the files of [CreateTemp] in dir whose owner has died, and returns how many. Those
+// of living processes, on whichever host, stay; on a file system without locks all stay.
 func Sweep(fsys FS, dir string) (int, error) {
 	entries, err := fsys.ReadDir(dir)
 	if err != nil {
@@ -130,8 +135,9 @@ func Sweep(fsys FS, dir string) (int, error) {
 	return removed, nil
 }
 
-// Publish moves a temporary file to its final name and fails with fs.ErrExist, leaving both alone, if that is taken.
-// The caller has synced the file before and syncs the directory of the final name afterwards.
+// Publish moves a temporary file to its final name and fails with fs.ErrExist, leaving both alone,
+// if that is taken. The caller has synced the file before and syncs the directory of the final name
+// afterwards.
 func Publish(fsys FS, temp, name string) error {
 	err := fsys.Link(temp, name)
 	switch {
@@ -146,7 +152,8 @@ func Publish(fsys FS, temp, name string) error {
 	}
 }
 
-// noLinks reports whether an error of Link says that the file system cannot make this link but might rename.
+// noLinks reports whether an error of Link says that the file system cannot make this link but
+// might rename.
 func noLinks(err error) bool {
 	for _, errno := range []syscall.Errno{syscall.EPERM, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EMLINK} {
 		if errors.Is(err, errno) {
@@ -156,14 +163,16 @@ func noLinks(err error) bool {
 	return false
 }
 
-// WriteNew writes a new file that is there whole, or not at all, whenever power fails; once it returns nil the file
-// survives. It fails with fs.ErrExist if the name is taken. The directory must exist.
+// WriteNew writes a new file that is there whole, or not at all, whenever power fails; once it
+// returns nil the file survives. It fails with fs.ErrExist if the name is taken. The directory must
+// exist.
 func WriteNew(fsys FS, name string, data []byte) error {
 	return writeFile(fsys, name, data, func(temp string) error { return Publish(fsys, temp, name) })
 }
 
-// WriteReplace writes a file in place of the one that has the name, if any. Whenever power fails, the old or the new
-// one is there, whole; once it returns nil the new one survives. The directory must exist.
+// WriteReplace writes a file in place of the one that has the name, if any. Whenever power fails,
+// the old or the new one is there, whole; once it returns nil the new one survives. The directory
+// must exist.
 func WriteReplace(fsys FS, name string, data []byte) error {
 	return writeFile(fsys, name, data, func(temp string) error { return fsys.Replace(temp, name) })
 }
@@ -235,7 +244,8 @@ func MkdirAll(fsys FS, dir string) error {
 	// Also what was there already may have been made a moment ago by one who has not synced it yet.
 	// Where its parent is not ours to sync, it was not us who made it.
 	err = fsys.SyncDir(parent)
-	if existed && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EINVAL)) {
+	if existed && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) ||
+		errors.Is(err, syscall.EINVAL)) {
 		return nil
 	}
 	return err

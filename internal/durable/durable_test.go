@@ -209,7 +209,8 @@ func TestWriteFilesSurviveCrash(t *testing.T) {
 	}
 }
 
-// Wherever a call fails, an error is reported, the file is the old one or the new one, and no other file stays.
+// Wherever a call fails, an error is reported, the file is the old one or the new one, and no other
+// file stays.
 func TestWriteFileFaults(t *testing.T) {
 	for n := 0; ; n++ {
 		c := durable.NewCrashable(durable.Never)

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OS is the file system of the machine. A file that is being created is held by a flock(2), which ends with the
-// process at the latest.
+// OS is the file system of the machine. A file that is being created is held by a flock(2), which
+// ends with the process at the latest.
 type OS struct{}
 
 // Create implements [FS].
@@ -26,8 +26,8 @@ func (OS) Create(name string) (File, error) {
 	return osFile{f}, nil
 }
 
-// hold locks a file that was just created. A sweep may have come between: then the file is gone, and the name
-// counts as taken so that the caller picks another.
+// hold locks a file that was just created. A sweep may have come between: then the file is gone,
+// and the name counts as taken so that the caller picks another.
 func hold(f *os.File) error {
 	err := flock(f)
 	if noLocks(err) {
@@ -202,7 +202,8 @@ func (o osFile) Write(p []byte) (int, error) { return o.f.Write(p) }
 func (o osFile) Close() error                { return o.f.Close() }
 func (o osFile) Sync() error                 { return o.f.Sync() }
 
-// SetReadOnly implements [File]. Where the file system knows no permissions there is nothing to take away.
+// SetReadOnly implements [File]. Where the file system knows no permissions there is nothing to
+// take away.
 func (o osFile) SetReadOnly() error {
 	err := o.f.Chmod(0o400)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {

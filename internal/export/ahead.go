@@ -34,8 +34,8 @@ type stream struct {
 
 func newReadAhead(cache int64) *readAhead { return &readAhead{most: min(mostWindow, cache/8)} }
 
-// seen takes in a read and returns the range to read ahead, which may be empty or reach past the disk's end. It does not wait: while another
-// read is being looked at, it returns nothing.
+// seen takes in a read and returns the range to read ahead, which may be empty or reach past the
+// disk's end. It does not wait: while another read is being looked at, it returns nothing.
 func (r *readAhead) seen(off, n int64) (from, to int64) {
 	if r.most < firstWindow || !r.mu.TryLock() {
 		return 0, 0
@@ -58,7 +58,8 @@ func (r *readAhead) seen(off, n int64) (from, to int64) {
 	return from, to
 }
 
-// find returns the stream that a read at off belongs to, or a new one in place of the one that waited longest.
+// find returns the stream that a read at off belongs to, or a new one in place of the one that
+// waited longest.
 func (r *readAhead) find(off int64) *stream {
 	oldest := &r.streams[0]
 	for i := range r.streams {
@@ -85,7 +86,8 @@ func (r *readAhead) refused(from, to int64) {
 	}
 }
 
-// fetchAhead brings the chunks of [from, to) into the cache, in the background. If that is busy already it leaves it to a later read.
+// fetchAhead brings the chunks of [from, to) into the cache, in the background. If that is busy
+// already it leaves it to a later read.
 func (d *Disk) fetchAhead(from, to int64) {
 	end := min(to, d.size)
 	if from >= end {
@@ -96,7 +98,8 @@ func (d *Disk) fetchAhead(from, to int64) {
 	}
 }
 
-// prefetch brings chunks [first, end) into the cache. Faults are no news: whoever reads the chunk is told.
+// prefetch brings chunks [first, end) into the cache. Faults are no news: whoever reads the chunk
+// is told.
 func (d *Disk) prefetch(first, end int64) {
 	var ids []chunk.ID
 	for at := first; at < min(end, d.disk.Chunks()) && d.life.Err() == nil; at++ {

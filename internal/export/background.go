@@ -18,7 +18,8 @@ func newBackground() *background {
 	return &background{slots: make(chan struct{}, 2*max(runtime.GOMAXPROCS(0), 2))}
 }
 
-// try runs f and reports true, unless as much as is good for those who wait for something is running already.
+// try runs f and reports true, unless as much as is good for those who wait for something is
+// running already.
 func (b *background) try(f func()) bool {
 	select {
 	case b.slots <- struct{}{}:

@@ -15,8 +15,10 @@ const (
 	pageSpan = int64(pageBits) * layerBlock // bytes of the disk of a page
 )
 
-// blockMap says which blocks of a disk a layer holds. Bits are set and never cleared: of a page that power loss tore any mixture of the old and the new
-// bytes is true, since the blocks are durable before their bits are written. It is safe for concurrent use, and takes memory only where blocks are.
+// blockMap says which blocks of a disk a layer holds. Bits are set and never cleared: of a page
+// that power loss tore any mixture of the old and the new bytes is true, since the blocks are
+// durable before their bits are written. It is safe for concurrent use, and takes memory only where
+// blocks are.
 type blockMap struct {
 	size  int64 // of the disk, bytes
 	pages []atomic.Pointer[mapPageBits]

@@ -17,11 +17,13 @@ import (
 
 const (
 	bootSetVersion = 1
-	// maxBootBytes is how much of a disk a boot set holds at most: what reads more is no boot, but a copy.
+	// maxBootBytes is how much of a disk a boot set holds at most: what reads more is no boot, but
+	// a copy.
 	maxBootBytes = 4 << 30
 	// maxBootExtents keeps a note well below what a vault takes.
 	maxBootExtents = 64 << 10
-	// bootBatch is how many bytes of a boot set are brought at once, in the order of the store; a boot that is ahead waits for no more.
+	// bootBatch is how many bytes of a boot set are brought at once, in the order of the store; a
+	// boot that is ahead waits for no more.
 	bootBatch = 16 << 20
 )
 
@@ -48,7 +50,8 @@ type recorder struct {
 	stopped bool
 }
 
-// recordUnit is the unit of a record in bytes: it does not depend on the vault's chunks, so that points of other vaults can use it.
+// recordUnit is the unit of a record in bytes: it does not depend on the vault's chunks, so that
+// points of other vaults can use it.
 const recordUnit = chunk.DefaultSize
 
 func newRecorder(keep time.Duration, ended func(bootSet)) *recorder {
@@ -127,7 +130,8 @@ func (s *Server) bootSetOf(ctx context.Context, id point.ID, disk string) (bootS
 	return nil, fmt.Errorf("%w: no boot of disk %s of point %s was recorded", vault.ErrNoNote, disk, id.Short())
 }
 
-// parseBootSet reads a note. Its extents lie somewhere: that they lie within a disk is for the caller to see.
+// parseBootSet reads a note. Its extents lie somewhere: that they lie within a disk is for the
+// caller to see.
 func parseBootSet(body []byte, disk string) (bootSet, error) {
 	var n bootNote
 	if err := json.Unmarshal(body, &n); err != nil {
@@ -147,7 +151,8 @@ func parseBootSet(body []byte, disk string) (bootSet, error) {
 // maxForebears is how many points back a boot set is looked for before all points are.
 const maxForebears = 16
 
-// findBootSet returns the boot set of a disk of a point, or else of the nearest earlier point of the machine that has one.
+// findBootSet returns the boot set of a disk of a point, or else of the nearest earlier point of
+// the machine that has one.
 func (s *Server) findBootSet(ctx context.Context, p *point.RecoveryPoint, disk string) (bootSet, error) {
 	set, err := s.bootSetOf(ctx, p.ID, disk)
 	for at, hops := p, 0; errors.Is(err, vault.ErrNoNote) && at.Parent != "" && hops < maxForebears; hops++ {
@@ -174,12 +179,14 @@ func (s *Server) findBootSet(ctx context.Context, p *point.RecoveryPoint, disk s
 	return nil, vault.ErrNoNote
 }
 
-// prefetchBoot brings what an earlier boot read into the cache. Half of that is there for the boots of all disks.
+// prefetchBoot brings what an earlier boot read into the cache. Half of that is there for the boots
+// of all disks.
 func (s *Server) prefetchBoot(r Request, d *Disk) {
 	set, err := s.findBootSet(s.life, r.Point, r.Disk)
 	if err != nil {
 		if !errors.Is(err, vault.ErrNoNote) && s.life.Err() == nil {
-			s.opts.Log.WarnContext(s.life, "look for a recorded boot", "point", r.Point.ID.Short(), "disk", r.Disk, "err", err)
+			s.opts.Log.WarnContext(s.life, "look for a recorded boot", "point", r.Point.ID.Short(), "disk", r.Disk,
+				"err", err)
 		}
 		return
 	}
@@ -189,7 +196,8 @@ func (s *Server) prefetchBoot(r Request, d *Disk) {
 		ids = ids[:0]
 	}
 	for _, e := range set {
-		for at := e.Off / d.chunk; at*d.chunk < min(e.End(), d.size) && s.bootRoom.Load() > 0 && s.life.Err() == nil; at++ {
+		for at := e.Off / d.chunk; at*d.chunk < min(e.End(), d.size) && s.bootRoom.Load() > 0 &&
+			s.life.Err() == nil; at++ {
 			id, err := d.disk.Chunk(s.life, at)
 			if err != nil {
 				return

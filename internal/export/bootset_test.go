@@ -8,7 +8,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-// A record holds what was read, in order and once, and ends at its limit, by the clock or when told; a copy is no boot.
+// A record holds what was read, in order and once, and ends at its limit, by the clock or when
+// told; a copy is no boot.
 func TestRecorder(t *testing.T) {
 	var got []bootSet
 	ended := func(s bootSet) { got = append(got, s) }

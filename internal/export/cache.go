@@ -10,13 +10,14 @@ import (
 // maxShards is how many parts a cache has at most: each has a lock of its own.
 const maxShards = 16
 
-// slabBytes is how much memory new buffers are cut from: of a size that the kernel gives at once, not page by page, each of which costs about as
-// much as reading the page's bytes from a pack.
+// slabBytes is how much memory new buffers are cut from: of a size that the kernel gives at once,
+// not page by page, each of which costs about as much as reading the page's bytes from a pack.
 const slabBytes = 4 << 20
 
-// Cache keeps decoded chunks of any number of disks, up to a limit in bytes. Chunks are known by their ID, so that disks which share a chunk share
-// its place. What is being fetched is fetched once, however many ask for it. When it is full, a chunk that was not read since the
-// last look makes room. A Cache is safe for concurrent use.
+// Cache keeps decoded chunks of any number of disks, up to a limit in bytes. Chunks are known by
+// their ID, so that disks which share a chunk share its place. What is being fetched is fetched
+// once, however many ask for it. When it is full, a chunk that was not read since the last look
+// makes room. A Cache is safe for concurrent use.
 type Cache struct {
 	shards []shard
 	limit  int64
@@ -102,8 +103,8 @@ func (c *Cache) has(id *chunk.ID) bool {
 	return s.entries[*id] != nil || s.flights[*id] != nil
 }
 
-// claim returns the flight of a chunk, nil if it is there. If mine is true the flight is new, and the caller must fetch size bytes into
-// its buffer and land it.
+// claim returns the flight of a chunk, nil if it is there. If mine is true the flight is new, and
+// the caller must fetch size bytes into its buffer and land it.
 func (c *Cache) claim(id *chunk.ID, size int64) (f *flight, mine bool) {
 	s := c.shard(id)
 	s.mu.Lock()

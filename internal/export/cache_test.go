@@ -7,10 +7,13 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 )
 
-// Chunks of a cache that is large enough for slabs are each their own, before and after others made room.
+// Chunks of a cache that is large enough for slabs are each their own, before and after others made
+// room.
 func TestLargeCacheKeepsChunksApart(t *testing.T) {
 	const size = chunk.DefaultSize
-	c := &Cache{limit: 4 * slabBytes, shards: []shard{{entries: make(map[chunk.ID]*entry), flights: make(map[chunk.ID]*flight), limit: 4 * slabBytes}}}
+	c := &Cache{limit: 4 * slabBytes,
+		shards: []shard{{entries: make(map[chunk.ID]*entry), flights: make(map[chunk.ID]*flight),
+			limit: 4 * slabBytes}}}
 	content := func(n int) []byte { return bytes.Repeat([]byte{byte(n), byte(n >> 8)}, size/2) }
 	id := func(n int) *chunk.ID { return &chunk.ID{1: byte(n), 2: byte(n >> 8), 3: 1} }
 	got := make([]byte, size)

@@ -12,10 +12,12 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 )
 
-// batchBytes is how much of one request is fetched at once: enough for neighbours to be fetched together, and a bound on memory.
+// batchBytes is how much of one request is fetched at once: enough for neighbours to be fetched
+// together, and a bound on memory.
 const batchBytes = 4 << 20
 
-// tryBytes is the longest read that is answered at once from the cache: longer ones are worth a goroutine of their own.
+// tryBytes is the longest read that is answered at once from the cache: longer ones are worth a
+// goroutine of their own.
 const tryBytes = 256 << 10
 
 // Disk serves a stored disk, read-only. It is an [nbd.Backend] and safe for concurrent use.
@@ -121,7 +123,8 @@ func (d *Disk) readBatch(ctx context.Context, p []byte, off int64) error {
 	return d.fetch(ctx, missing)
 }
 
-// fetch reads parts whose chunks are not in the cache. Those that others are fetching are waited for.
+// fetch reads parts whose chunks are not in the cache. Those that others are fetching are waited
+// for.
 func (d *Disk) fetch(ctx context.Context, parts []part) error {
 	var wanted []vault.Wanted
 	var others []*flight
@@ -158,7 +161,8 @@ func (d *Disk) fetch(ctx context.Context, parts []part) error {
 	return nil
 }
 
-// await waits for a chunk that another read is fetching and copies from it. If it has made room again by then, it is read past the cache.
+// await waits for a chunk that another read is fetching and copies from it. If it has made room
+// again by then, it is read past the cache.
 func (d *Disk) await(ctx context.Context, f *flight, pt part) error {
 	if f != nil {
 		select {

@@ -18,14 +18,17 @@ var (
 	ErrLayerDamaged = errors.New("the layer is damaged")
 )
 
-// layerBlock is the unit in which a layer holds a disk, in bytes: small, so that a small write does not copy much.
+// layerBlock is the unit in which a layer holds a disk, in bytes: small, so that a small write does
+// not copy much.
 const layerBlock = 4096
 
-// Layer is a disk that can be written, private to its directory: what was written lies in a sparse file there, all else is the disk below. It is an
-// [nbd.WritableBackend] and safe for concurrent use.
+// Layer is a disk that can be written, private to its directory: what was written lies in a sparse
+// file there, all else is the disk below. It is an [nbd.WritableBackend] and safe for concurrent
+// use.
 //
-// What was written before Flush was called is there when the layer is opened again, whatever happened since. Of what was written later each block of 512
-// bytes is there or not, as on a disk. It never shows anything that was neither written nor below.
+// What was written before Flush was called is there when the layer is opened again, whatever
+// happened since. Of what was written later each block of 512 bytes is there or not, as on a disk.
+// It never shows anything that was neither written nor below.
 type Layer struct {
 	below nbd.Backend
 	data  layerFile // as large as the disk; blocks that the map does not have mean nothing
@@ -33,7 +36,8 @@ type Layer struct {
 	have  *blockMap
 	size  int64
 
-	// fill is held by who gives a block that is not here yet its first bytes in part, and for reading by all other writers: neither may undo the other.
+	// fill is held by who gives a block that is not here yet its first bytes in part, and for
+	// reading by all other writers: neither may undo the other.
 	fill sync.RWMutex
 
 	flush  sync.Mutex
@@ -190,7 +194,8 @@ func (l *Layer) writeBlocks(p []byte, off int64) error {
 	return nil
 }
 
-// writeInBlock writes a part of one block. If the block is not here yet, the rest of it comes from below.
+// writeInBlock writes a part of one block. If the block is not here yet, the rest of it comes from
+// below.
 func (l *Layer) writeInBlock(ctx context.Context, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
@@ -256,11 +261,13 @@ func (l *Layer) Trim(_ context.Context, off, n int64) error {
 	return l.zeroBlocks(off, max(end-off, 0), true)
 }
 
-// FastZeroes implements nbd.FastZeroer: only holes are certain to be fast, and who asks may want no hole.
+// FastZeroes implements nbd.FastZeroer: only holes are certain to be fast, and who asks may want no
+// hole.
 func (l *Layer) FastZeroes() bool { return false }
 
-// Flush implements nbd.WritableBackend. Bytes come before the map: what the map has is there. A flush that failed for want of room may be tried
-// again; after any other failure all later ones fail too, since what was written may be lost.
+// Flush implements nbd.WritableBackend. Bytes come before the map: what the map has is there. A
+// flush that failed for want of room may be tried again; after any other failure all later ones
+// fail too, since what was written may be lost.
 func (l *Layer) Flush(context.Context) error {
 	l.flush.Lock()
 	defer l.flush.Unlock()

@@ -99,8 +99,8 @@ func firstDifference(a, b []byte) int {
 	return -1
 }
 
-// Whatever is written, zeroed and trimmed at whatever offsets reads back, now and after opening it again; holes are never data; and the disk below
-// shows wherever nothing was written.
+// Whatever is written, zeroed and trimmed at whatever offsets reads back, now and after opening it
+// again; holes are never data; and the disk below shows wherever nothing was written.
 func TestALayerIsADisk(t *testing.T) {
 	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 0))
@@ -173,7 +173,8 @@ func TestWritersOfOneBlockDoNotUndoEachOther(t *testing.T) {
 	requireLayer(t, l, want)
 }
 
-// A layer is refused, with an error that says why, over another disk, to a second writer, and when its files are not what they were.
+// A layer is refused, with an error that says why, over another disk, to a second writer, and when
+// its files are not what they were.
 func TestOpenLayerRefuses(t *testing.T) {
 	below := memDisk(randomBytes(rand.New(rand.NewPCG(1, 1)), 10*layerBlock))
 	of := testOf
@@ -192,14 +193,28 @@ func TestOpenLayerRefuses(t *testing.T) {
 		{"a disk of holes", LayerOf{Vault: of.Vault, Size: of.Size}, nil, ErrOtherDisk},
 		{"another size", smaller, nil, ErrOtherDisk},
 		{"another vault", elsewhere, nil, ErrOtherDisk},
-		{"map cut", of, func(dir string) error { return os.Truncate(filepath.Join(dir, "vda.map"), layerHeader+100) }, ErrLayerDamaged},
-		{"map empty", of, func(dir string) error { return os.Truncate(filepath.Join(dir, "vda.map"), 0) }, ErrLayerDamaged},
+		{"map cut", of, func(dir string) error {
+			return os.Truncate(filepath.Join(dir, "vda.map"), layerHeader+100)
+		}, ErrLayerDamaged},
+		{"map empty", of, func(dir string) error {
+			return os.Truncate(filepath.Join(dir, "vda.map"), 0)
+		}, ErrLayerDamaged},
 		{"map lost", of, func(dir string) error { return os.Remove(filepath.Join(dir, "vda.map")) }, ErrLayerDamaged},
-		{"data cut", of, func(dir string) error { return os.Truncate(filepath.Join(dir, "vda.layer"), layerBlock) }, ErrLayerDamaged},
-		{"data lost", of, func(dir string) error { return os.Remove(filepath.Join(dir, "vda.layer")) }, ErrLayerDamaged},
-		{"header changed", of, func(dir string) error { return flip(filepath.Join(dir, "vda.map"), 1000) }, ErrLayerDamaged},
-		{"magic changed", of, func(dir string) error { return flip(filepath.Join(dir, "vda.map"), 0) }, ErrLayerDamaged},
-		{"a block past the end", of, func(dir string) error { return flip(filepath.Join(dir, "vda.map"), layerHeader+2) }, ErrLayerDamaged},
+		{"data cut", of, func(dir string) error {
+			return os.Truncate(filepath.Join(dir, "vda.layer"), layerBlock)
+		}, ErrLayerDamaged},
+		{"data lost", of, func(dir string) error {
+			return os.Remove(filepath.Join(dir, "vda.layer"))
+		}, ErrLayerDamaged},
+		{"header changed", of, func(dir string) error {
+			return flip(filepath.Join(dir, "vda.map"), 1000)
+		}, ErrLayerDamaged},
+		{"magic changed", of, func(dir string) error {
+			return flip(filepath.Join(dir, "vda.map"), 0)
+		}, ErrLayerDamaged},
+		{"a block past the end", of, func(dir string) error {
+			return flip(filepath.Join(dir, "vda.map"), layerHeader+2)
+		}, ErrLayerDamaged},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -240,7 +255,8 @@ func flip(path string, at int64) error {
 	return err
 }
 
-// crashDisk is what the files of a layer lie on in tests: of what was not synced when the power fails, each sector is there or not.
+// crashDisk is what the files of a layer lie on in tests: of what was not synced when the power
+// fails, each sector is there or not.
 type crashDisk struct {
 	calls, crashAt int
 	failAt         int
@@ -323,7 +339,8 @@ func (f *crashFile) afterCrash(rng *rand.Rand, d *crashDisk) *crashFile {
 	return after
 }
 
-// history is what a disk may hold: per sector all values it had since the last flush that succeeded.
+// history is what a disk may hold: per sector all values it had since the last flush that
+// succeeded.
 type history map[int][][]byte
 
 func (h history) add(model []byte) {
@@ -345,7 +362,8 @@ func (h history) check(got []byte) error {
 	return nil
 }
 
-// Wherever the power fails, everything that was flushed is there, and every sector holds something that was written to it since, whole.
+// Wherever the power fails, everything that was flushed is there, and every sector holds something
+// that was written to it since, whole.
 func TestALayerSurvivesCrashAtEveryCall(t *testing.T) {
 	for seed := range uint64(5) {
 		for n := 0; crashLayer(t, seed, n); n++ {
@@ -353,7 +371,8 @@ func TestALayerSurvivesCrashAtEveryCall(t *testing.T) {
 	}
 }
 
-// crashLayer writes with power failing at call n, looks at what is left, and reports whether it came to that.
+// crashLayer writes with power failing at call n, looks at what is left, and reports whether it
+// came to that.
 func crashLayer(t *testing.T, seed uint64, n int) bool {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 3))
@@ -401,7 +420,8 @@ func crashLayer(t *testing.T, seed uint64, n int) bool {
 	return err != nil
 }
 
-// A full disk is told to who writes or flushes; nothing acknowledged is lost, and a later flush makes it good.
+// A full disk is told to who writes or flushes; nothing acknowledged is lost, and a later flush
+// makes it good.
 func TestAFullDiskLosesNothing(t *testing.T) {
 	for n := 0; ; n++ {
 		rng := rand.New(rand.NewPCG(9, 9))
@@ -438,7 +458,8 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 			t.Fatalf("fault at %d: the error is %v", n, failed)
 		}
 		requireLayer(t, l, model)
-		if err := l.Flush(t.Context()); err != nil && !errors.Is(err, syscall.ENOSPC) { // a sync that failed once is never trusted again
+		// a sync that failed once is never trusted again
+		if err := l.Flush(t.Context()); err != nil && !errors.Is(err, syscall.ENOSPC) {
 			t.Fatal(err)
 		}
 		again, err := newLayer(below, data, meta)

@@ -68,7 +68,8 @@ func checkLayerHeader(got, want []byte) error {
 		if !bytes.Equal(got[24:40], want[24:40]) {
 			of = append(of, "vault "+hex.EncodeToString(got[24:28]))
 		}
-		of = append(of, fmt.Sprintf("the disk of %d bytes with root %x…", binary.LittleEndian.Uint64(got[16:]), got[40:44]))
+		of = append(of, fmt.Sprintf("the disk of %d bytes with root %x…", binary.LittleEndian.Uint64(got[16:]),
+			got[40:44]))
 		return fmt.Errorf("%w: it was made over %s", ErrOtherDisk, joined(of))
 	}
 	return nil
@@ -81,8 +82,9 @@ func joined(parts []string) string {
 	return parts[0]
 }
 
-// OpenLayer opens the layer called name in dir over below, which is the disk that of describes, or makes a new one. Its files are NAME.layer and NAME.map.
-// It returns ErrOtherDisk for a layer of another disk, ErrLayerInUse while another process has it open, and ErrLayerDamaged.
+// OpenLayer opens the layer called name in dir over below, which is the disk that of describes, or
+// makes a new one. Its files are NAME.layer and NAME.map. It returns ErrOtherDisk for a layer of
+// another disk, ErrLayerInUse while another process has it open, and ErrLayerDamaged.
 func OpenLayer(dir, name string, below nbd.Backend, of LayerOf) (*Layer, error) {
 	l, err := openLayer(dir, name, below, of)
 	if err != nil {
@@ -169,10 +171,12 @@ func checkLayer(meta, data *os.File, of LayerOf, want []byte) error {
 // mapSize returns the size of the map file of a disk.
 func mapSize(disk int64) int64 { return layerHeader + mapPages(disk)*mapPage }
 
-// createLayer makes the files of a new layer. The map gets its name last: without one there is no layer.
+// createLayer makes the files of a new layer. The map gets its name last: without one there is no
+// layer.
 func createLayer(path string, data *os.File, of LayerOf, header []byte) (meta *os.File, err error) {
 	if allocated(data) {
-		return nil, fmt.Errorf("%w: %s holds data, but its map %s is not there", ErrLayerDamaged, data.Name(), filepath.Base(path))
+		return nil, fmt.Errorf("%w: %s holds data, but its map %s is not there", ErrLayerDamaged, data.Name(),
+			filepath.Base(path))
 	}
 	if err := data.Truncate(of.Size); err != nil {
 		return nil, err

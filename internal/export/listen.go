@@ -21,8 +21,10 @@ var ErrSocketInUse = errors.New("another process is serving on the socket")
 // maxSocketPath is how long the path of a socket may be that clients connect to.
 const maxSocketPath = 107
 
-// ListenUnix listens on a socket of the given permissions. A socket that a dead process left is replaced; one of a living process is ErrSocketInUse, and
-// anything else of that name is fs.ErrExist. The socket has its permissions before it has its name, and is removed when the listener is closed.
+// ListenUnix listens on a socket of the given permissions. A socket that a dead process left is
+// replaced; one of a living process is ErrSocketInUse, and anything else of that name is
+// fs.ErrExist. The socket has its permissions before it has its name, and is removed when the
+// listener is closed.
 func ListenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 	l, err := listenUnix(path, mode)
 	if err != nil {
@@ -50,7 +52,8 @@ func listenUnix(path string, mode fs.FileMode) (net.Listener, error) {
 	var random [6]byte
 	rand.Read(random[:])
 	temp := ".hf-" + hex.EncodeToString(random[:])
-	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), temp)) // short, whatever the directory's path
+	// short, whatever the directory's path
+	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), temp))
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +112,9 @@ func (l *unixListener) Close() error {
 	return l.Listener.Close()
 }
 
-// ServerTLS reads what a server needs from a directory, under the names that QEMU's tls-creds-x509 has for them: ca-cert.pem, server-cert.pem and
-// server-key.pem. Clients must show a certificate of that authority.
+// ServerTLS reads what a server needs from a directory, under the names that QEMU's tls-creds-x509
+// has for them: ca-cert.pem, server-cert.pem and server-key.pem. Clients must show a certificate of
+// that authority.
 func ServerTLS(dir string) (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
 	if err != nil {
@@ -122,9 +126,11 @@ func ServerTLS(dir string) (*tls.Config, error) {
 	}
 	authority := x509.NewCertPool()
 	if !authority.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("read the authority of clients: %s holds no certificate", filepath.Join(dir, "ca-cert.pem"))
+		return nil, fmt.Errorf("read the authority of clients: %s holds no certificate",
+			filepath.Join(dir, "ca-cert.pem"))
 	}
 	return &tls.Config{
-		Certificates: []tls.Certificate{cert}, ClientCAs: authority, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
+		Certificates: []tls.Certificate{cert}, ClientCAs: authority, ClientAuth: tls.RequireAndVerifyClientCert,
+		MinVersion: tls.VersionTLS12,
 	}, nil
 }

@@ -1,9 +1,10 @@
 // Package export serves the disks of recovery points over NBD, as if they were there.
 //
-// A [Server] serves any number of disks of the points of one vault, read-only or with a private [Layer] that takes the writes. All share one [Cache] of
-// decoded chunks. Opening costs the same whatever a disk's size: chunks are fetched, authenticated and decoded when they are read, ahead of
-// sequential readers, and ahead of a machine that boots where an earlier boot was recorded. What is served stays readable
-// while the Server is open, even if its point is deleted.
+// A [Server] serves any number of disks of the points of one vault, read-only or with a private
+// [Layer] that takes the writes. All share one [Cache] of decoded chunks. Opening costs the same
+// whatever a disk's size: chunks are fetched, authenticated and decoded when they are read, ahead
+// of sequential readers, and ahead of a machine that boots where an earlier boot was recorded. What
+// is served stays readable while the Server is open, even if its point is deleted.
 //
 // Offsets and lengths are bytes. A Server is safe for concurrent use.
 package export
@@ -35,10 +36,11 @@ var (
 
 // Options tunes a Server. The zero value of each field is its default.
 type Options struct {
-	CacheSize int64         // bytes of decoded chunks kept; 0 means 256 MiB
-	TLS       *tls.Config   // nil speaks in the clear
-	BootTime  time.Duration // how long after its first read a boot is recorded, where that is asked for; 0 means 5 minutes
-	Log       *slog.Logger  // nil discards
+	CacheSize int64       // bytes of decoded chunks kept; 0 means 256 MiB
+	TLS       *tls.Config // nil speaks in the clear
+	// how long after its first read a boot is recorded, where that is asked for; 0 means 5 minutes
+	BootTime time.Duration
+	Log      *slog.Logger // nil discards
 }
 
 func (o Options) withDefaults() Options {
@@ -85,11 +87,12 @@ type Request struct {
 	Disk  string // name of the disk, or role of a file of the machine such as nvram, or ROLE/NAME of one
 	Name  string // of the export; "" is the point's short ID, a slash and Disk
 
-	// WritableDir is where a private layer takes the writes; "" serves the disk read-only. The layer is kept, and found again when the same disk is
-	// served from there again.
+	// WritableDir is where a private layer takes the writes; "" serves the disk read-only. The
+	// layer is kept, and found again when the same disk is served from there again.
 	WritableDir string
 
-	// RecordBoot keeps, with the point, which parts of the disk are read in Options.BootTime from the first read on, if the point has no such record yet.
+	// RecordBoot keeps, with the point, which parts of the disk are read in Options.BootTime from
+	// the first read on, if the point has no such record yet.
 	RecordBoot bool
 }
 
@@ -102,7 +105,8 @@ type Export struct {
 	Backend  nbd.Backend // for readers in this process
 }
 
-// Open returns a Server of the points of v. It keeps from being deleted what points have that are there now; call Close to end that.
+// Open returns a Server of the points of v. It keeps from being deleted what points have that are
+// there now; call Close to end that.
 func Open(ctx context.Context, v *vault.Vault, o Options) (*Server, error) {
 	reader, err := v.OpenReader(ctx)
 	if err != nil {
@@ -117,8 +121,8 @@ func Open(ctx context.Context, v *vault.Vault, o Options) (*Server, error) {
 	return s, nil
 }
 
-// Add serves a disk. The point must exist: what it needs is not deleted any more then. It returns ErrNoDisk, ErrExists, vault.ErrNoPoint, and for a
-// layer the errors of OpenLayer.
+// Add serves a disk. The point must exist: what it needs is not deleted any more then. It returns
+// ErrNoDisk, ErrExists, vault.ErrNoPoint, and for a layer the errors of OpenLayer.
 func (s *Server) Add(ctx context.Context, r Request) (Export, error) {
 	e, err := s.add(ctx, r)
 	if err != nil {
@@ -191,7 +195,8 @@ func (s *Server) open(root string, size int64) (*Disk, error) {
 	}, nil
 }
 
-// Remove stops serving an export. Clients that are connected to it must have gone; its layer is flushed and stays.
+// Remove stops serving an export. Clients that are connected to it must have gone; its layer is
+// flushed and stays.
 func (s *Server) Remove(name string) error {
 	s.mu.Lock()
 	x := s.exports[name]
@@ -213,11 +218,12 @@ func (x *served) close() error {
 	return x.layer.Close()
 }
 
-// Serve answers clients on l until ctx ends, and returns nil, or until l fails. It closes l. Several listeners may be served at once.
+// Serve answers clients on l until ctx ends, and returns nil, or until l fails. It closes l.
+// Several listeners may be served at once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.nbd.Serve(ctx, l) }
 
-// Close ends the server, which must not be serving any more: layers are flushed and closed, what was recorded is kept, and the vault's garbage may be
-// collected again.
+// Close ends the server, which must not be serving any more: layers are flushed and closed, what
+// was recorded is kept, and the vault's garbage may be collected again.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	all := s.exports

@@ -76,11 +76,13 @@ func (l *lab) backUp(t testing.TB, parent point.ID) *point.RecoveryPoint {
 		t.Fatal(err)
 	}
 	size := int64(len(l.data))
-	out, err := s.PutDisk(t.Context(), vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}), Source: bytes.NewReader(l.data)})
+	out, err := s.PutDisk(t.Context(),
+		vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}), Source: bytes.NewReader(l.data)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &point.RecoveryPoint{ID: point.NewID(), VM: "vm", Time: time.Now().UTC(), Consistency: point.Crash, ConsistencyReason: "test", Rung: point.Offline,
+	p := &point.RecoveryPoint{ID: point.NewID(), VM: "vm", Time: time.Now().UTC(), Consistency: point.Crash,
+		ConsistencyReason: "test", Rung: point.Offline,
 		Parent: parent, Disks: []point.Disk{{Name: "vda", Size: size, Used: out.Used, Root: out.Root}}}
 	p.Files = []point.File{{Role: "nvram", Name: "vars.fd", Size: size, Root: out.Root}}
 	if err := s.Commit(t.Context(), p); err != nil {
@@ -160,7 +162,8 @@ func serveOn(t testing.TB, s *export.Server, l net.Listener) {
 
 func dial(t testing.TB, socket, name string) *nbd.Client {
 	t.Helper()
-	c, err := nbd.Dial(t.Context(), nbd.Options{Network: "unix", Address: socket, Export: name, MetaContexts: []string{"base:allocation"}})
+	c, err := nbd.Dial(t.Context(),
+		nbd.Options{Network: "unix", Address: socket, Export: name, MetaContexts: []string{"base:allocation"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +171,8 @@ func dial(t testing.TB, socket, name string) *nbd.Client {
 	return c
 }
 
-// Clients of any number read at whatever offsets what was backed up, however small the cache is; holes are where the disk has them.
+// Clients of any number read at whatever offsets what was backed up, however small the cache is;
+// holes are where the disk has them.
 func TestServesWhatWasBackedUp(t *testing.T) {
 	for seed, cache := range []int64{1, 20 * testChunk, 1 << 30} {
 		l := newLab(t, someData(uint64(seed), 400))
@@ -241,7 +245,8 @@ func TestADeletedPointIsServedOn(t *testing.T) {
 		}
 	}
 	readRandomly(t, export.ReaderAt(t.Context(), e.Backend), l.data, rand.New(rand.NewPCG(1, 1)))
-	if _, err := s.Add(t.Context(), export.Request{Point: l.point, Disk: "vda", Name: "again"}); !errors.Is(err, vault.ErrNoPoint) {
+	if _, err := s.Add(t.Context(), export.Request{Point: l.point, Disk: "vda", Name: "again"}); !errors.Is(err,
+		vault.ErrNoPoint) {
 		t.Errorf("a deleted point was opened: %v", err)
 	}
 	if err := s.Close(); err != nil {
@@ -285,7 +290,8 @@ func TestFetchesOnce(t *testing.T) {
 		t.Errorf("%d bytes were fetched, the disk has %d different chunks", got, len(distinct))
 	}
 	before := l.store.reads.Load()
-	if p := make([]byte, 5000); !one.Backend.(nbd.TryReader).TryReadAt(p, 12345) || !bytes.Equal(p, l.data[12345:][:5000]) {
+	if p := make([]byte, 5000); !one.Backend.(nbd.TryReader).TryReadAt(p, 12345) ||
+		!bytes.Equal(p, l.data[12345:][:5000]) {
 		t.Error("what is in the cache is not answered at once")
 	}
 	if l.store.reads.Load() != before {
@@ -324,7 +330,8 @@ func TestReadsAheadOfSequentialReaders(t *testing.T) {
 	}
 }
 
-// What a machine reads when it boots is kept with the point, and fetched ahead when the point, or a later one of the machine, is opened.
+// What a machine reads when it boots is kept with the point, and fetched ahead when the point, or a
+// later one of the machine, is opened.
 func TestABootIsRememberedAndPrefetched(t *testing.T) {
 	l := newLab(t, someData(11, 300))
 	record := func(p *point.RecoveryPoint, offs ...int64) {
@@ -368,7 +375,8 @@ func TestABootIsRememberedAndPrefetched(t *testing.T) {
 	}
 }
 
-// A layer keeps what a client wrote and flushed; the point below, and a server without the layer, never change.
+// A layer keeps what a client wrote and flushed; the point below, and a server without the layer,
+// never change.
 func TestWritableExportsKeepWhatWasWritten(t *testing.T) {
 	l := newLab(t, someData(5, 100))
 	dir := t.TempDir()
@@ -409,7 +417,8 @@ func TestWritableExportsKeepWhatWasWritten(t *testing.T) {
 	changed := l.backUp(t, "")
 	s := openServer(t, l, export.Options{})
 	defer s.Close()
-	if _, err := s.Add(t.Context(), export.Request{Point: changed, Disk: "vda", WritableDir: dir}); !errors.Is(err, export.ErrOtherDisk) {
+	if _, err := s.Add(t.Context(), export.Request{Point: changed, Disk: "vda", WritableDir: dir}); !errors.Is(err,
+		export.ErrOtherDisk) {
 		t.Errorf("a layer of another disk: %v", err)
 	}
 	if _, err := s.Add(t.Context(), export.Request{Point: other, Disk: "vda", WritableDir: dir}); err != nil {
@@ -450,7 +459,8 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
-// A socket of a living process is respected, one of a dead process replaced, and any other file left alone.
+// A socket of a living process is respected, one of a dead process replaced, and any other file
+// left alone.
 func TestListenUnix(t *testing.T) {
 	dir := shortDir(t)
 	path := filepath.Join(dir, "s")

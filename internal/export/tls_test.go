@@ -33,7 +33,8 @@ func newAuthority(t *testing.T) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour), IsCA: true,
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
+		NotAfter: time.Now().Add(time.Hour), IsCA: true,
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	raw, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
@@ -53,7 +54,8 @@ func (a *authority) sign(t *testing.T, dir, name string, usage x509.ExtKeyUsage)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		ExtKeyUsage: []x509.ExtKeyUsage{usage}}
 	raw, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
 	if err != nil {
@@ -96,7 +98,8 @@ func TestTLSWantsACertificateOfTheClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	serveOn(t, s, listener)
-	if uri := nbd.URI(listener.Addr(), e.Name, true); !strings.HasPrefix(uri, "nbds://127.0.0.1:") || !strings.HasSuffix(uri, "/"+e.Name) {
+	if uri := nbd.URI(listener.Addr(), e.Name, true); !strings.HasPrefix(uri, "nbds://127.0.0.1:") ||
+		!strings.HasSuffix(uri, "/"+e.Name) {
 		t.Errorf("the URI is %s", uri)
 	}
 	roots := x509.NewCertPool()
@@ -107,14 +110,16 @@ func TestTLSWantsACertificateOfTheClient(t *testing.T) {
 	}{{"a certificate", dir, true}, {"another authority's", other, false}, {"none", "", false}} {
 		c := &tls.Config{RootCAs: roots}
 		if tt.dir != "" {
-			cert, err := tls.LoadX509KeyPair(filepath.Join(tt.dir, "client-cert.pem"), filepath.Join(tt.dir, "client-key.pem"))
+			cert, err := tls.LoadX509KeyPair(filepath.Join(tt.dir, "client-cert.pem"),
+				filepath.Join(tt.dir, "client-key.pem"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			// Sent whatever authorities the server names.
 			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
 		}
-		client, err := nbd.Dial(t.Context(), nbd.Options{Network: "tcp", Address: listener.Addr().String(), Export: e.Name, TLS: c})
+		client, err := nbd.Dial(t.Context(),
+			nbd.Options{Network: "tcp", Address: listener.Addr().String(), Export: e.Name, TLS: c})
 		if err == nil {
 			client.Close()
 		}
@@ -122,7 +127,8 @@ func TestTLSWantsACertificateOfTheClient(t *testing.T) {
 			t.Errorf("%s: served %v, want %v: %v", tt.name, err == nil, tt.served, err)
 		}
 	}
-	if _, err := nbd.Dial(t.Context(), nbd.Options{Network: "tcp", Address: listener.Addr().String(), Export: e.Name}); err == nil {
+	if _, err := nbd.Dial(t.Context(),
+		nbd.Options{Network: "tcp", Address: listener.Addr().String(), Export: e.Name}); err == nil {
 		t.Error("a client was served without TLS")
 	}
 }

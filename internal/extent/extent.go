@@ -105,7 +105,8 @@ func (s Set) Subtract(t Set) Set {
 	return out
 }
 
-// Align widens every member to multiples of unit bytes and clips the result at size, the end of the disk.
+// Align widens every member to multiples of unit bytes and clips the result at size, the end of the
+// disk.
 func (s Set) Align(unit, size int64) Set {
 	var out Set
 	for _, e := range s {

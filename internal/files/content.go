@@ -22,13 +22,15 @@ const (
 )
 
 // regular writes a regular file with its holes, checks its size, and puts it in its place.
-func (g *getter) regular(ctx context.Context, dir *target, name, path string, f filesystem.File, n volume.Node, attr filesystem.Attr) error {
+func (g *getter) regular(ctx context.Context, dir *target, name, path string, f filesystem.File, n volume.Node,
+	attr filesystem.Attr) error {
 	set, err := checked(f, attr.Size)
 	if err != nil {
 		return err
 	}
 	return dir.place(name, g.force, func(temp string) error {
-		fd, err := unix.Openat(dir.fd, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		fd, err := unix.Openat(dir.fd, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC,
+			0o600)
 		if err != nil {
 			return fmt.Errorf("make a file: %w", err)
 		}
@@ -113,7 +115,8 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 }
 
 // streams fetches the named streams of an NTFS file as files beside it.
-func (g *getter) streams(ctx context.Context, dir *target, name, path string, n volume.Node, attr filesystem.Attr) error {
+func (g *getter) streams(ctx context.Context, dir *target, name, path string, n volume.Node,
+	attr filesystem.Attr) error {
 	list, err := n.FS.Streams(n.ID)
 	if err != nil {
 		return fmt.Errorf("streams: %w", err)
@@ -129,7 +132,8 @@ func (g *getter) streams(ctx context.Context, dir *target, name, path string, n 
 	return nil
 }
 
-func (g *getter) stream(ctx context.Context, dir *target, name, path string, n volume.Node, s filesystem.Stream, attr filesystem.Attr) error {
+func (g *getter) stream(ctx context.Context, dir *target, name, path string, n volume.Node, s filesystem.Stream,
+	attr filesystem.Attr) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
@@ -157,7 +161,8 @@ func (p *Point) Stream(ctx context.Context, name string, w io.Writer, progress f
 		return 0, fmt.Errorf("look at %s: %w", name, err)
 	}
 	if !attr.Mode.IsRegular() {
-		return 0, fmt.Errorf("%s is a %s, and only a file goes to standard output: %w", name, typeName(attr.Mode), fs.ErrInvalid)
+		return 0, fmt.Errorf("%s is a %s, and only a file goes to standard output: %w", name, typeName(attr.Mode),
+			fs.ErrInvalid)
 	}
 	f, err := at.Node.FS.Open(at.Node.ID)
 	if err != nil {

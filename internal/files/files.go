@@ -1,12 +1,15 @@
-// Package files lists, finds and fetches files inside a recovery point, without mounting anything and without root.
+// Package files lists, finds and fetches files inside a recovery point, without mounting anything
+// and without root.
 //
-// A [Point] is opened from its disks. A [Place] is a file in it: `vda1:/path` is in one volume, `/path` is what the machine itself
-// would find there, with its file systems mounted as its /etc/fstab says. [Get] writes files below a directory and nowhere else,
-// whatever names the guest has made up: every step is a single name in a directory that is held open, and no symbolic link is
-// followed. A file appears complete or not at all. What can not be read is reported, and the rest is done.
+// A [Point] is opened from its disks. A [Place] is a file in it: `vda1:/path` is in one volume,
+// `/path` is what the machine itself would find there, with its file systems mounted as its
+// /etc/fstab says. [Get] writes files below a directory and nowhere else, whatever names the guest
+// has made up: every step is a single name in a directory that is held open, and no symbolic link
+// is followed. A file appears complete or not at all. What can not be read is reported, and the
+// rest is done.
 //
-// Errors carry what they are: filesystem.ErrCorrupt and what reading the disks returned for damage, filesystem.ErrUnsupported,
-// fs.ErrNotExist, [ErrExists]. A Point is safe for concurrent use.
+// Errors carry what they are: filesystem.ErrCorrupt and what reading the disks returned for damage,
+// filesystem.ErrUnsupported, fs.ErrNotExist, [ErrExists]. A Point is safe for concurrent use.
 package files
 
 import (
@@ -69,7 +72,8 @@ func Join(vol, path string) string {
 	return vol + ":" + path
 }
 
-// Locate finds the file that name means. Symbolic links on its way are followed, the last one too if follow says so.
+// Locate finds the file that name means. Symbolic links on its way are followed, the last one too
+// if follow says so.
 func (p *Point) Locate(name string, follow bool) (Place, error) {
 	vol, path, err := p.split(name)
 	if err != nil {
@@ -180,7 +184,8 @@ func (p *Point) Describe() []VolumeInfo {
 	}
 	var out []VolumeInfo
 	for _, v := range p.volumes.List {
-		i := VolumeInfo{Name: v.Name, Disks: append([]string{}, v.Disks...), Offset: v.Offset, Size: v.Size, Type: v.Type, Label: v.Label, UUID: v.UUID,
+		i := VolumeInfo{Name: v.Name, Disks: append([]string{}, v.Disks...), Offset: v.Offset, Size: v.Size,
+			Type: v.Type, Label: v.Label, UUID: v.UUID,
 			PartLabel: v.PartLabel, PartUUID: v.PartUUID, Mounted: mounted[v], State: Readable}
 		f, err := v.Open()
 		if err != nil {

@@ -50,8 +50,10 @@ func TestGetKeepsWhatThereIs(t *testing.T) {
 	attr := func(mode fs.FileMode) filesystem.Attr {
 		return filesystem.Attr{Mode: mode, UID: 12, GID: 34, Modified: when, Accessed: when.Add(time.Second)}
 	}
-	f.Add("/d", memfs.File{Attr: attr(fs.ModeDir | fs.ModeSticky | 0o751), Attrs: map[string][]byte{"user.dir": []byte("yes")}})
-	f.Add("/d/hole", memfs.File{Attr: attr(0o640), Data: hole, Stored: extent.Of(extent.Extent{Off: 1 << 20, Len: 4096}), Attrs: map[string][]byte{"user.a": []byte("b")}})
+	f.Add("/d", memfs.File{Attr: attr(fs.ModeDir | fs.ModeSticky | 0o751),
+		Attrs: map[string][]byte{"user.dir": []byte("yes")}})
+	f.Add("/d/hole", memfs.File{Attr: attr(0o640), Data: hole,
+		Stored: extent.Of(extent.Extent{Off: 1 << 20, Len: 4096}), Attrs: map[string][]byte{"user.a": []byte("b")}})
 	f.Add("/d/suid", memfs.File{Attr: attr(fs.ModeSetuid | fs.ModeSetgid | 0o755), Data: []byte("#!/bin/sh\n")})
 	f.Add("/d/empty", memfs.File{Attr: attr(0)})
 	link := attr(fs.ModeSymlink | 0o777)
@@ -72,7 +74,8 @@ func TestGetKeepsWhatThereIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Files != 5 || r.Directories != 2 || r.Others != 4 || r.Bytes != 3<<20+10+12 || r.Stored != 4096+10+6 || len(r.Warnings) != 0 {
+	if r.Files != 5 || r.Directories != 2 || r.Others != 4 || r.Bytes != 3<<20+10+12 || r.Stored != 4096+10+6 ||
+		len(r.Warnings) != 0 {
 		t.Errorf("%+v", r)
 	}
 	stat := func(name string) (st unix.Stat_t) {
@@ -83,16 +86,20 @@ func TestGetKeepsWhatThereIs(t *testing.T) {
 		return st
 	}
 	for name, mode := range map[string]uint32{
-		"d": unix.S_IFDIR | 0o1751, "d/hole": unix.S_IFREG | 0o640, "d/suid": unix.S_IFREG | 0o6755, "d/empty": unix.S_IFREG, "d/link": unix.S_IFLNK | 0o777,
-		"d/fifo": unix.S_IFIFO | 0o600, "d/socket": unix.S_IFSOCK | 0o600, "d/null": unix.S_IFCHR | 0o666, "d/one": unix.S_IFREG | 0o600,
+		"d": unix.S_IFDIR | 0o1751, "d/hole": unix.S_IFREG | 0o640, "d/suid": unix.S_IFREG | 0o6755,
+		"d/empty": unix.S_IFREG, "d/link": unix.S_IFLNK | 0o777,
+		"d/fifo": unix.S_IFIFO | 0o600, "d/socket": unix.S_IFSOCK | 0o600, "d/null": unix.S_IFCHR | 0o666,
+		"d/one": unix.S_IFREG | 0o600,
 	} {
 		st := stat(name)
 		mtime, atime := time.Unix(st.Mtim.Unix()), time.Unix(st.Atim.Unix())
-		if st.Mode != mode || st.Uid != 12 || st.Gid != 34 || !mtime.Equal(when) || !atime.Equal(when.Add(time.Second)) && name != "d" {
+		if st.Mode != mode || st.Uid != 12 || st.Gid != 34 || !mtime.Equal(when) ||
+			!atime.Equal(when.Add(time.Second)) && name != "d" {
 			t.Errorf("%s: mode %o, owner %d:%d, %v, %v", name, st.Mode, st.Uid, st.Gid, mtime, atime)
 		}
 	}
-	if got, err := os.ReadFile(filepath.Join(to, "d/hole")); err != nil || !bytes.Equal(got, hole) || stat("d/hole").Blocks > 64 {
+	if got, err := os.ReadFile(filepath.Join(to, "d/hole")); err != nil || !bytes.Equal(got, hole) ||
+		stat("d/hole").Blocks > 64 {
 		t.Errorf("the hole: %d bytes, %d blocks, %v", len(got), stat("d/hole").Blocks, err)
 	}
 	if stat("d/one").Ino != stat("d/sub/other").Ino || stat("d/null").Rdev != unix.Mkdev(1, 3) {
@@ -129,7 +136,8 @@ func left(t *testing.T, dir string) []string {
 	return out
 }
 
-// Whatever a guest calls its files and wherever its links point, nothing is written outside the target.
+// Whatever a guest calls its files and wherever its links point, nothing is written outside the
+// target.
 func TestGetStaysInside(t *testing.T) {
 	f := newFS("ext4")
 	f.Dir("/d")
@@ -147,14 +155,16 @@ func TestGetStaysInside(t *testing.T) {
 	if !errors.As(err, &some) || len(some.Failures) != 8 || !errors.Is(err, filesystem.ErrCorrupt) {
 		t.Errorf("%v", err)
 	}
-	if got := left(t, parent); !slices.Equal(got, []string{"to", "to/d", "to/d/dir", "to/d/dir/x", "to/d/escape", "to/d/good"}) {
+	if got := left(t, parent); !slices.Equal(got,
+		[]string{"to", "to/d", "to/d/dir", "to/d/dir/x", "to/d/escape", "to/d/good"}) {
 		t.Errorf("%q", got)
 	}
 
 	// A target tree that was prepared with links.
 	evil := filepath.Join(parent, "evil")
 	outside := filepath.Join(parent, "outside")
-	if err := errors.Join(os.Mkdir(evil, 0o700), os.Mkdir(outside, 0o700), os.Mkdir(filepath.Join(evil, "d"), 0o700), os.Symlink(outside, filepath.Join(evil, "d/dir")),
+	if err := errors.Join(os.Mkdir(evil, 0o700), os.Mkdir(outside, 0o700), os.Mkdir(filepath.Join(evil, "d"), 0o700),
+		os.Symlink(outside, filepath.Join(evil, "d/dir")),
 		os.Symlink(filepath.Join(outside, "file"), filepath.Join(evil, "d/good"))); err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +177,8 @@ func TestGetStaysInside(t *testing.T) {
 	}
 }
 
-// A file that can not be read whole is named, leaves nothing behind, and keeps no other from being fetched.
+// A file that can not be read whole is named, leaves nothing behind, and keeps no other from being
+// fetched.
 func TestGetNamesWhatIsDamaged(t *testing.T) {
 	bad := errors.New("a damaged chunk")
 	f := newFS("ext4")
@@ -176,7 +187,8 @@ func TestGetNamesWhatIsDamaged(t *testing.T) {
 	f.Add("/d/open", memfs.File{Attr: filesystem.Attr{Mode: 0o644}, Data: []byte("x"), OpenErr: bad})
 	f.Add("/d/stat", memfs.File{Attr: filesystem.Attr{Mode: 0o644}, Damage: bad})
 	f.Add("/d/short", memfs.File{Attr: filesystem.Attr{Mode: 0o644, Size: 100}, Data: []byte("short")})
-	f.Add("/d/beyond", memfs.File{Attr: filesystem.Attr{Mode: 0o644}, Data: []byte("x"), Stored: extent.Of(extent.Extent{Len: 10})})
+	f.Add("/d/beyond", memfs.File{Attr: filesystem.Attr{Mode: 0o644}, Data: []byte("x"),
+		Stored: extent.Of(extent.Extent{Len: 10})})
 	f.Add("/d/link", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeSymlink | 0o777}, ReadErr: bad})
 	f.Add("/d/cut", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeDir | 0o755}, ListErr: bad})
 	f.Text("/d/cut/before", "before")
@@ -187,7 +199,8 @@ func TestGetNamesWhatIsDamaged(t *testing.T) {
 	to := t.TempDir()
 	r, err := get(t, opened(f), to, "vda1:/d")
 	var some *Incomplete
-	if !errors.As(err, &some) || !errors.Is(err, bad) || !errors.Is(err, filesystem.ErrCorrupt) || !errors.Is(err, filesystem.ErrUnsupported) {
+	if !errors.As(err, &some) || !errors.Is(err, bad) || !errors.Is(err, filesystem.ErrCorrupt) ||
+		!errors.Is(err, filesystem.ErrUnsupported) {
 		t.Fatalf("%v", err)
 	}
 	var names []string
@@ -202,10 +215,12 @@ func TestGetNamesWhatIsDamaged(t *testing.T) {
 	if !slices.Equal(names, want) {
 		t.Errorf("failed: %q\nwant %q", names, want)
 	}
-	if got := left(t, to); !slices.Equal(got, []string{"d", "d/cut", "d/cut/before", "d/loop", "d/loop/again", "d/whole"}) || r.Files != 2 {
+	if got := left(t, to); !slices.Equal(got,
+		[]string{"d", "d/cut", "d/cut/before", "d/loop", "d/loop/again", "d/whole"}) || r.Files != 2 {
 		t.Errorf("fetched %q, %+v", got, r)
 	}
-	if !strings.Contains(err.Error(), "9 files could not be fetched: ") || !strings.Contains(err.Error(), "and 6 more") {
+	if !strings.Contains(err.Error(), "9 files could not be fetched: ") ||
+		!strings.Contains(err.Error(), "and 6 more") {
 		t.Errorf("%v", err)
 	}
 }
@@ -218,7 +233,8 @@ func TestGetDoesNotOverwrite(t *testing.T) {
 	f.Text("/d/x", "new x")
 	p := opened(f)
 	to := t.TempDir()
-	if err := errors.Join(os.WriteFile(filepath.Join(to, "a"), []byte("old"), 0o600), os.Mkdir(filepath.Join(to, "d"), 0o700), os.WriteFile(filepath.Join(to, "d/mine"), nil, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(to, "a"), []byte("old"), 0o600),
+		os.Mkdir(filepath.Join(to, "d"), 0o700), os.WriteFile(filepath.Join(to, "d/mine"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := get(t, p, to, "vda1:/a", "vda1:/d"); !errors.Is(err, ErrExists) {
@@ -227,7 +243,8 @@ func TestGetDoesNotOverwrite(t *testing.T) {
 	if data, err := os.ReadFile(filepath.Join(to, "a")); err != nil || string(data) != "old" {
 		t.Errorf("%q, %v", data, err)
 	}
-	if _, err := p.Get(context.Background(), GetRequest{Places: []string{"vda1:/a", "vda1:/d"}, To: to, Force: true}); err != nil {
+	if _, err := p.Get(context.Background(),
+		GetRequest{Places: []string{"vda1:/a", "vda1:/d"}, To: to, Force: true}); err != nil {
 		t.Error(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(to, "a")); err != nil || string(data) != "new" {
@@ -253,16 +270,19 @@ func TestGetDoesNotOverwrite(t *testing.T) {
 func TestGetStreams(t *testing.T) {
 	f := newFS("ntfs")
 	large := bytes.Repeat([]byte("stream"), 50_000)
-	f.Add("/a.txt", memfs.File{Attr: filesystem.Attr{Mode: 0o755, Modified: when}, Data: []byte("main"), Names: []string{"Zone.Identifier", "big", "bad/name"},
+	f.Add("/a.txt", memfs.File{Attr: filesystem.Attr{Mode: 0o755, Modified: when}, Data: []byte("main"),
+		Names: []string{"Zone.Identifier", "big", "bad/name"},
 		Named: map[string][]byte{"Zone.Identifier": []byte("[ZoneTransfer]"), "big": large, "bad/name": nil}})
-	f.Add("/dir", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeDir | 0o755}, Names: []string{"s"}, Named: map[string][]byte{"s": []byte("of a directory")}})
+	f.Add("/dir", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeDir | 0o755}, Names: []string{"s"},
+		Named: map[string][]byte{"s": []byte("of a directory")}})
 	to := t.TempDir()
 	r, err := get(t, opened(f), to, "vda1:/a.txt", "vda1:/dir")
 	var some *Incomplete
 	if !errors.As(err, &some) || len(some.Failures) != 1 || some.Failures[0].Path != "vda1:/a.txt:bad/name" {
 		t.Errorf("%v", err)
 	}
-	if got := left(t, to); !slices.Equal(got, []string{"a.txt", "a.txt:Zone.Identifier", "a.txt:big", "dir", "dir:s"}) || r.Streams != 3 {
+	if got := left(t, to); !slices.Equal(got,
+		[]string{"a.txt", "a.txt:Zone.Identifier", "a.txt:big", "dir", "dir:s"}) || r.Streams != 3 {
 		t.Errorf("%q, %+v", got, r)
 	}
 	if data, err := os.ReadFile(filepath.Join(to, "a.txt:big")); err != nil || !bytes.Equal(data, large) {
@@ -275,7 +295,8 @@ func TestLosses(t *testing.T) {
 	f := newFS("ext4")
 	f.Dir("/d")
 	for _, name := range []string{"a", "b", "c"} {
-		f.Add("/d/"+name, memfs.File{Attr: filesystem.Attr{Mode: fs.ModeSetuid | 0o755, UID: 1, GID: 1}, Attrs: map[string][]byte{"bogus.x": nil}})
+		f.Add("/d/"+name, memfs.File{Attr: filesystem.Attr{Mode: fs.ModeSetuid | 0o755, UID: 1, GID: 1},
+			Attrs: map[string][]byte{"bogus.x": nil}})
 	}
 	f.Add("/d/null", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeDevice | 0o600, UID: 1, GID: 1}})
 	p := opened(f)
@@ -297,7 +318,8 @@ func TestLosses(t *testing.T) {
 	if len(r.Warnings) != 4 {
 		t.Errorf("%q", r.Warnings)
 	}
-	for i, want := range []string{"devices are left out", "extended attributes bogus.* are not kept", "owners are not kept", "setuid and setgid are not kept"} {
+	for i, want := range []string{"devices are left out", "extended attributes bogus.* are not kept",
+		"owners are not kept", "setuid and setgid are not kept"} {
 		if !strings.HasPrefix(r.Warnings[i], want) || i != 0 && !strings.HasSuffix(r.Warnings[i], " more") {
 			t.Errorf("%q, want %q", r.Warnings[i], want)
 		}
@@ -316,7 +338,9 @@ func TestStream(t *testing.T) {
 	p := opened(f)
 	var out bytes.Buffer
 	var last int64
-	if n, err := p.Stream(context.Background(), "vda1:/link", &out, func(done, _ int64) { last = done }); err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) || last != n {
+	if n, err := p.Stream(context.Background(), "vda1:/link", &out, func(done, _ int64) {
+		last = done
+	}); err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) || last != n {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 	if _, err := p.Stream(context.Background(), "vda1:/d", &out, nil); !errors.Is(err, fs.ErrInvalid) {
@@ -328,7 +352,8 @@ func TestStream(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	to := t.TempDir()
-	if _, err := p.Get(ctx, GetRequest{Places: []string{"vda1:/x"}, To: to}); !errors.Is(err, context.Canceled) || len(left(t, to)) != 0 {
+	if _, err := p.Get(ctx, GetRequest{Places: []string{"vda1:/x"}, To: to}); !errors.Is(err, context.Canceled) ||
+		len(left(t, to)) != 0 {
 		t.Errorf("%v, %q", err, left(t, to))
 	}
 }
@@ -353,14 +378,19 @@ func TestListAndFind(t *testing.T) {
 		return names, err
 	}
 	find := func(pattern, vol string) (names []string, err error) {
-		err = p.Find(context.Background(), FindRequest{Pattern: pattern, Volume: vol, Found: func(e Entry) error { names = append(names, e.Path); return nil }})
+		err = p.Find(context.Background(), FindRequest{Pattern: pattern, Volume: vol, Found: func(e Entry) error {
+			names = append(names, e.Path)
+			return nil
+		}})
 		return names, err
 	}
 	got, err := list(ListRequest{Name: "/etc"})
-	if !slices.Equal(got, []string{"/etc/a.conf", "/etc/b.conf", "/etc/bad", "/etc/fstab", "/etc/nginx"}) || !errors.Is(err, filesystem.ErrCorrupt) {
+	if !slices.Equal(got, []string{"/etc/a.conf", "/etc/b.conf", "/etc/bad", "/etc/fstab", "/etc/nginx"}) ||
+		!errors.Is(err, filesystem.ErrCorrupt) {
 		t.Errorf("%q, %v", got, err)
 	}
-	if got, _ := list(ListRequest{Name: "vda1:etc/nginx", Recursive: true}); !slices.Equal(got, []string{"vda1:/etc/nginx/nginx.conf"}) {
+	if got, _ := list(ListRequest{Name: "vda1:etc/nginx", Recursive: true}); !slices.Equal(got,
+		[]string{"vda1:/etc/nginx/nginx.conf"}) {
 		t.Errorf("%q", got)
 	}
 	if got, err := list(ListRequest{Name: "vda2"}); !slices.Equal(got, []string{"vda2:/Users"}) || err != nil {
@@ -372,7 +402,9 @@ func TestListAndFind(t *testing.T) {
 	if got, err := list(ListRequest{Name: "/etc/a.conf"}); !slices.Equal(got, []string{"/etc/a.conf"}) || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
-	if got, err := find("*.conf", ""); !slices.Equal(got, []string{"/etc/a.conf", "/etc/b.conf", "/etc/nginx/nginx.conf", "vda2:/Users/Site.CONF"}) || !errors.Is(err, filesystem.ErrCorrupt) {
+	if got, err := find("*.conf", ""); !slices.Equal(got,
+		[]string{"/etc/a.conf", "/etc/b.conf", "/etc/nginx/nginx.conf", "vda2:/Users/Site.CONF"}) ||
+		!errors.Is(err, filesystem.ErrCorrupt) {
 		t.Errorf("%q, %v", got, err)
 	}
 	if got, err := find("/users/*", "vda2"); !slices.Equal(got, []string{"vda2:/Users/Site.CONF"}) || err != nil {
@@ -389,7 +421,8 @@ func TestListAndFind(t *testing.T) {
 	if _, err := find("x", "none"); !errors.Is(err, ErrNoVolume) {
 		t.Errorf("%v", err)
 	}
-	for name, want := range map[string]error{"etc": ErrName, "vda9:/": ErrNoVolume, "/none": fs.ErrNotExist, "vda1:/none": ErrNoFile, "vda1:/etc/fstab/x": ErrNoFile} {
+	for name, want := range map[string]error{"etc": ErrName, "vda9:/": ErrNoVolume, "/none": fs.ErrNotExist,
+		"vda1:/none": ErrNoFile, "vda1:/etc/fstab/x": ErrNoFile} {
 		if _, err := p.Locate(name, true); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
 		}
@@ -401,10 +434,14 @@ func TestGlob(t *testing.T) {
 		pattern, path string
 		want          bool
 	}{
-		{"*.conf", "/etc/a.conf", true}, {"*.conf", "/a.conf", true}, {"*.conf", "/etc/a.conf/x", false}, {"/etc/*.conf", "/etc/a.conf", true},
-		{"/etc/*.conf", "/etc/x/a.conf", false}, {"/etc/**/*.conf", "/etc/x/y/a.conf", true}, {"/etc/**/*.conf", "/etc/a.conf", true},
-		{"nginx/*.conf", "/etc/nginx/a.conf", true}, {"nginx/*.conf", "/etc/xnginx/a.conf", false}, {"/**", "/a/b/c", true}, {"**/a/**/b", "/a/x/a/b", true},
-		{"/a/**/b/**/c", "/a/b/b/c", true}, {"/a/**/b/**/c", "/a/c/b", false}, {"[a-c]?", "/x/b1", true}, {"[a-c]?", "/x/d1", false},
+		{"*.conf", "/etc/a.conf", true}, {"*.conf", "/a.conf", true}, {"*.conf", "/etc/a.conf/x", false},
+		{"/etc/*.conf", "/etc/a.conf", true},
+		{"/etc/*.conf", "/etc/x/a.conf", false}, {"/etc/**/*.conf", "/etc/x/y/a.conf", true},
+		{"/etc/**/*.conf", "/etc/a.conf", true},
+		{"nginx/*.conf", "/etc/nginx/a.conf", true}, {"nginx/*.conf", "/etc/xnginx/a.conf", false},
+		{"/**", "/a/b/c", true}, {"**/a/**/b", "/a/x/a/b", true},
+		{"/a/**/b/**/c", "/a/b/b/c", true}, {"/a/**/b/**/c", "/a/c/b", false}, {"[a-c]?", "/x/b1", true},
+		{"[a-c]?", "/x/d1", false},
 	} {
 		g, err := compile(tt.pattern)
 		if err != nil || g.match(tt.path, false) != tt.want {
@@ -416,7 +453,8 @@ func TestGlob(t *testing.T) {
 // A pattern means what the regular expression means that it can be written as.
 func TestGlobIsRegular(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		parts := rapid.SliceOfN(rapid.SampledFrom([]string{"**", "*", "a", "b", "a*", "?", "*b*"}), 1, 6).Draw(t, "pattern")
+		parts := rapid.SliceOfN(rapid.SampledFrom([]string{"**", "*", "a", "b", "a*", "?", "*b*"}), 1, 6).Draw(t,
+			"pattern")
 		names := rapid.SliceOfN(rapid.StringMatching("[ab]{1,3}"), 1, 7).Draw(t, "path")
 		re := "^"
 		for _, p := range parts {
@@ -451,9 +489,11 @@ func TestDescribe(t *testing.T) {
 	f.Dir("/etc")
 	f.Text("/etc/fstab", "")
 	p := opened(f)
-	p.volumes.List = append(p.volumes.List, volume.Scan([]volume.Disk{{Name: "vdb", Size: 1 << 20, Reader: bytes.NewReader(make([]byte, 1<<20))}}).List...)
+	p.volumes.List = append(p.volumes.List,
+		volume.Scan([]volume.Disk{{Name: "vdb", Size: 1 << 20, Reader: bytes.NewReader(make([]byte, 1<<20))}}).List...)
 	got := p.Describe()
-	if len(got) != 2 || got[0].State != Readable || got[0].Mounted != "/" || got[1].State != NoFiles || got[1].Reason != "nothing that is known is on it" {
+	if len(got) != 2 || got[0].State != Readable || got[0].Mounted != "/" || got[1].State != NoFiles ||
+		got[1].Reason != "nothing that is known is on it" {
 		t.Errorf("%+v", got)
 	}
 }

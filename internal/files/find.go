@@ -13,15 +13,17 @@ import (
 
 // FindRequest says what to look for.
 type FindRequest struct {
-	// Pattern is of a name (*.conf), of the end of a path (nginx/*.conf) or of a whole path (/etc/**/*.conf). * and ? are within a name, **
-	// stands for any number of directories. With VOLUME: before it, as paths are written, it is looked for in that volume.
+	// Pattern is of a name (*.conf), of the end of a path (nginx/*.conf) or of a whole path
+	// (/etc/**/*.conf). * and ? are within a name, ** stands for any number of directories. With
+	// VOLUME: before it, as paths are written, it is looked for in that volume.
 	Pattern string
 	// Volume to look through; "" means the machine's tree and all volumes that are not in it.
 	Volume string
 	Found  func(Entry) error // called with each, in order; an error ends the search and is returned
 }
 
-// Find goes through what there is. With an error that is an [Incomplete] some of it could not be read.
+// Find goes through what there is. With an error that is an [Incomplete] some of it could not be
+// read.
 func (p *Point) Find(ctx context.Context, req FindRequest) error {
 	if vol, pattern, ok := strings.Cut(req.Pattern, ":"); ok && req.Volume == "" && p.volumes.Find(vol) != nil {
 		req.Volume, req.Pattern = vol, pattern
@@ -43,7 +45,8 @@ func (p *Point) Find(ctx context.Context, req FindRequest) error {
 	return incomplete("searched", failed)
 }
 
-// places returns the trees to look through, and the volumes that should hold files and can not be read.
+// places returns the trees to look through, and the volumes that should hold files and can not be
+// read.
 func (p *Point) places(vol string) (out []Place, failed []Failure, err error) {
 	if vol != "" {
 		t, err := p.Tree(vol)
@@ -121,7 +124,8 @@ func compile(pattern string) (*glob, error) {
 	return g, nil
 }
 
-// match goes on from the last ** where it comes to nothing: which names an earlier one stood for never matters.
+// match goes on from the last ** where it comes to nothing: which names an earlier one stood for
+// never matters.
 func (g *glob) match(name string, fold bool) bool {
 	parts := g.parts
 	if fold {

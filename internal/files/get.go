@@ -19,7 +19,8 @@ import (
 // atOnce is how many files of a directory are fetched at the same time.
 const atOnce = 4
 
-// GetRequest says what to fetch. A place that is a symbolic link is followed; links below it are kept as links.
+// GetRequest says what to fetch. A place that is a symbolic link is followed; links below it are
+// kept as links.
 type GetRequest struct {
 	Places   []string
 	To       string // directory; it is made, for the caller alone, if it does not exist
@@ -38,9 +39,10 @@ type Report struct {
 	Warnings    []string `json:"warnings"` // what the target could not keep, a line for each kind
 }
 
-// Get fetches files and directories with all below them: holes, times, modes, owners, extended attributes, hard links among them, symbolic
-// links, and NTFS streams as files NAME:STREAM beside them. What is at the root of a volume or of the machine goes right into To.
-// With an error that is an [Incomplete] the others were fetched.
+// Get fetches files and directories with all below them: holes, times, modes, owners, extended
+// attributes, hard links among them, symbolic links, and NTFS streams as files NAME:STREAM beside
+// them. What is at the root of a volume or of the machine goes right into To. With an error that is
+// an [Incomplete] the others were fetched.
 func (p *Point) Get(ctx context.Context, req GetRequest) (Report, error) {
 	var places []Place
 	names := map[string]string{}
@@ -62,7 +64,8 @@ func (p *Point) Get(ctx context.Context, req GetRequest) (Report, error) {
 		return Report{}, err
 	}
 	defer to.close()
-	g := &getter{to: to, force: req.Force, progress: req.Progress, links: map[dirID]linkedFile{}, root: os.Geteuid() == 0}
+	g := &getter{to: to, force: req.Force, progress: req.Progress, links: map[dirID]linkedFile{},
+		root: os.Geteuid() == 0}
 	for _, at := range places {
 		if err := g.place(ctx, to, at); err != nil {
 			return g.finish(), err
@@ -198,14 +201,17 @@ func fatal(err error) bool {
 
 // checkName refuses what is no name of a file: no guest has it but by damage, or to lead us astray.
 func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || slices.ContainsFunc([]byte(name), func(c byte) bool { return c == '/' || c == 0 }) {
+	if name == "" || name == "." || name == ".." || slices.ContainsFunc([]byte(name), func(c byte) bool {
+		return c == '/' || c == 0
+	}) {
 		return fmt.Errorf("%w: %q is no name of a file", filesystem.ErrCorrupt, name)
 	}
 	return nil
 }
 
 // directory fetches a directory. While it is filled it is the caller's alone.
-func (g *getter) directory(ctx context.Context, dir *target, name, path string, n volume.Node, attr filesystem.Attr) error {
+func (g *getter) directory(ctx context.Context, dir *target, name, path string, n volume.Node,
+	attr filesystem.Attr) error {
 	sub, err := dir.mkdir(name, g.force)
 	if err != nil {
 		return err
@@ -221,7 +227,8 @@ func (g *getter) directory(ctx context.Context, dir *target, name, path string, 
 	return g.keep(dir, name, sub.fd, path, n, attr)
 }
 
-// children fetches what is in a directory: the files of it side by side, directories one after the other.
+// children fetches what is in a directory: the files of it side by side, directories one after the
+// other.
 func (g *getter) children(ctx context.Context, dir *target, path string, n volume.Node) error {
 	if err := g.above.enter(n); err != nil {
 		g.fail(path, err)
@@ -271,7 +278,8 @@ func (g *getter) look(dir volume.Node, e filesystem.Entry) (volume.Node, filesys
 	return child, attr, err
 }
 
-// leaf fetches what is no directory: made under a name of its own, and put in its place when it is complete.
+// leaf fetches what is no directory: made under a name of its own, and put in its place when it is
+// complete.
 func (g *getter) leaf(ctx context.Context, dir *target, name, path string, n volume.Node, attr filesystem.Attr) error {
 	id := dirID{n.Volume, n.ID}
 	if attr.Links > 1 {

@@ -16,8 +16,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
 )
 
-// keep gives name in dir what the file has beside its data. Its order matters: a change of owner takes away capabilities and setuid, and
-// all but the times change the times. n is the zero Node for what has no attributes of its own; fd is the open file, or -1.
+// keep gives name in dir what the file has beside its data. Its order matters: a change of owner
+// takes away capabilities and setuid, and all but the times change the times. n is the zero Node
+// for what has no attributes of its own; fd is the open file, or -1.
 func (g *getter) keep(dir *target, name string, fd int, path string, n volume.Node, attr filesystem.Attr) error {
 	link := attr.Mode.Type() == fs.ModeSymlink
 	owned, err := g.owner(dir, name, path, attr)
@@ -68,7 +69,8 @@ func (g *getter) owner(dir *target, name, path string, attr filesystem.Attr) (bo
 	return true, nil
 }
 
-// mode sets the permissions. A file that is not its owner's must not run as whoever it belongs to now.
+// mode sets the permissions. A file that is not its owner's must not run as whoever it belongs to
+// now.
 func (g *getter) mode(dir *target, name, path string, attr filesystem.Attr, owned bool) error {
 	mode := unixMode(attr.Mode)
 	if !owned && mode&0o6000 != 0 && !attr.Mode.IsDir() {

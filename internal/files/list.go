@@ -41,8 +41,8 @@ type ListRequest struct {
 	Itself    bool // list a directory itself, not what is in it
 }
 
-// List returns what is in a directory, or the file itself, by name. With an error that is an [Incomplete] the list lacks what could not be
-// read.
+// List returns what is in a directory, or the file itself, by name. With an error that is an
+// [Incomplete] the list lacks what could not be read.
 func (p *Point) List(ctx context.Context, req ListRequest) ([]Entry, error) {
 	at, err := p.Locate(req.Name, false)
 	if err != nil {
@@ -69,7 +69,8 @@ func (p *Point) List(ctx context.Context, req ListRequest) ([]Entry, error) {
 		return out, incomplete("listed", failed)
 	}
 	w := &walker{tree: at.Tree, fail: func(path string, err error) {
-		out = append(out, Entry{Path: Join(at.Volume, path), Name: base(path), Type: "unknown", Mode: "0000", Reason: err.Error()})
+		out = append(out, Entry{Path: Join(at.Volume, path), Name: base(path), Type: "unknown", Mode: "0000",
+			Reason: err.Error()})
 		if req.Recursive || !errors.Is(err, volume.ErrNotMounted) { // that it is there is all that was asked for
 			fail(path, err)
 		}
@@ -87,8 +88,10 @@ func (p *Point) List(ctx context.Context, req ListRequest) ([]Entry, error) {
 }
 
 func describe(vol, path string, n volume.Node, attr filesystem.Attr) (Entry, error) {
-	e := Entry{Path: Join(vol, path), Name: base(path), Volume: n.Volume.Name, Type: typeName(attr.Mode), Mode: fmt.Sprintf("%04o", unixMode(attr.Mode)),
-		Links: attr.Links, UID: attr.UID, GID: attr.GID, Size: attr.Size, Modified: attr.Modified.UTC(), char: attr.Mode&fs.ModeCharDevice != 0}
+	e := Entry{Path: Join(vol, path), Name: base(path), Volume: n.Volume.Name, Type: typeName(attr.Mode),
+		Mode:  fmt.Sprintf("%04o", unixMode(attr.Mode)),
+		Links: attr.Links, UID: attr.UID, GID: attr.GID, Size: attr.Size, Modified: attr.Modified.UTC(),
+		char: attr.Mode&fs.ModeCharDevice != 0}
 	if attr.Mode&fs.ModeDevice != 0 {
 		e.Major, e.Minor = device(attr.Rdev)
 	}

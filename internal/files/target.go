@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// target is a directory that is written to, held open. Everything in it is reached by a single name that is no link, so that nothing that the
-// guest made up, and nobody who changes the tree meanwhile, leads anywhere else.
+// target is a directory that is written to, held open. Everything in it is reached by a single name
+// that is no link, so that nothing that the guest made up, and nobody who changes the tree
+// meanwhile, leads anywhere else.
 type target struct {
 	fd    int
 	names []string // from the directory that everything goes to
@@ -74,7 +75,8 @@ func (t *target) mkdir(name string, force bool) (*target, error) {
 	return t.open(name)
 }
 
-// place makes a file under another name, and gives it its own when it is complete. If anything fails nothing is left of it.
+// place makes a file under another name, and gives it its own when it is complete. If anything
+// fails nothing is left of it.
 func (t *target) place(name string, force bool, build func(temp string) error) error {
 	if !force && t.exists(name) {
 		return ErrExists // before work is done in vain; rename looks again

@@ -21,7 +21,8 @@ type Failure struct {
 	Err  error
 }
 
-// Incomplete is the error of work that was done but for some files. It is what the errors of these files are.
+// Incomplete is the error of work that was done but for some files. It is what the errors of these
+// files are.
 type Incomplete struct {
 	What     string // was done: "fetched"
 	Failures []Failure
@@ -60,10 +61,12 @@ func incomplete(what string, failures []Failure) error {
 	return &Incomplete{what, failures}
 }
 
-// visit is called with each file of a walk, a directory before what is in it. It returns fs.SkipDir to leave a directory out.
+// visit is called with each file of a walk, a directory before what is in it. It returns fs.SkipDir
+// to leave a directory out.
 type visit func(path string, n volume.Node, attr filesystem.Attr) error
 
-// walker goes through a tree in the order of names. What can not be read is told to fail, and left out.
+// walker goes through a tree in the order of names. What can not be read is told to fail, and left
+// out.
 type walker struct {
 	tree  *volume.Tree
 	visit visit

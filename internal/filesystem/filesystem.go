@@ -1,9 +1,12 @@
-// Package filesystem says what a file system inside a disk looks like to who reads it: read-only, without root, mount or kernel.
+// Package filesystem says what a file system inside a disk looks like to who reads it: read-only,
+// without root, mount or kernel.
 //
-// Its children read real ones: ext4 (and ext2, ext3), xfs, ntfs and fat, each from an [io.ReaderAt] and its size; partition and lvm
-// find where on a disk they are, and volume puts all of it together. Whoever wrote the disk is not trusted: every length is
-// bounded before memory is taken, every walk ends, and what contradicts itself is [ErrCorrupt]. What is not implemented is
-// [ErrUnsupported], never guessed: bytes that are returned without an error are the bytes a mount would show.
+// Its children read real ones: ext4 (and ext2, ext3), xfs, ntfs and fat, each from an [io.ReaderAt]
+// and its size; partition and lvm find where on a disk they are, and volume puts all of it
+// together. Whoever wrote the disk is not trusted: every length is bounded before memory is taken,
+// every walk ends, and what contradicts itself is [ErrCorrupt]. What is not implemented is
+// [ErrUnsupported], never guessed: bytes that are returned without an error are the bytes a mount
+// would show.
 package filesystem
 
 import (
@@ -27,7 +30,8 @@ var (
 	ErrNotExist = fs.ErrNotExist
 )
 
-// ID names a file within its file system, as an inode number does: hard links have one ID. It stays the same while the FS is open.
+// ID names a file within its file system, as an inode number does: hard links have one ID. It stays
+// the same while the FS is open.
 type ID uint64
 
 // FS is one file system. Its methods are safe for concurrent use.
@@ -37,16 +41,18 @@ type FS interface {
 	Root() ID
 	// Stat returns what is known of a file.
 	Stat(id ID) (Attr, error)
-	// ReadDir yields the entries of a directory in the order they are stored, without . and .. ; after an error it ends.
+	// ReadDir yields the entries of a directory in the order they are stored, without . and .. ;
+	// after an error it ends.
 	ReadDir(id ID) iter.Seq2[Entry, error]
-	// Lookup finds a name in a directory as a mount would: exactly, but without regard to case where the file system says so.
+	// Lookup finds a name in a directory as a mount would: exactly, but without regard to case
+	// where the file system says so.
 	Lookup(dir ID, name string) (ID, error)
 	// ReadLink returns where a symbolic link points, as stored.
 	ReadLink(id ID) (string, error)
 	// Open opens the data of a regular file.
 	Open(id ID) (File, error)
-	// Xattrs returns the extended attributes by their full names (user.x, security.capability, system.posix_acl_access in the
-	// kernel's binary form); an empty map where there are none.
+	// Xattrs returns the extended attributes by their full names (user.x, security.capability,
+	// system.posix_acl_access in the kernel's binary form); an empty map where there are none.
 	Xattrs(id ID) (map[string][]byte, error)
 	// Streams returns the named data streams of an NTFS file; nil elsewhere.
 	Streams(id ID) ([]Stream, error)
@@ -56,11 +62,13 @@ type FS interface {
 
 // File reads the data of one file. It is safe for concurrent use and needs no closing.
 type File interface {
-	// ReadAt reads as [io.ReaderAt] says; holes are zeros. A block that can not be had is an error, never zeros.
+	// ReadAt reads as [io.ReaderAt] says; holes are zeros. A block that can not be had is an error,
+	// never zeros.
 	io.ReaderAt
 	// Size returns the length in bytes, as the inode says.
 	Size() int64
-	// Extents returns the ranges that are stored, clipped at Size; all else is holes. Preallocated ranges that were never written are holes.
+	// Extents returns the ranges that are stored, clipped at Size; all else is holes. Preallocated
+	// ranges that were never written are holes.
 	Extents() (extent.Set, error)
 }
 

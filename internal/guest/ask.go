@@ -16,7 +16,8 @@ type Opener func(ctx context.Context) (hypervisor.Agent, error)
 // answerTime is how long a living agent may take for a question that needs no work.
 const answerTime = 3 * time.Second
 
-// line is a channel to an agent that is opened when needed and dropped when it failed, so that a thaw can always be tried again.
+// line is a channel to an agent that is opened when needed and dropped when it failed, so that a
+// thaw can always be tried again.
 type line struct {
 	open  Opener
 	agent hypervisor.Agent
@@ -55,8 +56,8 @@ func (l *line) connect(ctx context.Context) error {
 	}
 }
 
-// ask runs one command and decodes its result into result, unless that is nil. It returns soon after timeout even if the agent's
-// driver does not.
+// ask runs one command and decodes its result into result, unless that is nil. It returns soon
+// after timeout even if the agent's driver does not.
 func (l *line) ask(ctx context.Context, timeout time.Duration, name string, args, result any) error {
 	if err := l.connect(ctx); err != nil {
 		return err

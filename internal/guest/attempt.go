@@ -40,12 +40,14 @@ type Outcome struct {
 	Level  point.Consistency `json:"level"`
 	Reason string            `json:"reason"`         // why this level and no higher; never empty
 	Held   time.Duration     `json:"held,omitempty"` // how long the guest held its writes, at most
-	// Stuck says why the guest is not known to be released; a guard goes on trying. "" means that we do not hold it.
+	// Stuck says why the guest is not known to be released; a guard goes on trying. "" means that
+	// we do not hold it.
 	Stuck string `json:"stuck,omitempty"`
 }
 
-// attempt is one quiesce of one guest: prepare, hold, release, in this order, by one goroutine. A level below what is wanted is no
-// error; once it is settled at crash, nothing more is asked of the guest but its release.
+// attempt is one quiesce of one guest: prepare, hold, release, in this order, by one goroutine. A
+// level below what is wanted is no error; once it is settled at crash, nothing more is asked of the
+// guest but its release.
 type attempt struct {
 	line
 	want    point.Consistency
@@ -115,7 +117,8 @@ func unreachable(err error) string {
 	return fmt.Sprintf("the guest agent could not be reached: %v", err)
 }
 
-// hold asks the guest to hold its writes. Whatever comes of it, the guest must be released if touched is set.
+// hold asks the guest to hold its writes. Whatever comes of it, the guest must be released if
+// touched is set.
 func (a *attempt) hold(ctx context.Context) {
 	frozen, err := a.frozen(ctx)
 	switch {
@@ -171,7 +174,8 @@ func (a *attempt) promise() {
 	case a.want != point.Application:
 		a.out.Level, a.out.Reason = point.Filesystem, held+"; no more was asked for"
 	case !a.known:
-		a.out.Level, a.out.Reason = point.Filesystem, held+"; the guest agent does not say what system it runs on, so whether applications took part is not known"
+		a.out.Level, a.out.Reason = point.Filesystem,
+			held+"; the guest agent does not say what system it runs on, so whether applications took part is not known"
 	case a.hooks.Active:
 		a.out.Level, a.out.Reason = point.Application, held+"; "+a.hooks.Why
 	default:
@@ -179,8 +183,8 @@ func (a *attempt) promise() {
 	}
 }
 
-// release thaws the guest, once, and sees whether that worked. The first answer to a thaw also says whether writes were held all the
-// time. The guest is released whatever became of ctx.
+// release thaws the guest, once, and sees whether that worked. The first answer to a thaw also says
+// whether writes were held all the time. The guest is released whatever became of ctx.
 func (a *attempt) release(ctx context.Context) error {
 	if !a.touched {
 		return nil
@@ -213,11 +217,13 @@ func (a *attempt) confirm(count int, err error) {
 	case answered(err) && !a.windows && strings.Contains(described(err), "hook"):
 		// Linux runs its hooks after the file systems are released; they had been held.
 		a.out.Level = point.Filesystem
-		a.out.Reason = "the file systems were flushed and held, but a hook in the guest failed at the thaw: " + described(err)
+		a.out.Reason = "the file systems were flushed and held, but a hook in the guest failed at the thaw: " +
+			described(err)
 	case answered(err):
 		a.crash("the guest did not hold its writes until the thaw: %s", described(err))
 	case err != nil:
-		a.crash("the guest agent was lost while the guest was held, so whether writes were held until the thaw is not known: %v", err)
+		a.crash("the guest agent was lost while the guest was held, so whether writes were held until the thaw is "+
+			"not known: %v", err)
 	case count < a.count:
 		a.crash("only %d of %d file systems were still held at the thaw", count, a.count)
 	}

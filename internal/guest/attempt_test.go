@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	stockHook = "#!/bin/sh\nFSFREEZE_D=$(dirname -- \"$0\")/fsfreeze-hook.d\nfor f in \"$FSFREEZE_D\"/*; do\n\t\"$f\" \"$@\"\ndone\n\nexit 0\n"
-	ourHook   = "#!/bin/sh\ndir=${FSFREEZE_HOOK_DIR:-/etc/qemu/fsfreeze-hook.d}\nrun \"$hook\" freeze || exit 1\nesac\n"
-	cmdline   = "/usr/sbin/qemu-ga\x00-F/etc/qemu/fsfreeze-hook\x00"
+	stockHook = "#!/bin/sh\nFSFREEZE_D=$(dirname -- \"$0\")/fsfreeze-hook.d\nfor f in \"$FSFREEZE_D\"/*; " +
+		"do\n\t\"$f\" \"$@\"\ndone\n\nexit 0\n"
+	ourHook = "#!/bin/sh\ndir=${FSFREEZE_HOOK_DIR:-/etc/qemu/fsfreeze-hook.d}\nrun \"$hook\" freeze || exit 1\nesac\n"
+	cmdline = "/usr/sbin/qemu-ga\x00-F/etc/qemu/fsfreeze-hook\x00"
 )
 
 // withHooks is a Linux guest whose agent has the hook, and the programs that it runs.
@@ -56,7 +57,8 @@ func faulty(g *guesttest.Guest, command string, f ...guesttest.Fault) *guesttest
 	return g
 }
 
-// pipeOpener opens the agent of g the way that DialUnix does, over a pipe, on the clock of a bubble.
+// pipeOpener opens the agent of g the way that DialUnix does, over a pipe, on the clock of a
+// bubble.
 func pipeOpener(g *guesttest.Guest) OpenAgent {
 	return func(ctx context.Context, _ string) (hypervisor.Agent, error) {
 		ctx, cancel := context.WithTimeout(ctx, syncTimeout)
@@ -81,7 +83,8 @@ type taken struct {
 	report  *point.GuestReport
 }
 
-// attemptOn runs a guard as its parent does; the instant takes the given time. With gone set, the parent dies instead of asking for the thaw.
+// attemptOn runs a guard as its parent does; the instant takes the given time. With gone set, the
+// parent dies instead of asking for the thaw.
 func attemptOn(t *testing.T, g *guesttest.Guest, spec GuardSpec, instant time.Duration, gone bool) taken {
 	t.Helper()
 	requests, in := io.Pipe()
@@ -148,58 +151,120 @@ func TestLevels(t *testing.T) {
 		level   point.Consistency
 		reason  string
 	}{
-		{"hooks of our dispatcher", withHooks(ourHook, "/etc/qemu/fsfreeze-hook.d/10-db.sh", "/x/old~"), app, Limits{}, 0, app, "the hooks of applications succeeded: 10-db.sh"},
-		{"our dispatcher without hooks", withHooks(ourHook), app, Limits{}, 0, files, "no hooks of applications are installed in /etc/qemu/fsfreeze-hook.d"},
-		{"our dispatcher with another directory", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) { g.Files["/proc/self/environ"] = "FSFREEZE_HOOK_DIR=/opt/hooks\x00" }), app, Limits{}, 0, files, "whether there are hooks in /opt/hooks is not known"},
-		{"programs are not allowed", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) { g.Disabled = []string{"guest-exec"} }), app, Limits{}, 0, files, "guest-exec"},
-		{"the dispatcher of distributions", withHooks(stockHook, "/x/a"), app, Limits{}, 0, files, "ignores hooks that fail"},
-		{"a hook of the administrator", withHooks("#!/bin/sh\nfreeze-all \"$1\" || exit 1\n"), app, Limits{}, 0, app, "the hook /etc/qemu/fsfreeze-hook succeeded"},
+		{"hooks of our dispatcher", withHooks(ourHook, "/etc/qemu/fsfreeze-hook.d/10-db.sh", "/x/old~"), app, Limits{},
+			0, app, "the hooks of applications succeeded: 10-db.sh"},
+		{"our dispatcher without hooks", withHooks(ourHook), app, Limits{}, 0, files,
+			"no hooks of applications are installed in /etc/qemu/fsfreeze-hook.d"},
+		{"our dispatcher with another directory", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
+			g.Files["/proc/self/environ"] = "FSFREEZE_HOOK_DIR=/opt/hooks\x00"
+		}), app, Limits{}, 0, files, "whether there are hooks in /opt/hooks is not known"},
+		{"programs are not allowed", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
+			g.Disabled = []string{"guest-exec"}
+		}), app, Limits{}, 0, files, "guest-exec"},
+		{"the dispatcher of distributions", withHooks(stockHook, "/x/a"), app, Limits{}, 0, files,
+			"ignores hooks that fail"},
+		{"a hook of the administrator", withHooks("#!/bin/sh\nfreeze-all \"$1\" || exit 1\n"), app, Limits{}, 0, app,
+			"the hook /etc/qemu/fsfreeze-hook succeeded"},
 		{"no hook", plain(), app, Limits{}, 0, files, "started without --fsfreeze-hook"},
 		{"a hook in the configuration", with(withHooks("exec freeze-all \"$1\"\n"), func(g *guesttest.Guest) {
 			g.Files["/proc/self/cmdline"] = "qemu-ga\x00-d\x00"
 			g.Files["/etc/qemu/qemu-ga.conf"] = "[general]\nfsfreeze-hook = /etc/qemu/fsfreeze-hook\n"
 		}), app, Limits{}, 0, app, "the hook /etc/qemu/fsfreeze-hook succeeded"},
-		{"files can not be read", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) { g.Disabled = []string{"guest-file-open"} }), app, Limits{}, 0, files, "guest-file-open"},
-		{"the system is not known", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) { g.NoOSInfo = true }), app, Limits{}, 0, files, "does not say what system"},
-		{"no more than file systems", withHooks(ourHook, "/x/a"), files, Limits{}, 0, files, "3 file systems were flushed and held; no more was asked for"},
-		{"one file system", with(plain(), func(g *guesttest.Guest) { g.Volumes = 1 }), files, Limits{}, 0, files, "1 file system was"},
-		{"evidence does not come in time", faulty(withHooks(ourHook, "/x/a"), "guest-file-read", guesttest.Fault{Kind: guesttest.Ignore}), app, Limits{}, 0, files, "is not known"},
+		{"files can not be read", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
+			g.Disabled = []string{"guest-file-open"}
+		}), app, Limits{}, 0, files, "guest-file-open"},
+		{"the system is not known", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
+			g.NoOSInfo = true
+		}), app, Limits{}, 0, files, "does not say what system"},
+		{"no more than file systems", withHooks(ourHook, "/x/a"), files, Limits{}, 0, files,
+			"3 file systems were flushed and held; no more was asked for"},
+		{"one file system", with(plain(), func(g *guesttest.Guest) {
+			g.Volumes = 1
+		}), files, Limits{}, 0, files, "1 file system was"},
+		{"evidence does not come in time",
+			faulty(withHooks(ourHook, "/x/a"), "guest-file-read", guesttest.Fault{Kind: guesttest.Ignore}), app,
+			Limits{}, 0, files, "is not known"},
 
 		{"a hook fails", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
 			g.FreezeFails, g.HookRan = "fsfreeze hook has failed with status 1", true
 		}), app, Limits{}, 0, crash, "could not quiesce: fsfreeze hook has failed with status 1"},
-		{"a hook fails at the thaw", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) { g.ThawFails = "fsfreeze hook has failed with status 1" }), app, Limits{}, 0, files, "a hook in the guest failed at the thaw"},
-		{"the thaw fails", with(plain(), func(g *guesttest.Guest) { g.ThawFails = "ioctl: Input/output error" }), files, Limits{}, 0, crash, "did not hold its writes until the thaw"},
-		{"somebody else releases a file system", with(plain(), func(g *guesttest.Guest) { g.Slips = 1 }), files, Limits{}, 0, crash, "only 2 of 3 file systems"},
-		{"nothing to hold", with(plain(), func(g *guesttest.Guest) { g.Volumes = -1 }), files, Limits{}, 0, crash, "quiesced none"},
-		{"freeze is not allowed", with(plain(), func(g *guesttest.Guest) { g.Disabled = []string{"guest-fsfreeze-freeze"} }), files, Limits{}, 0, crash, "does not allow guest-fsfreeze-freeze"},
-		{"thaw is not allowed", with(plain(), func(g *guesttest.Guest) { g.Disabled = []string{"guest-fsfreeze-thaw"} }), files, Limits{}, 0, crash, "does not allow guest-fsfreeze-thaw"},
-		{"a slow freeze", with(plain(), func(g *guesttest.Guest) { g.FreezeTakes = 9 * time.Second }), files, Limits{}, 0, files, "flushed and held"},
-		{"a freeze that is too slow", with(plain(), func(g *guesttest.Guest) { g.FreezeTakes = 25 * time.Second }), files, Limits{}, 0, crash, "did not quiesce within 10s"},
-		{"the instant takes too long", plain(), files, Limits{}, 9 * time.Second, crash, "released after 8s, as the instant"},
+		{"a hook fails at the thaw", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
+			g.ThawFails = "fsfreeze hook has failed with status 1"
+		}), app, Limits{}, 0, files, "a hook in the guest failed at the thaw"},
+		{"the thaw fails", with(plain(), func(g *guesttest.Guest) {
+			g.ThawFails = "ioctl: Input/output error"
+		}), files, Limits{}, 0, crash, "did not hold its writes until the thaw"},
+		{"somebody else releases a file system", with(plain(), func(g *guesttest.Guest) {
+			g.Slips = 1
+		}), files, Limits{}, 0, crash, "only 2 of 3 file systems"},
+		{"nothing to hold", with(plain(), func(g *guesttest.Guest) {
+			g.Volumes = -1
+		}), files, Limits{}, 0, crash, "quiesced none"},
+		{"freeze is not allowed", with(plain(), func(g *guesttest.Guest) {
+			g.Disabled = []string{"guest-fsfreeze-freeze"}
+		}), files, Limits{}, 0, crash, "does not allow guest-fsfreeze-freeze"},
+		{"thaw is not allowed", with(plain(), func(g *guesttest.Guest) {
+			g.Disabled = []string{"guest-fsfreeze-thaw"}
+		}), files, Limits{}, 0, crash, "does not allow guest-fsfreeze-thaw"},
+		{"a slow freeze", with(plain(), func(g *guesttest.Guest) {
+			g.FreezeTakes = 9 * time.Second
+		}), files, Limits{}, 0, files, "flushed and held"},
+		{"a freeze that is too slow", with(plain(), func(g *guesttest.Guest) {
+			g.FreezeTakes = 25 * time.Second
+		}), files, Limits{}, 0, crash, "did not quiesce within 10s"},
+		{"the instant takes too long", plain(), files, Limits{}, 9 * time.Second, crash,
+			"released after 8s, as the instant"},
 
-		{"freeze is done but not answered", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Mute}), files, Limits{}, 0, crash, "did not quiesce within"},
-		{"freeze is ignored", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Ignore}), files, Limits{}, 0, crash, "did not quiesce within"},
-		{"the answer to freeze comes late", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Late}), files, Limits{}, 0, crash, "did not quiesce within"},
-		{"noise at freeze", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Junk}), files, Limits{}, 0, crash, "not an answer of a guest agent"},
-		{"half an answer to freeze", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Partial}), files, Limits{}, 0, crash, "did not quiesce within"},
-		{"too long an answer to freeze", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Huge}), files, Limits{}, 0, crash, "longer than"},
-		{"the channel closes at freeze", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.HangupLate}), files, Limits{}, 0, crash, "lost while the guest was to quiesce"},
-		{"the channel closes at thaw", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Hangup}), files, Limits{}, 0, crash, "lost while the guest was held"},
-		{"the channel closes after the thaw", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.HangupLate}), files, Limits{}, 0, crash, "lost while the guest was held"},
-		{"the thaw is not answered", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Mute}), files, Limits{}, 0, crash, "lost while the guest was held"},
-		{"the thaw is ignored", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Ignore}, guesttest.Fault{Kind: guesttest.Ignore}), files, Limits{}, 0, crash, "lost while the guest was held"},
-		{"the thaw is refused", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Refuse, Error: "not now"}), files, Limits{}, 0, crash, "not now"},
-		{"noise at thaw", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Junk}), files, Limits{}, 0, crash, "lost while the guest was held"},
+		{"freeze is done but not answered",
+			faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Mute}), files, Limits{}, 0, crash,
+			"did not quiesce within"},
+		{"freeze is ignored", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Ignore}), files,
+			Limits{}, 0, crash, "did not quiesce within"},
+		{"the answer to freeze comes late",
+			faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Late}), files, Limits{}, 0, crash,
+			"did not quiesce within"},
+		{"noise at freeze", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Junk}), files,
+			Limits{}, 0, crash, "not an answer of a guest agent"},
+		{"half an answer to freeze", faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Partial}),
+			files, Limits{}, 0, crash, "did not quiesce within"},
+		{"too long an answer to freeze",
+			faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Huge}), files, Limits{}, 0, crash,
+			"longer than"},
+		{"the channel closes at freeze",
+			faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.HangupLate}), files, Limits{}, 0,
+			crash, "lost while the guest was to quiesce"},
+		{"the channel closes at thaw", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Hangup}),
+			files, Limits{}, 0, crash, "lost while the guest was held"},
+		{"the channel closes after the thaw",
+			faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.HangupLate}), files, Limits{}, 0,
+			crash, "lost while the guest was held"},
+		{"the thaw is not answered", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Mute}),
+			files, Limits{}, 0, crash, "lost while the guest was held"},
+		{"the thaw is ignored", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Ignore},
+			guesttest.Fault{Kind: guesttest.Ignore}), files, Limits{}, 0, crash, "lost while the guest was held"},
+		{"the thaw is refused", faulty(plain(), "guest-fsfreeze-thaw",
+			guesttest.Fault{Kind: guesttest.Refuse, Error: "not now"}), files, Limits{}, 0, crash, "not now"},
+		{"noise at thaw", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Junk}), files,
+			Limits{}, 0, crash, "lost while the guest was held"},
 
 		{"Windows", win(nothing), app, Limits{}, time.Second, app, "VSS writers were frozen"},
-		{"Windows, no more than file systems", win(nothing), files, Limits{}, time.Second, app, "VSS writers were frozen"},
-		{"a slow VSS", win(func(g *guesttest.Guest) { g.FreezeTakes = 45 * time.Second }), app, Limits{}, 0, app, "VSS writers were frozen"},
-		{"a VSS that is too slow", win(func(g *guesttest.Guest) { g.FreezeTakes = 70 * time.Second }), app, Limits{}, 0, crash, "did not quiesce within 1m0s"},
-		{"VSS gave up before the thaw", win(nothing), app, Limits{Hold: 20 * time.Second}, 12 * time.Second, crash, "couldn't hold writes: fsfreeze is limited up to 10 seconds"},
-		{"a writer failed", win(func(g *guesttest.Guest) { g.FreezeFails = "DoSnapshotSet exited without Frozen event" }), app, Limits{}, 0, crash, "vssadmin list writers"},
+		{"Windows, no more than file systems", win(nothing), files, Limits{}, time.Second, app,
+			"VSS writers were frozen"},
+		{"a slow VSS", win(func(g *guesttest.Guest) {
+			g.FreezeTakes = 45 * time.Second
+		}), app, Limits{}, 0, app, "VSS writers were frozen"},
+		{"a VSS that is too slow", win(func(g *guesttest.Guest) {
+			g.FreezeTakes = 70 * time.Second
+		}), app, Limits{}, 0, crash, "did not quiesce within 1m0s"},
+		{"VSS gave up before the thaw", win(nothing), app, Limits{Hold: 20 * time.Second}, 12 * time.Second, crash,
+			"couldn't hold writes: fsfreeze is limited up to 10 seconds"},
+		{"a writer failed", win(func(g *guesttest.Guest) {
+			g.FreezeFails = "DoSnapshotSet exited without Frozen event"
+		}), app, Limits{}, 0, crash, "vssadmin list writers"},
 		{"VSS was aborted", win(func(g *guesttest.Guest) { g.Slips = 3 }), app, Limits{}, 0, crash, "only 0 of 3"},
-		{"no VSS provider", win(func(g *guesttest.Guest) { g.FreezeFails = "this feature or command is not currently supported" }), app, Limits{}, 0, crash, "not currently supported"},
+		{"no VSS provider", win(func(g *guesttest.Guest) {
+			g.FreezeFails = "this feature or command is not currently supported"
+		}), app, Limits{}, 0, crash, "not currently supported"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -245,7 +310,8 @@ func TestSilentAgent(t *testing.T) {
 	})
 }
 
-// An agent that dies while the guest is held is waited for; what it knows when it is back makes no difference.
+// An agent that dies while the guest is held is waited for; what it knows when it is back makes no
+// difference.
 func TestAgentDiesBetweenFreezeAndThaw(t *testing.T) {
 	for _, thawed := range []bool{false, true} {
 		for _, kind := range []guesttest.Kind{guesttest.Die, guesttest.DieLate} {
@@ -325,7 +391,8 @@ func TestAgentIsNotOccupiedBeforeTheQuiesce(t *testing.T) {
 		enc.Encode(request{Do: doThaw})
 		r := <-replies
 		in.Close()
-		if err := <-done; err != nil || r.Outcome.Level != point.Filesystem || !g.Thawed() || opened != 2 || closed != 2 {
+		if err := <-done; err != nil || r.Outcome.Level != point.Filesystem || !g.Thawed() || opened != 2 ||
+			closed != 2 {
 			t.Errorf("got %+v, %v; opened %d times, closed %d times", r, err, opened, closed)
 		}
 	})
@@ -341,9 +408,11 @@ func (c closeCounter) Close() error {
 	return c.Agent.Close()
 }
 
-// Whatever goes wrong and wherever: the guest is released, no longer held than allowed, and a level above crash is the truth.
+// Whatever goes wrong and wherever: the guest is released, no longer held than allowed, and a level
+// above crash is the truth.
 func TestAnyFaultEndsInATrueLevelAndAThawedGuest(t *testing.T) {
-	commands := []string{"guest-sync-delimited", "guest-info", "guest-get-osinfo", "guest-file-open", "guest-file-read", "guest-exec",
+	commands := []string{"guest-sync-delimited", "guest-info", "guest-get-osinfo", "guest-file-open", "guest-file-read",
+		"guest-exec",
 		"guest-exec-status", "guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"}
 	levels := map[point.Consistency]int{}
 	for seed := range uint64(200) {
@@ -355,7 +424,8 @@ func TestAnyFaultEndsInATrueLevelAndAThawedGuest(t *testing.T) {
 		dies := false
 		for range rng.IntN(4) {
 			cmd := commands[rng.IntN(len(commands))]
-			f := guesttest.Fault{Kind: guesttest.Kind(rng.IntN(int(guesttest.Late) + 1)), Delay: time.Duration(rng.IntN(5000)) * time.Millisecond, Error: "no"}
+			f := guesttest.Fault{Kind: guesttest.Kind(rng.IntN(int(guesttest.Late) + 1)),
+				Delay: time.Duration(rng.IntN(5000)) * time.Millisecond, Error: "no"}
 			dies = dies || f.Kind == guesttest.Die || f.Kind == guesttest.DieLate
 			g.Faults[cmd] = append(make([]guesttest.Fault, rng.IntN(4)), f)
 		}

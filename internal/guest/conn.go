@@ -21,9 +21,11 @@ import (
 var (
 	// ErrSilent reports that the channel to the agent is there, but nothing answers on it.
 	ErrSilent = errors.New("the guest agent does not answer")
-	// ErrInUse reports that another program is connected to the agent's socket, which takes one client at a time.
+	// ErrInUse reports that another program is connected to the agent's socket, which takes one
+	// client at a time.
 	ErrInUse = errors.New("the guest agent's socket is in use by another client")
-	// ErrGone reports that the machine of the agent does not run: its QEMU has ended, and with it whatever its guest held.
+	// ErrGone reports that the machine of the agent does not run: its QEMU has ended, and with it
+	// whatever its guest held.
 	ErrGone = errors.New("no QEMU serves it")
 	// ErrProtocol reports an answer that is not the guest agent protocol.
 	ErrProtocol = errors.New("not an answer of a guest agent")
@@ -44,10 +46,12 @@ type Error struct {
 
 func (e *Error) Error() string { return "guest agent: " + e.Desc }
 
-// Disabled reports whether the agent does not know the command or does not allow it, always or while the guest is held.
+// Disabled reports whether the agent does not know the command or does not allow it, always or
+// while the guest is held.
 func (e *Error) Disabled() bool { return e.Class == "CommandNotFound" }
 
-// Conn is a connection to a guest agent. Its methods are safe for concurrent use; commands run one after another.
+// Conn is a connection to a guest agent. Its methods are safe for concurrent use; commands run one
+// after another.
 type Conn struct {
 	mu     chan struct{} // holds one token while nobody talks
 	nc     net.Conn
@@ -61,9 +65,10 @@ type Conn struct {
 
 var _ hypervisor.Agent = (*Conn)(nil)
 
-// DialUnix connects to the agent's unix socket at path and checks that an agent answers there, for three seconds at most. Without
-// a socket, or one that nobody serves, the error is [hypervisor.ErrNoAgent]; it is also that and [ErrSilent] if nothing answers, and
-// that and [ErrInUse] if another client holds the socket.
+// DialUnix connects to the agent's unix socket at path and checks that an agent answers there, for
+// three seconds at most. Without a socket, or one that nobody serves, the error is
+// [hypervisor.ErrNoAgent]; it is also that and [ErrSilent] if nothing answers, and that and
+// [ErrInUse] if another client holds the socket.
 func DialUnix(ctx context.Context, path string) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
@@ -105,9 +110,10 @@ func (c *Conn) Close() error {
 	return c.closeErr
 }
 
-// Command runs one command and returns its result as JSON; args may be nil. An error the guest answered is an [*Error]; if no answer
-// came before ctx ended, the error is ctx's, and [ErrSilent] too if not even a sync was answered. The connection stays usable after
-// both: late answers are recognised and dropped.
+// Command runs one command and returns its result as JSON; args may be nil. An error the guest
+// answered is an [*Error]; if no answer came before ctx ended, the error is ctx's, and [ErrSilent]
+// too if not even a sync was answered. The connection stays usable after both: late answers are
+// recognised and dropped.
 func (c *Conn) Command(ctx context.Context, name string, args any) ([]byte, error) {
 	if err := c.lock(ctx); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -177,8 +183,9 @@ func (c *Conn) within(ctx context.Context, exchange func() error) error {
 	return err
 }
 
-// sync throws away whatever was said before, on both sides: the delimiter byte ends any half-read request in the agent's parser,
-// and the agent puts one before its answer, which carries our random number.
+// sync throws away whatever was said before, on both sides: the delimiter byte ends any half-read
+// request in the agent's parser, and the agent puts one before its answer, which carries our random
+// number.
 func (c *Conn) sync(ctx context.Context) error {
 	id := randomID()
 	req, err := encode("guest-sync-delimited", map[string]int64{"id": id})

@@ -36,7 +36,8 @@ func TestCommand(t *testing.T) {
 	if err != nil || string(got) != `{"host-name":"guest1"}` {
 		t.Errorf("guest-get-host-name = %s, %v", got, err)
 	}
-	for command, class := range map[string]string{"guest-exec": "CommandNotFound", "guest-dance": "CommandNotFound", "guest-file-open": "GenericError"} {
+	for command, class := range map[string]string{"guest-exec": "CommandNotFound", "guest-dance": "CommandNotFound",
+		"guest-file-open": "GenericError"} {
 		_, err := c.Command(t.Context(), command, map[string]string{"path": "/x"})
 		var e *Error
 		if !errors.As(err, &e) || e.Class != class || !strings.Contains(err.Error(), command) {
@@ -66,7 +67,8 @@ func TestCommandsOfManyCallersDoNotMix(t *testing.T) {
 
 // After any answer that did not come or was nonsense, the next command gets its own answer.
 func TestConnRecovers(t *testing.T) {
-	for _, kind := range []guesttest.Kind{guesttest.Mute, guesttest.Ignore, guesttest.Junk, guesttest.Partial, guesttest.Huge, guesttest.Late} {
+	for _, kind := range []guesttest.Kind{guesttest.Mute, guesttest.Ignore, guesttest.Junk, guesttest.Partial,
+		guesttest.Huge, guesttest.Late} {
 		synctest.Test(t, func(t *testing.T) {
 			g := faulty(plain(), "guest-get-host-name", guesttest.Fault{Kind: kind})
 			agent, err := pipeOpener(g)(t.Context(), "")
@@ -138,7 +140,9 @@ func TestQEMUEndedWhileHeld(t *testing.T) {
 	if did, err := ThawLeftover(t.Context(), open, notes, "m"); did || err != nil || !noNote(notes)() {
 		t.Errorf("ThawLeftover() = %v, %v", did, err)
 	}
-	a := attempt{line: line{open: open}, touched: true, limits: Limits{}.withDefaults(false), dismiss: func() error { return nil }}
+	a := attempt{line: line{open: open}, touched: true, limits: Limits{}.withDefaults(false), dismiss: func() error {
+		return nil
+	}}
 	a.out.Level = point.Filesystem
 	if err := a.releaseUntil(t.Context()); err != nil || a.out.Level != point.Crash || a.out.Stuck != "" {
 		t.Errorf("releaseUntil() = %v: %+v", err, a.out)
@@ -155,7 +159,8 @@ func TestDialClosedAtOnce(t *testing.T) {
 // QEMU's own socket: nothing answers where no guest runs, and it takes one client.
 func TestQEMUSocket(t *testing.T) {
 	path := filepath.Join(shortDir(t), "qga")
-	cmd := exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg", "-m", "32",
+	cmd := exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg",
+		"-m", "32",
 		"-device", "virtio-serial", "-chardev", "socket,id=q,server=on,wait=off,path="+path,
 		"-device", "virtserialport,chardev=q,name=org.qemu.guest_agent.0")
 	if err := cmd.Start(); err != nil {
@@ -201,7 +206,8 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := fmt.Sprintf("%+v", *r)
-	want := "{OS:Debian GNU/Linux 12 (bookworm) Hostname:guest1 Agent:7.2.22 Mounts:[/ (ext4) /srv (xfs)] Addresses:[192.0.2.7]}"
+	want := "{OS:Debian GNU/Linux 12 (bookworm) Hostname:guest1 Agent:7.2.22 Mounts:[/ (ext4) /srv (xfs)] " +
+		"Addresses:[192.0.2.7]}"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -229,8 +235,10 @@ func TestReportLeavesOutWhatIsNotAnswered(t *testing.T) {
 }
 
 func FuzzReply(f *testing.F) {
-	for _, s := range []string{"{\"return\":{}}\n", "\xff{\"return\":5}\n", "{\"error\":{\"class\":\"GenericError\",\"desc\":\"x\"}}\n",
-		"\n\n{\"return\":\"a\"}", "junk\xff\xff{\"return\": 5}\n", "{\"return\":4}\n\xff{\"return\":5}\n", "{\"return\":null}\n"} {
+	for _, s := range []string{"{\"return\":{}}\n", "\xff{\"return\":5}\n",
+		"{\"error\":{\"class\":\"GenericError\",\"desc\":\"x\"}}\n",
+		"\n\n{\"return\":\"a\"}", "junk\xff\xff{\"return\": 5}\n", "{\"return\":4}\n\xff{\"return\":5}\n",
+		"{\"return\":null}\n"} {
 		f.Add([]byte(s))
 	}
 	f.Add([]byte("\xff" + strings.Repeat("x", 2*maxSync)))
@@ -259,7 +267,8 @@ func FuzzReply(f *testing.F) {
 }
 
 func FuzzSocketStates(f *testing.F) {
-	f.Add("Num       RefCount Protocol Flags    Type St Inode Path\n0000: 00000002 00000000 00010000 0001 01 123 /run/a b\n", "/run/a b")
+	f.Add("Num       RefCount Protocol Flags    Type St Inode Path\n0000: 00000002 00000000 00010000 0001 01 123 "+
+		"/run/a b\n", "/run/a b")
 	f.Fuzz(func(t *testing.T, table, path string) {
 		for state := range parseSocketStates(strings.NewReader(table), path) {
 			if strings.ContainsAny(state, " \n") {

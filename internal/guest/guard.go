@@ -16,10 +16,12 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// prepareTime is the longest that a guard may take before it says that it is ready: every question at its limit.
+// prepareTime is the longest that a guard may take before it says that it is ready: every question
+// at its limit.
 const prepareTime = 45 * time.Second
 
-// Guard quiesces guests from a process of their own, so that the death or the stop of ours can not leave a guest held.
+// Guard quiesces guests from a process of their own, so that the death or the stop of ours can not
+// leave a guest held.
 type Guard struct {
 	Command  []string  // starts a process that calls [GuardMain]; nil means this very program with the argument "guard"
 	Env      []string  // added to the environment of that process
@@ -44,9 +46,9 @@ type Held struct {
 	guest *point.GuestReport
 }
 
-// Start starts a guard and prepares the quiesce, which takes some agent questions but holds nothing yet. With a wish for crash
-// consistency it starts nothing and leaves the guest alone. A guest that can not be quiesced is no error: see Outcome. An error is
-// ctx's. Call Close in the end.
+// Start starts a guard and prepares the quiesce, which takes some agent questions but holds nothing
+// yet. With a wish for crash consistency it starts nothing and leaves the guest alone. A guest that
+// can not be quiesced is no error: see Outcome. An error is ctx's. Call Close in the end.
 func (g Guard) Start(ctx context.Context, spec GuardSpec) (*Held, error) {
 	if g.StateDir == "" {
 		g.StateDir = StateDir()
@@ -81,7 +83,8 @@ func (h *Held) spawn() error {
 	}
 	h.cmd.Env = append(os.Environ(), h.guard.Env...)
 	h.cmd.Stderr = &h.stderr
-	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // signals to our terminal and process group are not for the guard
+	// signals to our terminal and process group are not for the guard
+	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := h.cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -99,7 +102,8 @@ func (h *Held) spawn() error {
 	return nil
 }
 
-// listen takes in what the guard says, until it ends; then it sees to the guest if the guard has not.
+// listen takes in what the guard says, until it ends; then it sees to the guest if the guard has
+// not.
 func (h *Held) listen(out io.Reader) {
 	dec := json.NewDecoder(out)
 	for {
@@ -140,7 +144,8 @@ func (h *Held) note(r reply) {
 	}
 }
 
-// rescue releases the guest from this process; first while others wait for it, then as long as a guard would have tried.
+// rescue releases the guest from this process; first while others wait for it, then as long as a
+// guard would have tried.
 func (h *Held) rescue() {
 	limits := h.spec.Limits.withDefaults(true)
 	err := h.thawDirectly(limits.Thaw)
@@ -161,12 +166,13 @@ func (h *Held) thawDirectly(limit time.Duration) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	_, err := ThawLeftover(ctx, newAttempt(h.spec, h.guard.StateDir, h.guard.Open).open, h.guard.StateDir, h.spec.Machine)
+	_, err := ThawLeftover(ctx, newAttempt(h.spec, h.guard.StateDir, h.guard.Open).open, h.guard.StateDir,
+		h.spec.Machine)
 	return err
 }
 
-// Quiesce asks the guest to hold its writes, and returns when it does, or can not: Outcome then says why. An error is ctx's, and then the
-// guest is released.
+// Quiesce asks the guest to hold its writes, and returns when it does, or can not: Outcome then
+// says why. An error is ctx's, and then the guest is released.
 func (h *Held) Quiesce(ctx context.Context) error {
 	if h.isOver() {
 		return nil
@@ -180,8 +186,9 @@ func (h *Held) Quiesce(ctx context.Context) error {
 	return nil
 }
 
-// Thaw releases the guest, now that the instant was taken, and returns when that is certain, or when it took too long, and the guard
-// goes on trying: Outcome then says so. It is harmless without Quiesce before. An error is ctx's; the guest is released nevertheless.
+// Thaw releases the guest, now that the instant was taken, and returns when that is certain, or
+// when it took too long, and the guard goes on trying: Outcome then says so. It is harmless without
+// Quiesce before. An error is ctx's; the guest is released nevertheless.
 func (h *Held) Thaw(ctx context.Context) error {
 	if h.isOver() {
 		return nil
@@ -195,22 +202,24 @@ func (h *Held) Thaw(ctx context.Context) error {
 	return nil
 }
 
-// Outcome says what came of the quiesce. Between Quiesce and Thaw it is what the guest promised, after Thaw what it kept.
+// Outcome says what came of the quiesce. Between Quiesce and Thaw it is what the guest promised,
+// after Thaw what it kept.
 func (h *Held) Outcome() Outcome {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.out
 }
 
-// Guest returns what the guest agent said of the system inside, or nil if it was not asked or did not say.
+// Guest returns what the guest agent said of the system inside, or nil if it was not asked or did
+// not say.
 func (h *Held) Guest() *point.GuestReport {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.guest
 }
 
-// Close lets the guard go. If the guest is still held it is released, and Close waits for that, but not for a guard whose guest is stuck: that
-// outlives us.
+// Close lets the guard go. If the guest is still held it is released, and Close waits for that, but
+// not for a guard whose guest is stuck: that outlives us.
 func (h *Held) Close() error {
 	if h.in == nil {
 		return nil

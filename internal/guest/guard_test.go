@@ -141,7 +141,8 @@ func startParent(t *testing.T, socket, stateDir, mode string) *parent {
 	return p
 }
 
-// threads returns the states of the threads of a process, such as S, T or Z. A process holds its files until its last thread is gone.
+// threads returns the states of the threads of a process, such as S, T or Z. A process holds its
+// files until its last thread is gone.
 func threads(pid int) string {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	states := ""
@@ -221,7 +222,8 @@ func TestGuardStoppedWhileTheGuestIsHeld(t *testing.T) {
 	if err := h.Thaw(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if out := h.Outcome(); out.Level != point.Crash || !strings.Contains(out.Reason, "died") || !g.Thawed() || !noNote(dir)() {
+	if out := h.Outcome(); out.Level != point.Crash || !strings.Contains(out.Reason, "died") || !g.Thawed() ||
+		!noNote(dir)() {
 		t.Errorf("got %+v, thawed %v", out, g.Thawed())
 	}
 }
@@ -333,7 +335,8 @@ func TestCloseThaws(t *testing.T) {
 
 func TestCloseWithoutQuiesce(t *testing.T) {
 	g := plain()
-	h, err := testGuard(t.TempDir()).Start(t.Context(), GuardSpec{Machine: "m", Agent: serve(t, g), Want: point.Filesystem})
+	h, err := testGuard(t.TempDir()).Start(t.Context(),
+		GuardSpec{Machine: "m", Agent: serve(t, g), Want: point.Filesystem})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,7 +351,8 @@ func TestCloseWithoutQuiesce(t *testing.T) {
 
 func TestQuiesceIsCancelled(t *testing.T) {
 	g := faulty(plain(), "guest-fsfreeze-freeze", guesttest.Fault{Kind: guesttest.Mute})
-	h, err := testGuard(t.TempDir()).Start(t.Context(), GuardSpec{Machine: "m", Agent: serve(t, g), Want: point.Filesystem})
+	h, err := testGuard(t.TempDir()).Start(t.Context(),
+		GuardSpec{Machine: "m", Agent: serve(t, g), Want: point.Filesystem})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +383,8 @@ func TestCrashLeavesTheGuestAlone(t *testing.T) {
 }
 
 func TestMachineWithoutAgent(t *testing.T) {
-	h := quiesced(t, testGuard(t.TempDir()), GuardSpec{Machine: "m", Agent: filepath.Join(shortDir(t), "qga"), Want: point.Application})
+	h := quiesced(t, testGuard(t.TempDir()),
+		GuardSpec{Machine: "m", Agent: filepath.Join(shortDir(t), "qga"), Want: point.Application})
 	if out := h.Outcome(); out.Level != point.Crash || !strings.Contains(out.Reason, "no guest agent") {
 		t.Errorf("got %+v", out)
 	}

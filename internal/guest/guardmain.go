@@ -53,10 +53,12 @@ const (
 // OpenAgent opens the agent that a [GuardSpec] names.
 type OpenAgent func(ctx context.Context, agent string) (hypervisor.Agent, error)
 
-// GuardMain is the guard process: it takes requests from in and answers on out. The guest is released when it is told to, when in ends, which
-// is when the process that wanted the point is dead, when the time to hold is over, which it also is if that process was stopped, when
-// ctx ends, and on SIGTERM. It returns when the guest is released or could not be within Limits.Retry; then the note stays for
-// [ThawLeftover]. It ignores SIGINT, SIGHUP and SIGPIPE for the whole process, for a guard must outlive its terminal and its parent.
+// GuardMain is the guard process: it takes requests from in and answers on out. The guest is
+// released when it is told to, when in ends, which is when the process that wanted the point is
+// dead, when the time to hold is over, which it also is if that process was stopped, when ctx ends,
+// and on SIGTERM. It returns when the guest is released or could not be within Limits.Retry; then
+// the note stays for [ThawLeftover]. It ignores SIGINT, SIGHUP and SIGPIPE for the whole process,
+// for a guard must outlive its terminal and its parent.
 func GuardMain(ctx context.Context, in io.Reader, out io.Writer, open OpenAgent) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
@@ -125,7 +127,8 @@ func (a *attempt) run(alive context.Context, requests <-chan string, say func(re
 	return err
 }
 
-// awaitQuiesce returns whether the guest is to be held. Until it is, others may want to talk to the agent, whose socket takes one client.
+// awaitQuiesce returns whether the guest is to be held. Until it is, others may want to talk to the
+// agent, whose socket takes one client.
 func (a *attempt) awaitQuiesce(alive context.Context, requests <-chan string) bool {
 	idle := time.After(idleTime)
 	for {
@@ -140,7 +143,8 @@ func (a *attempt) awaitQuiesce(alive context.Context, requests <-chan string) bo
 	}
 }
 
-// awaitThaw returns when the guest must be released, and settles the level if that is not because the instant was taken.
+// awaitThaw returns when the guest must be released, and settles the level if that is not because
+// the instant was taken.
 func (a *attempt) awaitThaw(alive context.Context, requests <-chan string, timeUp <-chan time.Time) {
 	select {
 	case <-timeUp:

@@ -25,15 +25,17 @@ type hooks struct {
 	Why    string // what makes us think so, or why they do not count
 }
 
-// findHooks looks for evidence that hooks run at a freeze, through the agent itself: its own command line (it is the agent that reads
-// /proc/self), its configuration, and the hook that these name. Whatever can not be found out counts as no hooks.
+// findHooks looks for evidence that hooks run at a freeze, through the agent itself: its own
+// command line (it is the agent that reads /proc/self), its configuration, and the hook that these
+// name. Whatever can not be found out counts as no hooks.
 func findHooks(ctx context.Context, l *line) hooks {
 	ctx, cancel := context.WithTimeout(ctx, evidenceTime)
 	defer cancel()
 	hook, err := hookPath(ctx, l)
 	switch {
 	case disabled(err):
-		return hooks{Why: "whether hooks of applications ran is not known, as the guest agent does not let files be read (guest-file-open)"}
+		return hooks{Why: "whether hooks of applications ran is not known, as the guest agent does not let files be " +
+			"read (guest-file-open)"}
 	case err != nil:
 		return hooks{Why: fmt.Sprintf("whether hooks of applications ran is not known: %v", err)}
 	case hook == "":
@@ -45,14 +47,16 @@ func findHooks(ctx context.Context, l *line) hooks {
 	}
 	switch text := string(script); {
 	case ignoresFailures(text):
-		return hooks{Why: fmt.Sprintf("the hook dispatcher %s ignores hooks that fail, so whether they succeeded is not known", hook)}
+		return hooks{Why: fmt.Sprintf("the hook dispatcher %s ignores hooks that fail, so whether they succeeded is "+
+			"not known", hook)}
 	case strings.Contains(text, hookDir):
 		return dispatched(ctx, l, hook, text)
 	}
 	return hooks{Active: true, Why: fmt.Sprintf("the hook %s succeeded", hook)}
 }
 
-// dispatched says what a dispatcher runs that stops the quiesce when a hook fails, as ours does: the executable files of a directory.
+// dispatched says what a dispatcher runs that stops the quiesce when a hook fails, as ours does:
+// the executable files of a directory.
 func dispatched(ctx context.Context, l *line, hook, script string) hooks {
 	dir := path.Join(path.Dir(hook), hookDir)
 	if strings.Contains(script, hookDirEnv) {
@@ -65,7 +69,8 @@ func dispatched(ctx context.Context, l *line, hook, script string) hooks {
 	names, err := l.executables(ctx, dir)
 	switch {
 	case disabled(err):
-		return hooks{Why: fmt.Sprintf("whether there are hooks in %s is not known, as the guest agent does not let programs run (guest-exec)", dir)}
+		return hooks{Why: fmt.Sprintf("whether there are hooks in %s is not known, as the guest agent does not let "+
+			"programs run (guest-exec)", dir)}
 	case err != nil:
 		return hooks{Why: fmt.Sprintf("whether there are hooks in %s is not known: %v", dir, err)}
 	case len(names) == 0:
@@ -101,7 +106,8 @@ func hookPath(ctx context.Context, l *line) (string, error) {
 	return parseConfig(string(text)), err
 }
 
-// parseCommandLine finds the hook and the configuration file in the agent's arguments, which getopt_long reads.
+// parseCommandLine finds the hook and the configuration file in the agent's arguments, which
+// getopt_long reads.
 func parseCommandLine(args []string) (hook, config string) {
 	config = defaultConfig
 	for i, arg := range args {
@@ -177,8 +183,8 @@ func parseConfig(text string) string {
 	return ""
 }
 
-// ignoresFailures reports whether a hook is the dispatcher that QEMU ships, or one of its kind: it runs what is in a directory, and ends
-// with success whatever that did.
+// ignoresFailures reports whether a hook is the dispatcher that QEMU ships, or one of its kind: it
+// runs what is in a directory, and ends with success whatever that did.
 func ignoresFailures(script string) bool {
 	var code []string
 	for line := range strings.Lines(script) {
@@ -193,7 +199,8 @@ func ignoresFailures(script string) bool {
 		return false
 	}
 	for _, line := range code {
-		if i := strings.Index(line, "exit "); i >= 0 && !strings.HasPrefix(line[i:], "exit 0") || strings.HasPrefix(line, "set -e") {
+		if i := strings.Index(line, "exit "); i >= 0 && !strings.HasPrefix(line[i:], "exit 0") ||
+			strings.HasPrefix(line, "set -e") {
 			return false
 		}
 	}
@@ -226,7 +233,8 @@ func (l *line) readFile(ctx context.Context, name string) ([]byte, error) {
 	return data, nil
 }
 
-// executables returns the names of the programs in a directory of the guest that a dispatcher would run.
+// executables returns the names of the programs in a directory of the guest that a dispatcher would
+// run.
 func (l *line) executables(ctx context.Context, dir string) ([]string, error) {
 	out, err := l.run(ctx, "find", "-L", dir, "-maxdepth", "1", "-type", "f", "-perm", "/111")
 	if err != nil {
@@ -242,7 +250,8 @@ func (l *line) executables(ctx context.Context, dir string) ([]string, error) {
 }
 
 func ignoredName(name string) bool {
-	for _, end := range []string{"~", ".bak", ".bk", ".sample", ".dpkg-old", ".dpkg-dist", ".dpkg-new", ".rpmsave", ".rpmnew", ".rpmorig"} {
+	for _, end := range []string{"~", ".bak", ".bk", ".sample", ".dpkg-old", ".dpkg-dist", ".dpkg-new", ".rpmsave",
+		".rpmnew", ".rpmorig"} {
 		if strings.HasSuffix(name, end) {
 			return true
 		}
@@ -255,7 +264,8 @@ func (l *line) run(ctx context.Context, program string, args ...string) (string,
 	var started struct {
 		PID int64 `json:"pid"`
 	}
-	err := l.ask(ctx, answerTime, "guest-exec", map[string]any{"path": program, "arg": args, "capture-output": true}, &started)
+	err := l.ask(ctx, answerTime, "guest-exec", map[string]any{"path": program, "arg": args, "capture-output": true},
+		&started)
 	if err != nil {
 		return "", err
 	}

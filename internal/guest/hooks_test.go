@@ -15,7 +15,8 @@ func TestCommandLineOfAgent(t *testing.T) {
 		{"qemu-ga --fsfreeze-hook", defaultHook, defaultConfig},
 		{"qemu-ga --fsfreeze-hook=/opt/hook", "/opt/hook", defaultConfig},
 		{"qemu-ga --fsfreeze", defaultHook, defaultConfig},
-		{"qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run -d -F/etc/hook -l /run/qga.log", "/etc/hook", defaultConfig},
+		{"qemu-ga -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run -d -F/etc/hook -l /run/qga.log",
+			"/etc/hook", defaultConfig},
 		{"qemu-ga -dvF/etc/hook", "/etc/hook", defaultConfig},
 		{"qemu-ga -p -F", "", defaultConfig}, // the value of -p
 		{"qemu-ga -t/run/F", "", defaultConfig},

@@ -14,7 +14,8 @@ const (
 	socketConnected  = "03"
 )
 
-// notAccepted reports whether nc waits behind another client of a server that accepts one at a time, as QEMU does.
+// notAccepted reports whether nc waits behind another client of a server that accepts one at a
+// time, as QEMU does.
 func notAccepted(nc net.Conn) bool {
 	addr := nc.RemoteAddr()
 	if addr == nil || addr.String() == "" {
@@ -36,7 +37,8 @@ func socketStates(path string) map[string]bool {
 	return parseSocketStates(f, path)
 }
 
-// parseSocketStates returns which states the sockets bound to path are in. Lines are: Num RefCount Protocol Flags Type St Inode Path.
+// parseSocketStates returns which states the sockets bound to path are in. Lines are: Num RefCount
+// Protocol Flags Type St Inode Path.
 func parseSocketStates(r io.Reader, path string) map[string]bool {
 	states := make(map[string]bool)
 	for sc := bufio.NewScanner(r); sc.Scan(); {

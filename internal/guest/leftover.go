@@ -21,8 +21,9 @@ var ErrHeldByUs = errors.New("another holdfast is quiescing this guest")
 // StateEnv names the environment variable for the directory of state files.
 const StateEnv = "HOLDFAST_STATE"
 
-// StateDir returns where it is noted which guests are held: $HOLDFAST_STATE, or /run/holdfast, or for who is not root a directory of their
-// own. It must not survive a reboot of the host: held guests do not either.
+// StateDir returns where it is noted which guests are held: $HOLDFAST_STATE, or /run/holdfast, or
+// for who is not root a directory of their own. It must not survive a reboot of the host: held
+// guests do not either.
 func StateDir() string {
 	if dir := os.Getenv(StateEnv); dir != "" {
 		return dir
@@ -43,8 +44,8 @@ type Leftover struct {
 	Since   time.Time `json:"since"`
 }
 
-// claim is the note that a guest may be held. The file is locked as long as the process lives that holds the guest, so that a live guard can be
-// told from a dead one.
+// claim is the note that a guest may be held. The file is locked as long as the process lives that
+// holds the guest, so that a live guard can be told from a dead one.
 type claim struct {
 	f *os.File
 }
@@ -82,7 +83,8 @@ func newClaim(dir string, l Leftover) (*claim, error) {
 	return &claim{f: f}, nil
 }
 
-// openClaim takes over the note of a dead process. It returns ErrHeldByUs if that process lives, and fs.ErrNotExist if there is no note.
+// openClaim takes over the note of a dead process. It returns ErrHeldByUs if that process lives,
+// and fs.ErrNotExist if there is no note.
 func openClaim(path string) (*claim, Leftover, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -122,7 +124,8 @@ func (c *claim) remove(path string) error {
 	return nil
 }
 
-// Leftovers returns the guests that dead processes have left held, as far as is known. Guests that a live guard holds are not among them.
+// Leftovers returns the guests that dead processes have left held, as far as is known. Guests that
+// a live guard holds are not among them.
 func Leftovers(stateDir string) ([]Leftover, error) {
 	files, err := filepath.Glob(filepath.Join(stateDir, "*.held"))
 	if err != nil {
@@ -145,8 +148,9 @@ func Leftovers(stateDir string) ([]Leftover, error) {
 	return all, nil
 }
 
-// ThawLeftover releases a guest that a process of ours held when it died. It reports whether the guest had to be released. The agent is
-// not opened if nothing is noted of the machine, and a guest that a live guard holds is left to it. On error the note stays.
+// ThawLeftover releases a guest that a process of ours held when it died. It reports whether the
+// guest had to be released. The agent is not opened if nothing is noted of the machine, and a guest
+// that a live guard holds is left to it. On error the note stays.
 func ThawLeftover(ctx context.Context, open Opener, stateDir, machine string) (bool, error) {
 	path := claimFile(stateDir, machine)
 	c, _, err := openClaim(path)

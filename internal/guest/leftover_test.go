@@ -53,10 +53,14 @@ func TestThawLeftover(t *testing.T) {
 	}{
 		{"held", plain(), true, true},
 		{"thawed meanwhile", plain(), false, false},
-		{"the first thaw is lost", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Ignore}), true, true},
-		{"the channel closes", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Hangup}), true, true},
+		{"the first thaw is lost", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Ignore}),
+			true, true},
+		{"the channel closes", faulty(plain(), "guest-fsfreeze-thaw", guesttest.Fault{Kind: guesttest.Hangup}), true,
+			true},
 		{"noise", faulty(plain(), "guest-fsfreeze-status", guesttest.Fault{Kind: guesttest.Junk}), true, true},
-		{"a hook fails", with(plain(), func(g *guesttest.Guest) { g.ThawFails = "fsfreeze hook has failed with status 1" }), true, true},
+		{"a hook fails", with(plain(), func(g *guesttest.Guest) {
+			g.ThawFails = "fsfreeze hook has failed with status 1"
+		}), true, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -100,7 +104,8 @@ func TestLeftoverThatDoesNotAnswerStaysNoted(t *testing.T) {
 		leave(t, dir)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if did, err := ThawLeftover(ctx, bubbleOpener(g), dir, "m"); did || !errors.Is(err, ErrSilent) || !errors.Is(err, context.DeadlineExceeded) {
+		if did, err := ThawLeftover(ctx, bubbleOpener(g), dir, "m"); did || !errors.Is(err, ErrSilent) ||
+			!errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("ThawLeftover() = %v, %v", did, err)
 		}
 		g.Revive(false)

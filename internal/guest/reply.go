@@ -8,7 +8,8 @@ import (
 	"fmt"
 )
 
-// readLine returns the next line that is not blank, without its end. A line of more than limit bytes is ErrProtocol.
+// readLine returns the next line that is not blank, without its end. A line of more than limit
+// bytes is ErrProtocol.
 func readLine(r *bufio.Reader, limit int) ([]byte, error) {
 	var line []byte
 	for {
@@ -29,8 +30,8 @@ func readLine(r *bufio.Reader, limit int) ([]byte, error) {
 	}
 }
 
-// awaitSync reads until the answer to the sync with the number id, however much comes before it. It is a line that begins after the
-// last delimiter byte; older syncs may be answered first.
+// awaitSync reads until the answer to the sync with the number id, however much comes before it. It
+// is a line that begins after the last delimiter byte; older syncs may be answered first.
 func awaitSync(r *bufio.Reader, id int64) error {
 	var line []byte
 	begun := false
@@ -58,7 +59,8 @@ func answersSync(line []byte, id int64) bool {
 	return err == nil && json.Unmarshal(result, &got) == nil && got == id
 }
 
-// parseReply returns the result in an answer, an [*Error] if that is what the agent answered, or ErrProtocol.
+// parseReply returns the result in an answer, an [*Error] if that is what the agent answered, or
+// ErrProtocol.
 func parseReply(line []byte) (json.RawMessage, error) {
 	line = bytes.TrimLeft(line, "\xff")
 	var reply struct {

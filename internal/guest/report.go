@@ -42,8 +42,8 @@ type osInfo struct {
 // windows is the ID that the agent gives to every Windows.
 const windows = "mswindows"
 
-// Report asks the agent what runs inside the machine. Each part is optional; it takes two seconds at most. The error says why not even one
-// question was answered.
+// Report asks the agent what runs inside the machine. Each part is optional; it takes two seconds
+// at most. The error says why not even one question was answered.
 func Report(ctx context.Context, agent hypervisor.Agent) (*point.GuestReport, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTime)
 	defer cancel()

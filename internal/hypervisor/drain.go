@@ -15,9 +15,10 @@ const (
 // ErrNotDrained reports that something was left to copy of a machine that stands still.
 var ErrNotDrained = errors.New("the copies did not come to their end")
 
-// Drain waits until the copies of a machine that stands still have nothing left to copy, so that completing them needs nothing of the export any
-// more, which may end at any moment. Copies that do not run are left alone. It returns the error that a copy met, or [ErrNotDrained], which it
-// does at once for a copy that is not Ready. The machine is the caller's to continue.
+// Drain waits until the copies of a machine that stands still have nothing left to copy, so that
+// completing them needs nothing of the export any more, which may end at any moment. Copies that do
+// not run are left alone. It returns the error that a copy met, or [ErrNotDrained], which it does
+// at once for a copy that is not Ready. The machine is the caller's to continue.
 func Drain(ctx context.Context, h Hydrator, m Machine, targets []HydrationTarget) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, drainTime, ErrNotDrained)
 	defer cancel()

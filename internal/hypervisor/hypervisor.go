@@ -1,4 +1,5 @@
-// Package hypervisor says what Holdfast needs of a host: which machines it runs, what they are made of, and the life cycle of one.
+// Package hypervisor says what Holdfast needs of a host: which machines it runs, what they are made
+// of, and the life cycle of one.
 //
 // Its children speak to real hypervisors: libvirt to libvirtd, qemu to plain QEMU processes.
 package hypervisor
@@ -18,9 +19,11 @@ var (
 	ErrAmbiguous = errors.New("several machines have this name")
 	// ErrExists reports that a machine or file of that name exists and was left alone.
 	ErrExists = errors.New("exists already")
-	// ErrUnreachable reports that a host could not be asked: nobody listens, permission is missing, or it does not answer.
+	// ErrUnreachable reports that a host could not be asked: nobody listens, permission is missing,
+	// or it does not answer.
 	ErrUnreachable = errors.New("the host can not be asked")
-	// ErrNoRoom reports that the copy of a disk stands still because its target's file system is full. It goes on with Hydrate.
+	// ErrNoRoom reports that the copy of a disk stands still because its target's file system is
+	// full. It goes on with Hydrate.
 	ErrNoRoom = errors.New("no space is left for the copy")
 	// ErrNoAgent reports that the machine has no guest agent channel, or nothing answers on it.
 	ErrNoAgent = errors.New("no guest agent")
@@ -67,8 +70,8 @@ type Disk struct {
 
 // Agent talks to the guest agent of one machine.
 type Agent interface {
-	// Command runs one guest agent command and returns its "return" value as JSON. An error the guest answered is a *guest.Error;
-	// no answer before ctx ends is ctx's error.
+	// Command runs one guest agent command and returns its "return" value as JSON. An error the
+	// guest answered is a *guest.Error; no answer before ctx ends is ctx's error.
 	Command(ctx context.Context, name string, args any) ([]byte, error)
 	io.Closer
 }
@@ -84,15 +87,18 @@ type Rebuild struct {
 	StorageDir   string            // where further files of the machine (start script, sockets) go
 	Networks     map[string]string // old network or bridge → new
 	Start        bool
-	// Backing holds, by disk name, the NBD URI (nbd+unix:///EXPORT?socket=PATH) of the export that the image in Disks, a qcow2 overlay, stands
-	// on. Such disks stop the machine on an I/O error instead of telling the guest, so that it continues when the export is back.
+	// Backing holds, by disk name, the NBD URI (nbd+unix:///EXPORT?socket=PATH) of the export that
+	// the image in Disks, a qcow2 overlay, stands on. Such disks stop the machine on an I/O error
+	// instead of telling the guest, so that it continues when the export is back.
 	Backing map[string]string
 	// UUID is that of a machine with an identity of its own; "" means a random one.
 	UUID string
-	// Held makes Start load the machine but not run its first instruction; the host's Release, where it has one, does.
+	// Held makes Start load the machine but not run its first instruction; the host's Release,
+	// where it has one, does.
 	Held bool
-	// Isolated leaves the machine no way out: its network cards are there, with their addresses, but connected to nothing; shared folders, host devices
-	// and ports that listen for or connect to others are left out. The guest agent's channel stays.
+	// Isolated leaves the machine no way out: its network cards are there, with their addresses,
+	// but connected to nothing; shared folders, host devices and ports that listen for or connect
+	// to others are left out. The guest agent's channel stays.
 	Isolated bool
 }
 
@@ -111,11 +117,11 @@ type Host interface {
 	URI() string
 	// Machines lists all machines with their disks.
 	Machines(ctx context.Context) ([]Machine, error)
-	// Define builds a machine from a point whose disks and files have been written, and starts it if asked. It refuses a name that
-	// exists with ErrExists, before it changes anything.
+	// Define builds a machine from a point whose disks and files have been written, and starts it
+	// if asked. It refuses a name that exists with ErrExists, before it changes anything.
 	Define(ctx context.Context, r Rebuild) (Rebuilt, error)
-	// Describe returns what must be stored to build the machine again, and the small files that belong to it (paths on this
-	// host, Root empty).
+	// Describe returns what must be stored to build the machine again, and the small files that
+	// belong to it (paths on this host, Root empty).
 	Describe(ctx context.Context, m Machine) (point.Definition, []point.File, []string, error)
 	// OpenAgent opens the machine's guest agent, or returns ErrNoAgent.
 	OpenAgent(ctx context.Context, m Machine) (Agent, error)
@@ -124,8 +130,9 @@ type Host interface {
 
 // Remover is a host that can get rid of a machine.
 type Remover interface {
-	// Remove stops the machine at once, without asking the guest, and forgets its definition. Images and other files stay, a plain QEMU's
-	// start script among them. A machine that is not there is [ErrNoMachine].
+	// Remove stops the machine at once, without asking the guest, and forgets its definition.
+	// Images and other files stay, a plain QEMU's start script among them. A machine that is not
+	// there is [ErrNoMachine].
 	Remove(ctx context.Context, m Machine) error
 }
 
@@ -135,33 +142,40 @@ type Screen interface {
 	Screenshot(ctx context.Context, m Machine) ([]byte, error)
 }
 
-// OverlaySuffix ends the name of the overlay that a machine runs on until the image of that name without it holds all of the disk.
+// OverlaySuffix ends the name of the overlay that a machine runs on until the image of that name
+// without it holds all of the disk.
 const OverlaySuffix = ".overlay"
 
 // StillRate is the rate of a copy that stands still, in bytes a second.
 const StillRate = 1
 
-// Hydrator is a host that can move a machine's disks from overlays over an export to local images that depend on nothing.
+// Hydrator is a host that can move a machine's disks from overlays over an export to local images
+// that depend on nothing.
 //
-// A disk's overlay holds all that the guest has written until FinishHydration, and the machine's definition names it until then. While
-// FinishHydration changes one for the other the machine stands still and both hold the same, durably, so that whichever the definition names after a
+// A disk's overlay holds all that the guest has written until FinishHydration, and the machine's
+// definition names it until then. While FinishHydration changes one for the other the machine
+// stands still and both hold the same, durably, so that whichever the definition names after a
 // crash is right.
 type Hydrator interface {
-	// Hydrate starts the copy of a disk of a running machine to its target, a new image, and returns. Where such a copy runs it lets it go on
-	// after an error; where the machine is on the target already it does nothing. rate is in bytes a second, 0 means no limit.
+	// Hydrate starts the copy of a disk of a running machine to its target, a new image, and
+	// returns. Where such a copy runs it lets it go on after an error; where the machine is on the
+	// target already it does nothing. rate is in bytes a second, 0 means no limit.
 	Hydrate(ctx context.Context, m Machine, t HydrationTarget, rate int64) error
 	// Hydration says how the copy stands.
 	Hydration(ctx context.Context, m Machine, t HydrationTarget) (Hydration, error)
 	// HydrationRate changes the limit of a copy that runs, in bytes a second; 0 means no limit.
 	HydrationRate(ctx context.Context, m Machine, t HydrationTarget, rate int64) error
-	// FinishHydration makes the targets the machine's disks, now and in its definition, durably. Their copies must be Ready. The machine stands
-	// still meanwhile, for less than a minute. Called again after a crash, or after an error, it does what is left. A copy that fails in the end leaves its disk
-	// on the overlay, and is an error. A machine that is off unexpectedly is [ErrOff], and nothing was changed. After [ErrStandsStill] the machine has
-	// not gone on; after other errors it has, unless it was to stay paused.
+	// FinishHydration makes the targets the machine's disks, now and in its definition, durably.
+	// Their copies must be Ready. The machine stands still meanwhile, for less than a minute.
+	// Called again after a crash, or after an error, it does what is left. A copy that fails in the
+	// end leaves its disk on the overlay, and is an error. A machine that is off unexpectedly is
+	// [ErrOff], and nothing was changed. After [ErrStandsStill] the machine has not gone on; after
+	// other errors it has, unless it was to stay paused.
 	FinishHydration(ctx context.Context, m Machine, s Settlement) error
 	// Settled returns the disks whose targets are in the machine's definition.
 	Settled(ctx context.Context, m Machine, s Settlement) (map[string]bool, error)
-	// Continue lets a machine go on that stopped on an I/O error. One that stands still for another reason is left alone, and reported as paused.
+	// Continue lets a machine go on that stopped on an I/O error. One that stands still for another
+	// reason is left alone, and reported as paused.
 	Continue(ctx context.Context, m Machine) (paused bool, err error)
 	// Start boots a machine of Define that is off. storageDir is that of its Rebuild.
 	Start(ctx context.Context, m Machine, storageDir string) error
@@ -183,16 +197,18 @@ type Settlement struct {
 	Targets    []HydrationTarget
 	StorageDir string // as in the machine's Rebuild; "" for disks that were attached to a machine of somebody else's
 	StayPaused bool   // the machine stood still before it began, and is to go on standing still
-	// Off says that the machine is off and that the targets hold all that was written: only its definition is changed, and a machine that runs
-	// is an error.
+	// Off says that the machine is off and that the targets hold all that was written: only its
+	// definition is changed, and a machine that runs is an error.
 	Off bool
 }
 
 var (
-	// ErrOff reports that a machine was found to be off, so that what its targets lack is known to nobody.
+	// ErrOff reports that a machine was found to be off, so that what its targets lack is known to
+	// nobody.
 	ErrOff = errors.New("the machine is off")
-	// ErrStandsStill reports that a machine was stopped for the move to its local disks and has not gone on: what its guest would write now might be
-	// lost if it died. Finishing the move lets it go on.
+	// ErrStandsStill reports that a machine was stopped for the move to its local disks and has not
+	// gone on: what its guest would write now might be lost if it died. Finishing the move lets it
+	// go on.
 	ErrStandsStill = errors.New("the machine stands still in the middle of its move")
 )
 

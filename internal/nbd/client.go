@@ -137,7 +137,8 @@ func (c *Client) HasContext(name string) bool {
 	return ok
 }
 
-// Close says goodbye and closes the connection. Requests under way end with ErrClosed. Closing twice is harmless.
+// Close says goodbye and closes the connection. Requests under way end with ErrClosed. Closing
+// twice is harmless.
 func (c *Client) Close() error {
 	select {
 	case c.sending <- struct{}{}:
@@ -210,7 +211,8 @@ func (c *Client) do(ctx context.Context, r *request) error {
 		}
 		return nil
 	case <-timer.C:
-		err := fmt.Errorf("%w: %s of %d bytes at %d took longer than %v", ErrTimeout, cmdNames[r.cmd], r.len, r.off, c.timeout)
+		err := fmt.Errorf("%w: %s of %d bytes at %d took longer than %v", ErrTimeout, cmdNames[r.cmd], r.len, r.off,
+			c.timeout)
 		c.fail(err)
 	case <-ctx.Done():
 		c.abandon(r)
@@ -300,7 +302,8 @@ func (c *Client) encode(r *request) []byte {
 	return b
 }
 
-// write writes all of b, or leaves the connection unusable. When ctx ends it has a moment left: a request cut in half ends them all.
+// write writes all of b, or leaves the connection unusable. When ctx ends it has a moment left: a
+// request cut in half ends them all.
 func (c *Client) write(ctx context.Context, b net.Buffers) error {
 	c.conn.SetWriteDeadline(time.Now().Add(c.timeout))
 	done := make(chan struct{})

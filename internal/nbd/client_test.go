@@ -28,7 +28,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const mib = 1 << 20
 
-// server is a real NBD server. It was given a socket that listens already, so that there is nothing to wait for.
+// server is a real NBD server. It was given a socket that listens already, so that there is nothing
+// to wait for.
 type server struct {
 	socket string
 	cmd    *exec.Cmd
@@ -78,7 +79,8 @@ func (s *server) dial(t testing.TB, o nbd.Options) *nbd.Client {
 	t.Helper()
 	o.Network, o.Address = "unix", s.socket
 	c, err := nbd.Dial(t.Context(), o)
-	for end := time.Now().Add(2 * time.Minute); errors.Is(err, nbd.ErrTimeout) && time.Now().Before(end); { // the handshake is held to a short RequestTimeout too
+	// the handshake is held to a short RequestTimeout too
+	for end := time.Now().Add(2 * time.Minute); errors.Is(err, nbd.ErrTimeout) && time.Now().Before(end); {
 		c, err = nbd.Dial(t.Context(), o)
 	}
 	if err != nil {
@@ -101,9 +103,10 @@ func TestParallelWritesAndReads(t *testing.T) {
 	want := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(want)
 	for name, s := range map[string]*server{
-		"nbdkit":                  nbdkit(t, "file", disk),
-		"nbdkit simple replies":   nbdkit(t, "--no-sr", "memory", fmt.Sprint(size)),
-		"nbdkit blocks of 4 KiB":  nbdkit(t, "--filter=blocksize-policy", "memory", fmt.Sprint(size), "blocksize-minimum=4096", "blocksize-maximum=64k"),
+		"nbdkit":                nbdkit(t, "file", disk),
+		"nbdkit simple replies": nbdkit(t, "--no-sr", "memory", fmt.Sprint(size)),
+		"nbdkit blocks of 4 KiB": nbdkit(t, "--filter=blocksize-policy", "memory", fmt.Sprint(size),
+			"blocksize-minimum=4096", "blocksize-maximum=64k"),
 		"nbdkit answers shuffled": nbdkit(t, "--filter=delay", "memory", fmt.Sprint(size), "delay-read=3ms"),
 		"qemu-nbd":                start(t, "qemu-nbd", "-t", "-e", "0", "-f", "raw", disk),
 	} {
@@ -129,7 +132,8 @@ func TestParallelWritesAndReads(t *testing.T) {
 					off := rand.IntN(size)
 					got := make([]byte, rand.IntN(3*mib))
 					n, err := c.ReadAt(got, int64(off))
-					if n != min(len(got), size-off) || (err == io.EOF) != (n < len(got)) || !bytes.Equal(got[:n], want[off:off+n]) {
+					if n != min(len(got), size-off) || (err == io.EOF) != (n < len(got)) ||
+						!bytes.Equal(got[:n], want[off:off+n]) {
 						t.Errorf("read of %d bytes at %d: %d, %v, or bytes differ", len(got), off, n, err)
 					}
 				})
@@ -143,7 +147,8 @@ func TestParallelWritesAndReads(t *testing.T) {
 	}
 }
 
-// A read longer than the server's limit is split; one that begins or ends within a block is widened.
+// A read longer than the server's limit is split; one that begins or ends within a block is
+// widened.
 func TestReadSplits(t *testing.T) {
 	s := nbdkit(t, "--filter=blocksize-policy", "pattern", "size=64M",
 		"blocksize-minimum=64k", "blocksize-preferred=64k", "blocksize-maximum=1M", "blocksize-error-policy=error")
@@ -227,9 +232,11 @@ func TestBlockStatusIsNbdinfos(t *testing.T) {
 		server   *server
 		contexts []string
 	}{
-		"sparse random": {nbdkit(t, "sparse-random", "20G", "seed=3", "runlength=10485760"), []string{"base:allocation"}},
+		"sparse random": {nbdkit(t, "sparse-random", "20G", "seed=3", "runlength=10485760"),
+			[]string{"base:allocation"}},
 		"nbdkit memory": {nbdkit(t, "memory", "1M"), []string{"base:allocation"}},
-		"qcow2 with bitmaps": {start(t, "qemu-nbd", "-t", "-e", "0", "-r", "-A", "-f", "qcow2", "-B", "b0", "-B", "b1", image),
+		"qcow2 with bitmaps": {start(t, "qemu-nbd", "-t", "-e", "0", "-r", "-A", "-f", "qcow2", "-B", "b0", "-B", "b1",
+			image),
 			[]string{"base:allocation", "qemu:dirty-bitmap:b0", "qemu:dirty-bitmap:b1", "qemu:allocation-depth"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -255,7 +262,8 @@ func shell(t testing.TB, script string, args ...string) {
 }
 
 func TestServerErrors(t *testing.T) {
-	for errno, want := range map[string]syscall.Errno{"EIO": syscall.EIO, "ENOSPC": syscall.ENOSPC, "EPERM": syscall.EPERM} {
+	for errno, want := range map[string]syscall.Errno{"EIO": syscall.EIO, "ENOSPC": syscall.ENOSPC,
+		"EPERM": syscall.EPERM} {
 		for _, replies := range []string{"--selinux-label=", "--no-sr"} {
 			s := nbdkit(t, replies, "--filter=error", "memory", "1M", "error="+errno, "error-rate=100%")
 			c := s.dial(t, nbd.Options{})
@@ -292,7 +300,8 @@ func TestReadOnly(t *testing.T) {
 }
 
 func TestDialErrors(t *testing.T) {
-	s := nbdkit(t, "--filter=exportname", "memory", "1M", "exportname=a", "exportname=b", "exportname-strict=true", "exportname-list=explicit")
+	s := nbdkit(t, "--filter=exportname", "memory", "1M", "exportname=a", "exportname=b", "exportname-strict=true",
+		"exportname-list=explicit")
 	o := nbd.Options{Network: "unix", Address: s.socket, Export: "c"}
 	if _, err := nbd.Dial(t.Context(), o); !errors.Is(err, nbd.ErrNoExport) {
 		t.Errorf("an export that is not there: %v", err)

@@ -37,7 +37,8 @@ type authority struct {
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{dir: t.TempDir()}
-	a.ca = &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	a.ca = &x509.Certificate{Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign}
 	key, der := a.issue(t, a.ca)
 	a.key = key
 	ca, err := x509.ParseCertificate(der)
@@ -57,7 +58,8 @@ func (a *authority) issue(t testing.TB, c *x509.Certificate) (*ecdsa.PrivateKey,
 		t.Fatal(err)
 	}
 	a.serial++
-	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(a.serial), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(a.serial), time.Now().Add(-time.Hour),
+		time.Now().Add(time.Hour)
 	signer := a.key
 	if signer == nil {
 		signer = key
@@ -71,7 +73,8 @@ func (a *authority) issue(t testing.TB, c *x509.Certificate) (*ecdsa.PrivateKey,
 
 func (a *authority) write(t testing.TB, name, kind string, der []byte) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(a.dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(a.dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -101,7 +104,8 @@ type place struct {
 	dial   nbd.Options
 }
 
-// everywhere runs a test over a unix socket in the clear and over TCP with TLS and client certificates.
+// everywhere runs a test over a unix socket in the clear and over TCP with TLS and client
+// certificates.
 func everywhere(t *testing.T, size int, test func(t *testing.T, p place, disk *memory)) {
 	t.Run("unix", func(t *testing.T) {
 		disk := newMemory(size)
@@ -122,7 +126,8 @@ func everywhere(t *testing.T, size int, test func(t *testing.T, p place, disk *m
 			ClientAuth:   tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool(),
 		}
 		o.TLS.ClientCAs.AddCert(a.ca)
-		client := &tls.Config{RootCAs: o.TLS.ClientCAs, Certificates: []tls.Certificate{a.pair(t, "client", x509.ExtKeyUsageClientAuth)}}
+		client := &tls.Config{RootCAs: o.TLS.ClientCAs,
+			Certificates: []tls.Certificate{a.pair(t, "client", x509.ExtKeyUsageClientAuth)}}
 		l, err := net.Listen("tcp", "localhost:0")
 		if err != nil {
 			t.Fatal(err)
@@ -132,9 +137,10 @@ func everywhere(t *testing.T, size int, test func(t *testing.T, p place, disk *m
 		uri := fmt.Sprintf("nbds://localhost:%d/disk", port)
 		test(t, place{
 			uri: uri + "?tls-certificates=" + a.dir, nbdkit: []string{"uri=" + uri, "tls-certificates=" + a.dir},
-			qemu:  []string{"--object", "tls-creds-x509,id=t0,endpoint=client,dir=" + a.dir},
-			image: fmt.Sprintf("driver=raw,file.driver=nbd,file.server.type=inet,file.server.host=localhost,file.server.port=%d,file.export=disk,file.tls-creds=t0", port),
-			dial:  nbd.Options{Network: "tcp", Address: fmt.Sprintf("localhost:%d", port), Export: "disk", TLS: client},
+			qemu: []string{"--object", "tls-creds-x509,id=t0,endpoint=client,dir=" + a.dir},
+			image: fmt.Sprintf("driver=raw,file.driver=nbd,file.server.type=inet,file.server.host=localhost,"+
+				"file.server.port=%d,file.export=disk,file.tls-creds=t0", port),
+			dial: nbd.Options{Network: "tcp", Address: fmt.Sprintf("localhost:%d", port), Export: "disk", TLS: client},
 		}, disk)
 	})
 }
@@ -194,17 +200,20 @@ func TestQemuImg(t *testing.T) {
 		dir := t.TempDir()
 		copied := filepath.Join(dir, "copied")
 		for _, flags := range [][]string{{}, {"-W", "-m", "16"}} {
-			p.qemuTool(t, []string{"qemu-img", "convert"}, slices.Concat(flags, []string{"--image-opts", "-O", "raw", p.image, copied})...)
+			p.qemuTool(t, []string{"qemu-img", "convert"},
+				slices.Concat(flags, []string{"--image-opts", "-O", "raw", p.image, copied})...)
 			requireFile(t, copied, want)
 		}
-		if out := p.qemuTool(t, []string{"qemu-img", "info"}, "--image-opts", p.image); !strings.Contains(out, fmt.Sprint(len(want))) {
+		if out := p.qemuTool(t, []string{"qemu-img", "info"}, "--image-opts", p.image); !strings.Contains(out,
+			fmt.Sprint(len(want))) {
 			t.Errorf("qemu-img info: %s", out)
 		}
 		requireMap(t, p.qemuTool(t, []string{"qemu-img", "map"}, "--output=json", "--image-opts", p.image), disk)
 
 		fresh := slices.Repeat([]byte{5}, len(want)) // what was there before is of no matter
 		disk.WriteAt(t.Context(), fresh, 0)
-		p.qemuTool(t, []string{"qemu-img", "convert"}, "-n", "-W", "-m", "16", "--target-image-opts", "-f", "raw", copied, p.image)
+		p.qemuTool(t, []string{"qemu-img", "convert"}, "-n", "-W", "-m", "16", "--target-image-opts", "-f", "raw",
+			copied, p.image)
 		if !bytes.Equal(disk.bytes(), want) {
 			t.Error("qemu-img convert to the disk: bytes differ")
 		}
@@ -245,9 +254,11 @@ func TestQemuIO(t *testing.T) {
 	everywhere(t, 4*mib, func(t *testing.T, p place, disk *memory) {
 		var args []string
 		for _, c := range []string{
-			"write -P 7 0 1M", "write -P 8 -f 4095 3", "write -z 64k 64k", "write -z -u 256k 256k", "discard 1M 64k", "flush",
+			"write -P 7 0 1M", "write -P 8 -f 4095 3", "write -z 64k 64k", "write -z -u 256k 256k", "discard 1M 64k",
+			"flush",
 			"read -P 7 0 4095", "read -P 8 4095 3", "read -P 0 64k 64k", "read -P 0 256k 256k", "read -P 7 128k 128k",
-			"aio_write -P 9 2M 64k", "aio_write -P 10 3M 64k", "aio_flush", "read -P 9 2M 64k", "read -P 10 3M 64k", "read -v 4M 512",
+			"aio_write -P 9 2M 64k", "aio_write -P 10 3M 64k", "aio_flush", "read -P 9 2M 64k", "read -P 10 3M 64k",
+			"read -v 4M 512",
 		} {
 			args = append(args, "-c", c)
 		}
@@ -283,12 +294,15 @@ func TestLibnbdTools(t *testing.T) {
 			TLS     bool
 			Exports []map[string]any
 		}
-		if err := json.Unmarshal([]byte(p.run(t, "nbdinfo", "--json", "--list", p.uri)), &list); err != nil || len(list.Exports) != 1 {
+		if err := json.Unmarshal([]byte(p.run(t, "nbdinfo", "--json", "--list", p.uri)), &list); err != nil ||
+			len(list.Exports) != 1 {
 			t.Fatalf("nbdinfo: %v, %+v", err, list)
 		}
 		for key, want := range map[string]any{
-			"export-name": "disk", "description": "the only one", "export-size": float64(len(want)), "is_read_only": false, "can_multi_conn": true,
-			"can_fua": true, "can_flush": true, "can_trim": true, "can_zero": true, "can_fast_zero": true, "can_df": true, "can_cache": true,
+			"export-name": "disk", "description": "the only one", "export-size": float64(len(want)),
+			"is_read_only": false, "can_multi_conn": true,
+			"can_fua": true, "can_flush": true, "can_trim": true, "can_zero": true, "can_fast_zero": true,
+			"can_df": true, "can_cache": true,
 			"block_size_minimum": 1.0, "block_size_preferred": 4096.0, "block_size_maximum": 33554432.0,
 		} {
 			if got := list.Exports[0][key]; got != want {
@@ -296,7 +310,8 @@ func TestLibnbdTools(t *testing.T) {
 			}
 		}
 		var extents []struct{ Offset, Length, Type int64 }
-		if err := json.Unmarshal([]byte(p.run(t, "nbdinfo", "--json", "--map", p.uri)), &extents); err != nil || len(extents) < 20 {
+		if err := json.Unmarshal([]byte(p.run(t, "nbdinfo", "--json", "--map", p.uri)), &extents); err != nil ||
+			len(extents) < 20 {
 			t.Fatalf("nbdinfo --map: %v, %d extents", err, len(extents))
 		}
 		for _, e := range extents {
@@ -317,8 +332,10 @@ func TestLibnbdTools(t *testing.T) {
 func TestBehindOtherServers(t *testing.T) {
 	everywhere(t, 4*mib, func(t *testing.T, p place, disk *memory) {
 		for name, s := range map[string]*server{
-			"nbdkit":   nbdkit(t, append([]string{"nbd"}, p.nbdkit...)...),
-			"qemu-nbd": start(t, "qemu-nbd", slices.Concat([]string{"-t", "-e", "0", "--discard=unmap"}, p.qemu, []string{"--image-opts", p.image})...),
+			"nbdkit": nbdkit(t, append([]string{"nbd"}, p.nbdkit...)...),
+			"qemu-nbd": start(t, "qemu-nbd",
+				slices.Concat([]string{"-t", "-e", "0", "--discard=unmap"}, p.qemu,
+					[]string{"--image-opts", p.image})...),
 		} {
 			t.Run(name, func(t *testing.T) {
 				fill(disk)
@@ -329,18 +346,21 @@ func TestBehindOtherServers(t *testing.T) {
 				}
 				var want []nbd.Range
 				for i, hole := range disk.holes {
-					want = append(want, nbd.Range{Off: int64(i) * page, Len: page, Flags: map[bool]uint64{true: 3}[hole]})
+					want = append(want, nbd.Range{Off: int64(i) * page, Len: page,
+						Flags: map[bool]uint64{true: 3}[hole]})
 				}
 				if got := ranges(t, c, "base:allocation"); !slices.Equal(got, merged(want)) {
 					t.Errorf("extents %v, want %v", got, merged(want))
 				}
 				_, err := c.WriteAt(bytes.Repeat([]byte(name), 1000), 512)
-				for _, e := range []error{err, c.WriteZeroes(t.Context(), mib, 64<<10, false), c.Trim(t.Context(), 2*mib, 64<<10), c.Flush(t.Context())} {
+				for _, e := range []error{err, c.WriteZeroes(t.Context(), mib, 64<<10, false),
+					c.Trim(t.Context(), 2*mib, 64<<10), c.Flush(t.Context())} {
 					if e != nil {
 						t.Error(e)
 					}
 				}
-				if got := disk.bytes(); !bytes.HasPrefix(got[512:], []byte(name+name)) || !disk.holes[mib/page] || got[2*mib] != 0 {
+				if got := disk.bytes(); !bytes.HasPrefix(got[512:], []byte(name+name)) || !disk.holes[mib/page] ||
+					got[2*mib] != 0 {
 					t.Error("what was written through it is not there")
 				}
 			})
@@ -359,11 +379,14 @@ func merged(list []nbd.Range) (out []nbd.Range) {
 	return out
 }
 
-// fio writes blocks of all sizes in any order, many at once, and finds each again as it was. It cannot be told of certificates.
+// fio writes blocks of all sizes in any order, many at once, and finds each again as it was. It
+// cannot be told of certificates.
 func TestFio(t *testing.T) {
 	socket, _ := onSocket(t, only(quick{newMemory(8 * mib)}))
-	out := place{}.run(t, "fio", "--name=x", "--ioengine=nbd", "--uri=nbd+unix:///disk?socket="+socket, "--rw=randwrite", "--bsrange=4k-256k",
-		"--iodepth=16", "--size=8m", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randseed=5", "--output-format=json")
+	out := place{}.run(t, "fio", "--name=x", "--ioengine=nbd", "--uri=nbd+unix:///disk?socket="+socket,
+		"--rw=randwrite", "--bsrange=4k-256k",
+		"--iodepth=16", "--size=8m", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randseed=5",
+		"--output-format=json")
 	var result struct {
 		Jobs []struct {
 			Error int
@@ -396,7 +419,8 @@ func TestOnlyTrustedClients(t *testing.T) {
 			"in the clear":          nil,
 			"no certificate":        {RootCAs: p.dial.TLS.RootCAs},
 			"another's certificate": {RootCAs: p.dial.TLS.RootCAs, Certificates: []tls.Certificate{other}},
-			"TLS 1.1":               {RootCAs: p.dial.TLS.RootCAs, Certificates: p.dial.TLS.Certificates, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10},
+			"TLS 1.1": {RootCAs: p.dial.TLS.RootCAs, Certificates: p.dial.TLS.Certificates,
+				MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10},
 		} {
 			o := p.dial
 			o.TLS = config

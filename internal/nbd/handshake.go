@@ -28,7 +28,8 @@ type exportInfo struct {
 	contexts           map[string]uint32 // of the meta contexts selected
 }
 
-// handshake is the connection while options are haggled over. Reads are not buffered: what follows the handshake is not lost.
+// handshake is the connection while options are haggled over. Reads are not buffered: what follows
+// the handshake is not lost.
 type handshake struct {
 	conn net.Conn
 }
@@ -78,7 +79,8 @@ func contextual(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.Is(err, syscall.EPIPE) {
 		return fmt.Errorf("%w: closed by the server during the handshake", ErrDisconnected)
 	}
 	var timeout net.Error
@@ -138,7 +140,8 @@ func (h *handshake) option(opt uint32, data []byte) error {
 	return err
 }
 
-// reply reads one reply to opt. Refusals are OptionErrors, all but "I do not know this option" and policy after which a client goes on.
+// reply reads one reply to opt. Refusals are OptionErrors, all but "I do not know this option" and
+// policy after which a client goes on.
 func (h *handshake) reply(opt uint32) (kind uint32, data []byte, err error) {
 	be := binary.BigEndian
 	b, err := h.read(20)

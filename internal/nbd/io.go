@@ -12,7 +12,8 @@ const longestZero = 1 << 30 // one request of trim or zeros with extended header
 // checkRange reports a range outside the export as the server would.
 func (c *Client) checkRange(op string, off, n int64) error {
 	if off < 0 || n < 0 || off > c.export.size-n {
-		return &Error{Op: op, Off: off, Len: n, Errno: syscall.EINVAL, Message: fmt.Sprintf("the export has %d bytes", c.export.size)}
+		return &Error{Op: op, Off: off, Len: n, Errno: syscall.EINVAL,
+			Message: fmt.Sprintf("the export has %d bytes", c.export.size)}
 	}
 	return nil
 }
@@ -32,8 +33,8 @@ func (c *Client) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), end
 }
 
-// Read fills p from off on, in as many requests as the server's limit asks for. On error p holds nothing of use.
-// When Read returns, p is not touched any more.
+// Read fills p from off on, in as many requests as the server's limit asks for. On error p holds
+// nothing of use. When Read returns, p is not touched any more.
 func (c *Client) Read(ctx context.Context, p []byte, off int64) error {
 	if err := c.checkRange("read", off, int64(len(p))); err != nil {
 		return err
@@ -68,12 +69,14 @@ func (c *Client) readUnaligned(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// WriteAt writes p at off. It is durable after Flush. Offset and length must be multiples of BlockSize.
+// WriteAt writes p at off. It is durable after Flush. Offset and length must be multiples of
+// BlockSize.
 func (c *Client) WriteAt(p []byte, off int64) (int, error) {
 	return c.Write(context.Background(), p, off)
 }
 
-// Write is WriteAt with a context. It returns how many bytes the server has taken. When it returns, p is not read any more.
+// Write is WriteAt with a context. It returns how many bytes the server has taken. When it returns,
+// p is not read any more.
 func (c *Client) Write(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := c.checkWrite("write", off, int64(len(p))); err != nil {
 		return 0, err
@@ -94,13 +97,14 @@ func (c *Client) checkWrite(op string, off, n int64) error {
 		return &Error{Op: op, Off: off, Len: n, Errno: syscall.EROFS, Message: "the export is read-only"}
 	}
 	if (off|n)&(c.export.minBlock-1) != 0 {
-		return &Error{Op: op, Off: off, Len: n, Errno: syscall.EINVAL, Message: fmt.Sprintf("not in blocks of %d bytes", c.export.minBlock)}
+		return &Error{Op: op, Off: off, Len: n, Errno: syscall.EINVAL,
+			Message: fmt.Sprintf("not in blocks of %d bytes", c.export.minBlock)}
 	}
 	return c.checkRange(op, off, n)
 }
 
-// WriteZeroes makes n bytes at off zeros. With keep they stay allocated, without the server may make a hole.
-// A server without the command is syscall.ENOTSUP.
+// WriteZeroes makes n bytes at off zeros. With keep they stay allocated, without the server may
+// make a hole. A server without the command is syscall.ENOTSUP.
 func (c *Client) WriteZeroes(ctx context.Context, off, n int64, keep bool) error {
 	flags := uint16(0)
 	if keep {
@@ -109,7 +113,8 @@ func (c *Client) WriteZeroes(ctx context.Context, off, n int64, keep bool) error
 	return c.ranged(ctx, SendZeroes, request{cmd: cmdWriteZeroes, flags: flags, off: off, len: n})
 }
 
-// Trim says that n bytes at off are of no more use. A server without the command is syscall.ENOTSUP.
+// Trim says that n bytes at off are of no more use. A server without the command is
+// syscall.ENOTSUP.
 func (c *Client) Trim(ctx context.Context, off, n int64) error {
 	return c.ranged(ctx, SendTrim, request{cmd: cmdTrim, off: off, len: n})
 }
@@ -137,7 +142,8 @@ func (c *Client) ranged(ctx context.Context, need Flags, r request) error {
 	return nil
 }
 
-// Flush makes every write that has returned durable. A server that does not offer it has nothing to flush.
+// Flush makes every write that has returned durable. A server that does not offer it has nothing to
+// flush.
 func (c *Client) Flush(ctx context.Context) error {
 	if c.export.flags&SendFlush == 0 {
 		return nil

@@ -13,14 +13,16 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Backend is what an export serves. Its methods are called by many goroutines at once. An error that wraps a syscall.Errno of the
-// protocol reaches the client as that, any other as EIO, and a panic too. Slices passed in are never kept.
+// Backend is what an export serves. Its methods are called by many goroutines at once. An error
+// that wraps a syscall.Errno of the protocol reaches the client as that, any other as EIO, and a
+// panic too. Slices passed in are never kept.
 type Backend interface {
 	Size() int64
 	// ReadAt fills p.
 	ReadAt(ctx context.Context, p []byte, off int64) error
-	// Status returns what is known of the n bytes at off: at least one extent, the first of which starts at off. They may cover less
-	// or more than n bytes. Flags are those of base:allocation; what has AllocationZero is sent as a hole, mostly without reading it.
+	// Status returns what is known of the n bytes at off: at least one extent, the first of which
+	// starts at off. They may cover less or more than n bytes. Flags are those of base:allocation;
+	// what has AllocationZero is sent as a hole, mostly without reading it.
 	Status(ctx context.Context, off, n int64) ([]StatusExtent, error)
 }
 
@@ -35,18 +37,22 @@ type WritableBackend interface {
 	Flush(ctx context.Context) error
 }
 
-// TryReader is a Backend that knows which bytes it can deliver without waiting. Reads of those cost no switch of goroutines.
+// TryReader is a Backend that knows which bytes it can deliver without waiting. Reads of those cost
+// no switch of goroutines.
 type TryReader interface {
-	// TryReadAt fills p and reports true, or reports false at once if that means I/O, decoding or waiting. It never blocks.
+	// TryReadAt fills p and reports true, or reports false at once if that means I/O, decoding or
+	// waiting. It never blocks.
 	TryReadAt(p []byte, off int64) bool
 }
 
-// FastZeroer is a WritableBackend that knows whether WriteZeroes, with mayTrim or not, is always much faster than writing.
+// FastZeroer is a WritableBackend that knows whether WriteZeroes, with mayTrim or not, is always
+// much faster than writing.
 type FastZeroer interface {
 	FastZeroes() bool
 }
 
-// ServedExport is one export of a server. Without a WritableBackend, or with ReadOnly, writes are refused with EPERM.
+// ServedExport is one export of a server. Without a WritableBackend, or with ReadOnly, writes are
+// refused with EPERM.
 type ServedExport struct {
 	Name        string
 	Description string
@@ -59,13 +65,15 @@ type ServedExport struct {
 
 // Exports says what a server serves. Its methods are called by many goroutines at once.
 type Exports interface {
-	// Lookup returns the export that a client asks for. If there is none, the error wraps ErrNoExport.
+	// Lookup returns the export that a client asks for. If there is none, the error wraps
+	// ErrNoExport.
 	Lookup(ctx context.Context, name string) (ServedExport, error)
 	// List returns the exports that clients are told of.
 	List(ctx context.Context) []Export
 }
 
-// ExportList is a fixed set of exports. A client that asks for the empty name gets the only export, if there is one alone.
+// ExportList is a fixed set of exports. A client that asks for the empty name gets the only export,
+// if there is one alone.
 type ExportList []ServedExport
 
 // Lookup returns the export of that name.
@@ -93,16 +101,24 @@ func (l ExportList) List(context.Context) []Export {
 // ServerOptions tunes a Server. The zero value of each field but Exports is its default.
 type ServerOptions struct {
 	Exports Exports
-	TLS     *tls.Config // if set, nothing is said before STARTTLS, and TLS is 1.2 or later; client certificates are as it says
+	// if set, nothing is said before STARTTLS, and TLS is 1.2 or later; client certificates are as
+	// it says
+	TLS *tls.Config
 
-	MaxConnections   int           // past the handshake; 0 means 128. As many may be in the handshake, where the oldest makes way for a new one
-	MaxRequests      int           // under way at once, of one connection; 0 means 64
-	MemoryLimit      int64         // bytes of requests under way, of all connections; 0 means 256 MiB. Each connection may have one request beyond it
+	// past the handshake; 0 means 128. As many may be in the handshake, where the oldest makes way
+	// for a new one
+	MaxConnections int
+	MaxRequests    int // under way at once, of one connection; 0 means 64
+	// bytes of requests under way, of all connections; 0 means 256 MiB. Each connection may have
+	// one request beyond it
+	MemoryLimit      int64
 	HandshakeTimeout time.Duration // for the whole handshake; 0 means 10 seconds
 	IdleTimeout      time.Duration // longest time between requests; 0 means no limit
-	StallTimeout     time.Duration // longest time for a client to finish sending a request, or to take an answer; 0 means 5 minutes
-	DrainTimeout     time.Duration // for requests under way when Serve is told to end; 0 means 5 seconds
-	Log              *slog.Logger  // nil discards
+	// longest time for a client to finish sending a request, or to take an answer; 0 means 5
+	// minutes
+	StallTimeout time.Duration
+	DrainTimeout time.Duration // for requests under way when Serve is told to end; 0 means 5 seconds
+	Log          *slog.Logger  // nil discards
 }
 
 func (o ServerOptions) withDefaults() ServerOptions {
@@ -129,8 +145,9 @@ func defaultTo[T int | int64 | time.Duration](v *T, d T) {
 	}
 }
 
-// Server serves exports to any number of connections, each with many requests under way at once. Clients are not trusted: time and
-// memory are bounded, and one that is slow to take its answers keeps nobody else waiting.
+// Server serves exports to any number of connections, each with many requests under way at once.
+// Clients are not trusted: time and memory are bounded, and one that is slow to take its answers
+// keeps nobody else waiting.
 type Server struct {
 	opts   ServerOptions
 	memory *semaphore.Weighted
@@ -146,9 +163,10 @@ func NewServer(o ServerOptions) *Server {
 	return &Server{opts: o, memory: semaphore.NewWeighted(o.MemoryLimit)}
 }
 
-// Serve accepts connections until ctx ends, and returns nil, or until l fails. It closes l. Then requests under way have
-// DrainTimeout to end, new ones are refused with ESHUTDOWN, and connections that have none are closed. Everything that Serve started has
-// stopped when it returns. Several listeners may be served at once.
+// Serve accepts connections until ctx ends, and returns nil, or until l fails. It closes l. Then
+// requests under way have DrainTimeout to end, new ones are refused with ESHUTDOWN, and connections
+// that have none are closed. Everything that Serve started has stopped when it returns. Several
+// listeners may be served at once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx)) // requests outlive ctx by the drain
 	defer cancel()
@@ -166,7 +184,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// accept hands every connection to handle. It returns when l is closed; for want of file descriptors it waits a little.
+// accept hands every connection to handle. It returns when l is closed; for want of file
+// descriptors it waits a little.
 func (s *Server) accept(ctx context.Context, l net.Listener, handle func(net.Conn)) error {
 	const longest = time.Second
 	for wait := time.Duration(0); ; {

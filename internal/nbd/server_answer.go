@@ -125,7 +125,8 @@ func wireErrno(err error) syscall.Errno {
 		return syscall.EIO
 	}
 	switch errno {
-	case syscall.EPERM, syscall.ENOMEM, syscall.EINVAL, syscall.ENOSPC, syscall.EOVERFLOW, syscall.ENOTSUP, syscall.ESHUTDOWN:
+	case syscall.EPERM, syscall.ENOMEM, syscall.EINVAL, syscall.ENOSPC, syscall.EOVERFLOW, syscall.ENOTSUP,
+		syscall.ESHUTDOWN:
 		return errno
 	case syscall.EROFS, syscall.EACCES:
 		return syscall.EPERM

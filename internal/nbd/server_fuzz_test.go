@@ -7,7 +7,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/nbd"
 )
 
-// Whatever a client says, in the handshake and after it, the server ends the connection when the client does, and serves the next.
+// Whatever a client says, in the handshake and after it, the server ends the connection when the
+// client does, and serves the next.
 func FuzzServer(f *testing.F) {
 	export := pack(counted("disk"), uint16(1), uint16(3))
 	contexts := pack(counted("disk"), uint32(1), counted("base:allocation"))
@@ -18,11 +19,15 @@ func FuzzServer(f *testing.F) {
 	long := func(flags, cmd uint16, off, n uint64, payload string) []byte {
 		return pack(uint32(0x21e41c71), flags, cmd, uint64(1), off, n, payload)
 	}
-	f.Add(pack(uint32(3), option(optList, nil), option(optInfo, export), option(optListContext, contexts), option(99, nil), option(optAbort, nil)), byte(0))
+	f.Add(pack(uint32(3), option(optList, nil), option(optInfo, export), option(optListContext, contexts),
+		option(99, nil), option(optAbort, nil)), byte(0))
 	f.Add(pack(uint32(1), option(optExportName, []byte("disk")), short(0, cmdRead, 0, 512, "")), byte(0))
-	f.Add(pack(short(0, cmdWrite, 512, 4, "abcd"), short(1, cmdZeroes, 4096, 65536, ""), short(0, cmdFlush, 0, 0, "")), byte(1))
-	f.Add(pack(short(flagDF, cmdRead, 0, 65536, ""), short(0, cmdStatus, 0, 65536, ""), short(flagReqOne, cmdStatus, 5, 9, "")), byte(2))
-	f.Add(pack(long(flagPayload, cmdWrite, 512, 4, "abcd"), long(flagPayload, cmdStatus, 0, 12, "\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00\x00\x01"),
+	f.Add(pack(short(0, cmdWrite, 512, 4, "abcd"), short(1, cmdZeroes, 4096, 65536, ""), short(0, cmdFlush, 0, 0, "")),
+		byte(1))
+	f.Add(pack(short(flagDF, cmdRead, 0, 65536, ""), short(0, cmdStatus, 0, 65536, ""),
+		short(flagReqOne, cmdStatus, 5, 9, "")), byte(2))
+	f.Add(pack(long(flagPayload, cmdWrite, 512, 4, "abcd"),
+		long(flagPayload, cmdStatus, 0, 12, "\x00\x00\x00\x00\x00\x00\x10\x00\x00\x00\x00\x01"),
 		long(0, cmdTrim, 0, 1<<63, ""), long(0, cmdCache, 0, 65536, ""), long(0, cmdDisconnect, 0, 0, "")), byte(3))
 	l := newPipes()
 	o := only(quick{newMemory(65536 + 100)})

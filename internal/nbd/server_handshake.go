@@ -196,7 +196,8 @@ func (c *session) startTLS(ctx context.Context) error {
 	return nil
 }
 
-// answerMode agrees on what answers look like. Contexts selected before are forgotten, for their answers would look otherwise.
+// answerMode agrees on what answers look like. Contexts selected before are forgotten, for their
+// answers would look otherwise.
 func (c *session) answerMode(a *answers) {
 	wanted := structuredReplies
 	if a.opt == optExtendedHeaders {
@@ -270,14 +271,16 @@ func (e *ServedExport) normalize() error {
 	switch {
 	case e.Backend == nil:
 		return fmt.Errorf("export %q has nothing to serve", e.Name)
-	case !power(e.MinBlock) || e.MinBlock > longestMinBlock || !power(e.PreferredBlock) || e.PreferredBlock < max(e.MinBlock, 512) ||
+	case !power(e.MinBlock) || e.MinBlock > longestMinBlock || !power(e.PreferredBlock) ||
+		e.PreferredBlock < max(e.MinBlock, 512) ||
 		e.PreferredBlock > maxPayload:
 		return fmt.Errorf("export %q has blocks of %d and %d bytes", e.Name, e.MinBlock, e.PreferredBlock)
 	}
 	return nil
 }
 
-// offered returns what the export can do over this connection. Many connections see the same bytes, for Flush is for all of them.
+// offered returns what the export can do over this connection. Many connections see the same bytes,
+// for Flush is for all of them.
 func (c *session) offered() Flags {
 	f := HasFlags | CanMultiConn | SendCache
 	if c.writable == nil {
@@ -335,7 +338,8 @@ func (c *session) answerInfo(ctx context.Context, a *answers, data []byte) (ente
 		case kind == infoName:
 			a.add(repInfo, be.AppendUint16(nil, kind), []byte(c.export.Name))
 		case kind == infoDescription && c.export.Description != "":
-			a.add(repInfo, be.AppendUint16(nil, kind), []byte(c.export.Description[:min(len(c.export.Description), maxName)]))
+			a.add(repInfo, be.AppendUint16(nil, kind),
+				[]byte(c.export.Description[:min(len(c.export.Description), maxName)]))
 		}
 		if len(a.out) > maxOption {
 			break // it asks the same again and again

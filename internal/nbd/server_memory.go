@@ -20,7 +20,8 @@ type grant struct {
 // share is the most that one connection may have of the memory limit.
 func (o *ServerOptions) share() int64 { return max(o.MemoryLimit/4, 1) }
 
-// acquire waits for n bytes. A connection that has none gets them at once, so that those that hold theirs for long stop nobody.
+// acquire waits for n bytes. A connection that has none gets them at once, so that those that hold
+// theirs for long stop nobody.
 func (c *session) acquire(n int64) (grant, error) {
 	if c.reserved.CompareAndSwap(false, true) {
 		return grant{reserved: true}, nil
@@ -58,7 +59,8 @@ type buffer struct {
 
 var buffers [mostClass - leastClass + 1]sync.Pool
 
-// newBuffer returns a buffer for n bytes of data, at most 32 MiB. What it holds is left from others: all of it must be overwritten.
+// newBuffer returns a buffer for n bytes of data, at most 32 MiB. What it holds is left from
+// others: all of it must be overwritten.
 func newBuffer(n int) *buffer {
 	class := max(bits.Len(uint(max(n, 1)-1)), leastClass)
 	if b, ok := buffers[class-leastClass].Get().(*buffer); ok {

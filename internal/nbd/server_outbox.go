@@ -12,7 +12,8 @@ const (
 	heldBytes   = 128 << 10
 )
 
-// outbox writes answers. Whoever finds nobody writing writes, for the others too, until nothing is left.
+// outbox writes answers. Whoever finds nobody writing writes, for the others too, until nothing is
+// left.
 type outbox struct {
 	c *session
 
@@ -74,7 +75,8 @@ func (o *outbox) fail(err error) {
 	}
 }
 
-// writePending writes what is queued until nothing is. The caller holds mu and is the one who writes.
+// writePending writes what is queued until nothing is. The caller holds mu and is the one who
+// writes.
 func (o *outbox) writePending() {
 	o.writing = true
 	for len(o.pending) > 0 {

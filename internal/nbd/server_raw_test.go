@@ -19,7 +19,9 @@ import (
 
 // The numbers of the protocol, once more, so that a wrong one is found.
 const (
-	optExportName, optAbort, optList, optStartTLS, optInfo, optGo, optStructured, optListContext, optSetContext, optExtended = 1, 2, 3, 5, 6, 7, 8, 9, 10, 11
+	optExportName, optAbort, optList, optStartTLS, optInfo, optGo = 1, 2, 3, 5, 6, 7
+
+	optStructured, optListContext, optSetContext, optExtended = 8, 9, 10, 11
 
 	cmdRead, cmdWrite, cmdDisconnect, cmdFlush, cmdTrim, cmdCache, cmdZeroes, cmdStatus = 0, 1, 2, 3, 4, 5, 6, 7
 
@@ -148,7 +150,8 @@ func (r *raw) request(flags, cmd uint16, cookie, off, n uint64, payload ...any) 
 	r.say(uint32(0x25609513), flags, cmd, cookie, off, uint32(n), pack(payload...))
 }
 
-// chunk is what the server answers, in whichever mode. A simple reply is a chunk of kind 0 or, with an error, 0x8001.
+// chunk is what the server answers, in whichever mode. A simple reply is a chunk of kind 0 or, with
+// an error, 0x8001.
 type chunk struct {
 	done    bool
 	kind    uint16
@@ -283,7 +286,8 @@ func TestExportName(t *testing.T) {
 		r := &raw{t: t, conn: l.dial()}
 		r.hear(18)
 		r.say(flags, "IHAVEOPT", uint32(optExportName), counted("disk"))
-		want := pack(uint64(mib), uint16(nbd.HasFlags|nbd.SendFlush|nbd.SendFUA|nbd.SendTrim|nbd.SendZeroes|nbd.CanMultiConn|nbd.SendCache), make([]byte, zeroes))
+		want := pack(uint64(mib), uint16(nbd.HasFlags|nbd.SendFlush|nbd.SendFUA|nbd.SendTrim|nbd.SendZeroes|
+			nbd.CanMultiConn|nbd.SendCache), make([]byte, zeroes))
 		if got := r.hear(len(want)); !bytes.Equal(got, want) {
 			t.Errorf("answered %x, want %x", got, want)
 		}
@@ -299,13 +303,16 @@ func TestExportName(t *testing.T) {
 // What is not the protocol ends the connection, and only that.
 func TestGarbageEndsTheConnection(t *testing.T) {
 	for name, say := range map[string]func(r *raw){
-		"client flags":      func(r *raw) { r.hear(18); r.say(uint32(4)) },
-		"oldstyle":          func(r *raw) { r.hear(18); r.say(uint32(0)) },
-		"option magic":      func(r *raw) { r.hear(18); r.say(uint32(3), "IHAVEOPX", uint32(3), uint32(0)) },
-		"2 GiB of option":   func(r *raw) { r.hear(18); r.say(uint32(3), "IHAVEOPT", uint32(99), uint32(1<<31)) },
-		"no such export":    func(r *raw) { r.hear(18); r.say(uint32(3), "IHAVEOPT", uint32(1), counted("x")) },
-		"request magic":     func(r *raw) { *r = *enterRaw(r.t, r.conn, 0); r.say(make([]byte, 28)) },
-		"extended, unasked": func(r *raw) { *r = *enterRaw(r.t, r.conn, 0); r.say(uint32(0x21e41c71), make([]byte, 24)) },
+		"client flags":    func(r *raw) { r.hear(18); r.say(uint32(4)) },
+		"oldstyle":        func(r *raw) { r.hear(18); r.say(uint32(0)) },
+		"option magic":    func(r *raw) { r.hear(18); r.say(uint32(3), "IHAVEOPX", uint32(3), uint32(0)) },
+		"2 GiB of option": func(r *raw) { r.hear(18); r.say(uint32(3), "IHAVEOPT", uint32(99), uint32(1<<31)) },
+		"no such export":  func(r *raw) { r.hear(18); r.say(uint32(3), "IHAVEOPT", uint32(1), counted("x")) },
+		"request magic":   func(r *raw) { *r = *enterRaw(r.t, r.conn, 0); r.say(make([]byte, 28)) },
+		"extended, unasked": func(r *raw) {
+			*r = *enterRaw(r.t, r.conn, 0)
+			r.say(uint32(0x21e41c71), make([]byte, 24))
+		},
 		"4 GiB to write": func(r *raw) {
 			*r = *enterRaw(r.t, r.conn, optStructured)
 			r.request(0, cmdWrite, 1, 0, 1<<32-1)
@@ -325,7 +332,8 @@ func TestGarbageEndsTheConnection(t *testing.T) {
 	}
 }
 
-// Each wrong request is refused by itself, in every mode, and the bytes that follow it are taken away.
+// Each wrong request is refused by itself, in every mode, and the bytes that follow it are taken
+// away.
 func TestRefusals(t *testing.T) {
 	const size = mib + 512
 	for _, tt := range []struct {
@@ -362,7 +370,9 @@ func TestRefusals(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/mode %d/read-only %v", tt.name, mode, readOnly), func(t *testing.T) {
 					disk := newMemory(size)
 					l := newPipes()
-					serve(t, l, nbd.ServerOptions{Exports: nbd.ExportList{{Name: "disk", Backend: disk, ReadOnly: readOnly, MinBlock: 512}}})
+					serve(t, l,
+						nbd.ServerOptions{Exports: nbd.ExportList{{Name: "disk", Backend: disk, ReadOnly: readOnly,
+							MinBlock: 512}}})
 					r := enterRaw(t, l.dial(), mode)
 					flags, want := tt.flags, tt.want
 					if mode == optExtended && tt.cmd == cmdWrite {
@@ -417,7 +427,8 @@ func TestStatusOptions(t *testing.T) {
 	}
 	for name, payload := range map[string][]byte{
 		"another context": pack(uint64(page), uint32(2)), "twice the same": pack(uint64(page), uint32(1), uint32(1)),
-		"none": pack(uint64(page)), "half a context": pack(uint64(page), uint32(1), uint16(0)), "too long": pack(uint64(1<<60), uint32(1)),
+		"none": pack(uint64(page)), "half a context": pack(uint64(page), uint32(1), uint16(0)),
+		"too long": pack(uint64(1<<60), uint32(1)),
 		"too many": make([]byte, 8+4*1000),
 	} {
 		r.request(flagPayload, cmdStatus, 1, 0, uint64(len(payload)), payload)
@@ -454,7 +465,8 @@ func TestFragments(t *testing.T) {
 	}
 }
 
-// Virtual time: a handshake has 10 seconds, however slowly it comes; an idle connection what it was given; half a request five minutes.
+// Virtual time: a handshake has 10 seconds, however slowly it comes; an idle connection what it was
+// given; half a request five minutes.
 func TestSlowClients(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -474,7 +486,9 @@ func TestSlowClients(t *testing.T) {
 		}},
 		{"answers not taken", 10 * time.Second, func(t *testing.T, conn net.Conn) { time.Sleep(10 * time.Second) }},
 		{"idle", time.Hour, func(t *testing.T, conn net.Conn) { enterRaw(t, conn, 0) }},
-		{"half a header", 5 * time.Minute, func(t *testing.T, conn net.Conn) { enterRaw(t, conn, 0).say(uint32(0x25609513)) }},
+		{"half a header", 5 * time.Minute, func(t *testing.T, conn net.Conn) {
+			enterRaw(t, conn, 0).say(uint32(0x25609513))
+		}},
 		{"half a payload", 5 * time.Minute, func(t *testing.T, conn net.Conn) {
 			enterRaw(t, conn, 0).request(0, cmdWrite, 1, 0, 1000, make([]byte, 500))
 		}},
@@ -503,7 +517,8 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// However many connections say nothing, a new one comes through; past the handshake there is a limit.
+// However many connections say nothing, a new one comes through; past the handshake there is a
+// limit.
 func TestConnectionLimits(t *testing.T) {
 	l := newPipes()
 	o := only(newMemory(mib))

@@ -56,7 +56,8 @@ func (c *session) transmit() error {
 	}
 }
 
-// nextCommand reads a request without its payload. Before it waits, the answers that are ready go out.
+// nextCommand reads a request without its payload. Before it waits, the answers that are ready go
+// out.
 func (c *session) nextCommand() (r command, err error) {
 	n := requestBytes
 	if c.mode == extendedHeaders {
@@ -247,7 +248,8 @@ var rules = map[uint16]rule{
 	cmdBlockStatus: {flags: cmdFlagReqOne | cmdFlagPayloadLen, beyond: syscall.EINVAL},
 }
 
-// check returns why r is refused, if it is. Of a block status with a payload, takeContexts checks the rest.
+// check returns why r is refused, if it is. Of a block status with a payload, takeContexts checks
+// the rest.
 func (c *session) check(r *command) error {
 	rule, known := rules[r.cmd]
 	errno, why := syscall.EINVAL, ""
@@ -299,7 +301,8 @@ const maxContexts = 64 // that a block status may name
 // checkContexts bounds a payload of an effect length and contexts.
 func (c *session) checkContexts(r *command) error {
 	if r.len < 12 || r.len > 8+4*maxContexts || r.len%4 != 0 {
-		return &Error{Op: r.name(), Off: int64(r.off), Len: int64(r.len), Errno: syscall.EINVAL, Message: "payload of a wrong length"}
+		return &Error{Op: r.name(), Off: int64(r.off), Len: int64(r.len), Errno: syscall.EINVAL,
+			Message: "payload of a wrong length"}
 	}
 	return nil
 }
@@ -313,7 +316,8 @@ func (c *session) takeContexts(r *command) error {
 	for b = b[8:]; len(b) > 0; b = b[4:] {
 		id := be.Uint32(b)
 		if id != allocationID || slices.Contains(ids, id) {
-			return &Error{Op: r.name(), Off: int64(r.off), Len: int64(r.len), Errno: syscall.EINVAL, Message: "contexts that were not selected"}
+			return &Error{Op: r.name(), Off: int64(r.off), Len: int64(r.len), Errno: syscall.EINVAL,
+				Message: "contexts that were not selected"}
 		}
 		ids = append(ids, id)
 	}

@@ -23,7 +23,8 @@ const serverSocketBuffer = 2 << 20
 // errGoodbye reports that the client has ended the session as the protocol says.
 var errGoodbye = errors.New("the client has said goodbye")
 
-// session is one connection. One goroutine reads its requests; those that may wait are performed by workers.
+// session is one connection. One goroutine reads its requests; those that may wait are performed by
+// workers.
 type session struct {
 	server *Server
 	opts   *ServerOptions
@@ -47,7 +48,8 @@ type session struct {
 	draining atomic.Bool
 }
 
-// serveConn goes through the life of a connection and closes it. ctx tells it to end, base is that of its requests.
+// serveConn goes through the life of a connection and closes it. ctx tells it to end, base is that
+// of its requests.
 func (s *Server) serveConn(ctx, base context.Context, conn net.Conn) {
 	c := s.newSession(base, conn)
 	ended, drained := make(chan struct{}), make(chan struct{})
@@ -76,7 +78,8 @@ func (s *Server) newSession(base context.Context, conn net.Conn) *session {
 	}
 	c := &session{
 		server: s, opts: &s.opts, log: s.opts.Log.With("client", conn.RemoteAddr().String()), raw: conn, conn: conn,
-		work: make(chan *command), slots: make(chan struct{}, s.opts.MaxRequests), share: semaphore.NewWeighted(s.opts.share()),
+		work: make(chan *command), slots: make(chan struct{}, s.opts.MaxRequests),
+		share: semaphore.NewWeighted(s.opts.share()),
 	}
 	c.ctx, c.cancel = context.WithCancel(base)
 	c.out.init(c)
@@ -134,7 +137,8 @@ func (c *session) enter() error {
 	return nil
 }
 
-// shake notes that c begins its handshake; if too many have, the oldest must go, so that silent ones keep nobody out.
+// shake notes that c begins its handshake; if too many have, the oldest must go, so that silent
+// ones keep nobody out.
 func (s *Server) shake(c *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,7 +149,8 @@ func (s *Server) shake(c *session) {
 	s.shaking = append(s.shaking, c)
 }
 
-// establish notes that c has ended its handshake, and reports whether there is room for it, if it wants to stay.
+// establish notes that c has ended its handshake, and reports whether there is room for it, if it
+// wants to stay.
 func (s *Server) establish(c *session, stay bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -230,7 +235,8 @@ func (c *session) freeSlot() {
 func (c *session) guarded(what string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.log.Error("NBD backend panicked", "export", c.export.Name, "in", what, "panic", p, "stack", string(debug.Stack()))
+			c.log.Error("NBD backend panicked", "export", c.export.Name, "in", what, "panic", p, "stack",
+				string(debug.Stack()))
 			err = fmt.Errorf("%s: the server has a fault", what)
 		}
 	}()

@@ -18,7 +18,8 @@ import (
 
 func dial(t testing.TB, socket string) *nbd.Client {
 	t.Helper()
-	c, err := nbd.Dial(t.Context(), nbd.Options{Network: "unix", Address: socket, Export: "disk", MetaContexts: []string{"base:allocation"}})
+	c, err := nbd.Dial(t.Context(),
+		nbd.Options{Network: "unix", Address: socket, Export: "disk", MetaContexts: []string{"base:allocation"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,7 +27,8 @@ func dial(t testing.TB, socket string) *nbd.Client {
 	return c
 }
 
-// Whatever is done over whichever connection, every connection reads what a slice of bytes holds, and holes are where zeros are.
+// Whatever is done over whichever connection, every connection reads what a slice of bytes holds,
+// and holes are where zeros are.
 func TestServerIsASliceOfBytes(t *testing.T) {
 	const size = mib + 100*1024 + 512 // more than a piece
 	for name, wrap := range map[string]func(*memory) nbd.Backend{
@@ -51,7 +53,8 @@ func TestServerIsASliceOfBytes(t *testing.T) {
 func step(t *rapid.T, c *nbd.Client, model []byte) {
 	ctx := context.Background()
 	off := rapid.IntRange(0, len(model)-1).Draw(t, "off")
-	n := rapid.OneOf(rapid.IntRange(1, 9000), rapid.IntRange(1, 9000), rapid.IntRange(1, 100_000), rapid.IntRange(1, len(model))).Draw(t, "n")
+	n := rapid.OneOf(rapid.IntRange(1, 9000), rapid.IntRange(1, 9000), rapid.IntRange(1, 100_000),
+		rapid.IntRange(1, len(model))).Draw(t, "n")
 	n = min(n, len(model)-off)
 	var err error
 	switch op := rapid.SampledFrom([]string{"read", "write", "zero", "keep", "trim", "flush"}).Draw(t, "op"); op {
@@ -98,7 +101,8 @@ func checkAllocation(t *testing.T, c *nbd.Client, model []byte) {
 	}
 }
 
-// Requests of many goroutines over many connections, more of them than may be under way and in memory, all end, each with its own bytes.
+// Requests of many goroutines over many connections, more of them than may be under way and in
+// memory, all end, each with its own bytes.
 func TestManyAtOnce(t *testing.T) {
 	const size = 16 * mib
 	disk := newMemory(size)
@@ -186,7 +190,8 @@ func TestZeroesKeepOrTrim(t *testing.T) {
 	disk := &asked{memory: newMemory(mib)}
 	socket, _ := onSocket(t, only(disk))
 	c := dial(t, socket)
-	err := errors.Join(c.WriteZeroes(t.Context(), 0, page, true), c.WriteZeroes(t.Context(), page, page, false), c.Flush(t.Context()))
+	err := errors.Join(c.WriteZeroes(t.Context(), 0, page, true), c.WriteZeroes(t.Context(), page, page, false),
+		c.Flush(t.Context()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,8 +224,10 @@ func TestBackendFaults(t *testing.T) {
 		err  error
 		want syscall.Errno
 	}{
-		{nil, syscall.EIO}, {io.ErrUnexpectedEOF, syscall.EIO}, {fmt.Errorf("read: %w", syscall.ENOSPC), syscall.ENOSPC},
-		{syscall.EROFS, syscall.EPERM}, {syscall.ENOMEM, syscall.ENOMEM}, {syscall.EBADF, syscall.EIO}, {syscall.EDQUOT, syscall.ENOSPC},
+		{nil, syscall.EIO}, {io.ErrUnexpectedEOF, syscall.EIO},
+		{fmt.Errorf("read: %w", syscall.ENOSPC), syscall.ENOSPC},
+		{syscall.EROFS, syscall.EPERM}, {syscall.ENOMEM, syscall.ENOMEM}, {syscall.EBADF, syscall.EIO},
+		{syscall.EDQUOT, syscall.ENOSPC},
 		{context.Canceled, syscall.ESHUTDOWN},
 	} {
 		t.Run(fmt.Sprint(tt.err), func(t *testing.T) {
@@ -244,7 +251,8 @@ func TestReadOnlyExport(t *testing.T) {
 	o := nbd.ServerOptions{Exports: nbd.ExportList{{Name: "disk", Backend: newMemory(mib), ReadOnly: true}}}
 	socket, _ := onSocket(t, o)
 	c := dial(t, socket)
-	if want := nbd.HasFlags | nbd.ReadOnly | nbd.CanMultiConn | nbd.SendCache | nbd.SendDF | nbd.StatusPayload; c.Flags() != want {
+	if want := nbd.HasFlags | nbd.ReadOnly | nbd.CanMultiConn | nbd.SendCache | nbd.SendDF |
+		nbd.StatusPayload; c.Flags() != want {
 		t.Errorf("flags are %#x, want %#x", c.Flags(), want)
 	}
 }
@@ -274,7 +282,8 @@ func TestLookup(t *testing.T) {
 
 // When Serve is told to end, what is under way ends well and what comes then is refused.
 func TestShutdown(t *testing.T) {
-	disk := &stuck{memory: newMemory(mib), reading: make(chan struct{}), release: make(chan struct{}), gone: make(chan struct{})}
+	disk := &stuck{memory: newMemory(mib), reading: make(chan struct{}), release: make(chan struct{}),
+		gone: make(chan struct{})}
 	socket, stop := onSocket(t, only(disk))
 	c, idle := dial(t, socket), dial(t, socket)
 	first := make(chan error)
@@ -325,7 +334,8 @@ func (s *stuck) ReadAt(ctx context.Context, p []byte, off int64) error {
 
 // When a client goes away, what it had asked for is given up.
 func TestClientGone(t *testing.T) {
-	disk := &stuck{memory: newMemory(mib), reading: make(chan struct{}), release: make(chan struct{}), gone: make(chan struct{})}
+	disk := &stuck{memory: newMemory(mib), reading: make(chan struct{}), release: make(chan struct{}),
+		gone: make(chan struct{})}
 	l := newPipes()
 	serve(t, l, only(disk))
 	r := enterRaw(t, l.dial(), optStructured)

@@ -7,7 +7,8 @@ import (
 	"iter"
 )
 
-// StatusExtent says that the next Length bytes have the Flags, whose meaning is that of the meta context.
+// StatusExtent says that the next Length bytes have the Flags, whose meaning is that of the meta
+// context.
 type StatusExtent struct {
 	Length int64
 	Flags  uint64
@@ -19,11 +20,13 @@ type Range struct {
 	Flags    uint64
 }
 
-// statusLimit is the longest range of one question without extended headers: a multiple of any block size.
+// statusLimit is the longest range of one question without extended headers: a multiple of any
+// block size.
 const statusLimit = 1<<32 - 64<<10
 
-// BlockStatus returns what the meta context says of the bytes from off on: at least one extent, perhaps fewer than length bytes in all, never
-// more. A context that was not asked for in Dial, or that the server does not offer, is ErrNoContext.
+// BlockStatus returns what the meta context says of the bytes from off on: at least one extent,
+// perhaps fewer than length bytes in all, never more. A context that was not asked for in Dial, or
+// that the server does not offer, is ErrNoContext.
 func (c *Client) BlockStatus(ctx context.Context, metaContext string, off, length int64) ([]StatusExtent, error) {
 	id, ok := c.export.contexts[metaContext]
 	if !ok {
@@ -61,7 +64,8 @@ func clip(list []StatusExtent, skip, length int64) []StatusExtent {
 	return out
 }
 
-// Extents goes through the whole export and yields maximal ranges of equal flags. After an error it ends.
+// Extents goes through the whole export and yields maximal ranges of equal flags. After an error it
+// ends.
 func (c *Client) Extents(ctx context.Context, metaContext string) iter.Seq2[Range, error] {
 	return func(yield func(Range, error) bool) {
 		var run Range
@@ -108,7 +112,8 @@ func (c *Client) statusChunk(r *request, h replyHeader) error {
 	return nil
 }
 
-// decodeStatus decodes the payload of a block status chunk. Only the last extent may lead beyond limit, and is cut there.
+// decodeStatus decodes the payload of a block status chunk. Only the last extent may lead beyond
+// limit, and is cut there.
 func decodeStatus(b []byte, ext bool, limit int64) (list []StatusExtent, id uint32, err error) {
 	be := binary.BigEndian
 	head, size := 4, 8

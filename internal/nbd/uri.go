@@ -7,8 +7,10 @@ import (
 	"strings"
 )
 
-// URI returns the address of an export as qemu-img, QEMU, nbdcopy and nbdinfo take it: nbd+unix:///EXPORT?socket=PATH for a unix socket, else nbd://HOST:PORT/EXPORT,
-// and nbds where the connection is encrypted. It holds no byte that means something to a shell between single quotes or to a list of QEMU options.
+// URI returns the address of an export as qemu-img, QEMU, nbdcopy and nbdinfo take it:
+// nbd+unix:///EXPORT?socket=PATH for a unix socket, else nbd://HOST:PORT/EXPORT, and nbds where the
+// connection is encrypted. It holds no byte that means something to a shell between single quotes
+// or to a list of QEMU options.
 func URI(addr net.Addr, export string, encrypted bool) string {
 	scheme := "nbd"
 	if encrypted {
@@ -20,7 +22,8 @@ func URI(addr net.Addr, export string, encrypted bool) string {
 	return scheme + "://" + addr.String() + "/" + escape(export)
 }
 
-// escape writes every byte but letters, digits, - . _ ~ and / as %XX. Form encoding, with its + for a space, is not for these URIs: nobody decodes it.
+// escape writes every byte but letters, digits, - . _ ~ and / as %XX. Form encoding, with its + for
+// a space, is not for these URIs: nobody decodes it.
 func escape(s string) string {
 	var b strings.Builder
 	for i := range len(s) {

@@ -35,7 +35,8 @@ func TestURI(t *testing.T) {
 // awkward are names that URIs, queries, forms and lists of options would each read in another way.
 var awkward = []string{"with space", "a+b 100%", "%20%2B+", "größe-磁盘", `a,b;c&d=e?x#y it's "so"\`, "p/vda"}
 
-// The tools that people use find an export under the URI that we print, whatever the export and its socket are called.
+// The tools that people use find an export under the URI that we print, whatever the export and its
+// socket are called.
 func TestToolsTakeURI(t *testing.T) {
 	for _, name := range awkward {
 		t.Run(name, func(t *testing.T) {
@@ -51,7 +52,8 @@ func TestToolsTakeURI(t *testing.T) {
 			}
 			disk := newMemory(mib)
 			fill(disk)
-			serve(t, l, nbd.ServerOptions{Exports: nbd.ExportList{{Name: name, Backend: disk}, {Name: "with", Backend: newMemory(4096)}}})
+			serve(t, l, nbd.ServerOptions{Exports: nbd.ExportList{{Name: name, Backend: disk},
+				{Name: "with", Backend: newMemory(4096)}}})
 			uri := nbd.URI(l.Addr(), name, false)
 			var listed struct {
 				Exports []struct {
@@ -79,12 +81,14 @@ func TestToolsTakeURI(t *testing.T) {
 }
 
 func TestParseUnixURI(t *testing.T) {
-	for _, uri := range []string{"", "nbd+unix:///vda", "nbd+unix:///vda?socket=", "nbd://h/vda?socket=/s", "nbd+unix://h/vda?socket=/s", "nbd+unix:///vda?socket=%zz", "nbd+unix:///%zz?socket=/s", "/vda"} {
+	for _, uri := range []string{"", "nbd+unix:///vda", "nbd+unix:///vda?socket=", "nbd://h/vda?socket=/s",
+		"nbd+unix://h/vda?socket=/s", "nbd+unix:///vda?socket=%zz", "nbd+unix:///%zz?socket=/s", "/vda"} {
 		if export, socket, err := nbd.ParseUnixURI(uri); err == nil {
 			t.Errorf("ParseUnixURI(%q) = %q, %q", uri, export, socket)
 		}
 	}
-	if export, socket, err := nbd.ParseUnixURI("nbd+unix:///a+b?x=1&socket=/n+%2Fs"); export != "a+b" || socket != "/n+/s" || err != nil {
+	if export, socket, err := nbd.ParseUnixURI("nbd+unix:///a+b?x=1&socket=/n+%2Fs"); export != "a+b" ||
+		socket != "/n+/s" || err != nil {
 		t.Errorf("%q, %q, %v", export, socket, err)
 	}
 }

@@ -15,8 +15,9 @@ func compare(at time.Time, a ID, bt time.Time, b ID) int {
 	return cmp.Or(at.Compare(bt), strings.Compare(string(a), string(b)))
 }
 
-// Newest returns a filter that is shown points in any order, one after the other. It takes a point that is the newest by [ByTime] of one of its keys
-// so far: so the newest of every key is among those taken, and if the order is by chance few others are. A point without keys is not taken.
+// Newest returns a filter that is shown points in any order, one after the other. It takes a point
+// that is the newest by [ByTime] of one of its keys so far: so the newest of every key is among
+// those taken, and if the order is by chance few others are. A point without keys is not taken.
 func Newest(keys func(*RecoveryPoint) []string) func(*RecoveryPoint) bool {
 	type instant struct {
 		at time.Time

@@ -66,7 +66,8 @@ const (
 // Kind says what a point was taken for.
 type Kind string
 
-// Snapshot is the kind of a point of some disks, kept until somebody deletes it. Points of whole machines have no kind.
+// Snapshot is the kind of a point of some disks, kept until somebody deletes it. Points of whole
+// machines have no kind.
 const Snapshot Kind = "snapshot"
 
 // RecoveryPoint is a machine's disks and definition at one instant, sealed and readable.
@@ -164,5 +165,6 @@ type File struct {
 	Root string `json:"root"` // tree in the vault, hexadecimal
 }
 
-// IsSnapshot reports whether p is a snapshot of disks, and so no part of what backups of a machine count from.
+// IsSnapshot reports whether p is a snapshot of disks, and so no part of what backups of a machine
+// count from.
 func (p *RecoveryPoint) IsSnapshot() bool { return p.Kind == Snapshot }

@@ -33,8 +33,9 @@ type run struct {
 
 // Backup takes one recovery point of a machine and returns it once the vault holds it for good.
 //
-// Errors that callers decide by: [ErrBusy], [ErrConsistency], [ErrNoDisks], capture.ErrScratch, blob.ErrNoSpace. On any error no point was
-// made and the machine's changes are still recorded for the next run.
+// Errors that callers decide by: [ErrBusy], [ErrConsistency], [ErrNoDisks], capture.ErrScratch,
+// blob.ErrNoSpace. On any error no point was made and the machine's changes are still recorded for
+// the next run.
 func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, error) {
 	deps.defaults()
 	req.defaults()
@@ -44,7 +45,8 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 		return nil, err
 	}
 	defer unlock()
-	// The session comes first: from here on garbage collection leaves alone what the last point is made of.
+	// The session comes first: from here on garbage collection leaves alone what the last point is
+	// made of.
 	session, err := r.Vault.Begin(ctx)
 	if err != nil {
 		return nil, err
@@ -64,7 +66,8 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 	return r.result, nil
 }
 
-// prepare cleans up after a killed run and finds out what there is to do. It changes nothing in the vault.
+// prepare cleans up after a killed run and finds out what there is to do. It changes nothing in the
+// vault.
 func (r *run) prepare(ctx context.Context) error {
 	m := r.req.Machine
 	points, err := r.Vault.Summaries(ctx, newestOf(m))
@@ -89,7 +92,8 @@ func (r *run) prepare(ctx context.Context) error {
 	r.files = files
 	r.result = &point.RecoveryPoint{
 		ID: point.NewID(), VM: m.Name, MachineUUID: m.UUID, Tags: r.req.Tags, Definition: def, Holdfast: r.Version,
-		ExcludedDisks: excluded(m, r.disks), Warnings: append(warnings, r.lineage.changes(r.disks, excluded(m, r.disks))...),
+		ExcludedDisks: excluded(m, r.disks),
+		Warnings:      append(warnings, r.lineage.changes(r.disks, excluded(m, r.disks))...),
 	}
 	if r.lineage.last != nil {
 		r.result.Parent = r.lineage.last.ID
@@ -128,8 +132,9 @@ func (r *run) live(ctx context.Context) error {
 	return r.conclude(ctx, taken, r.seal(ctx, taken))
 }
 
-// conclude lets go of the older epoch if the point was sealed, else of the new one. The caller may have given up; the machine is left in
-// order all the same. What fails here is done by the next run.
+// conclude lets go of the older epoch if the point was sealed, else of the new one. The caller may
+// have given up; the machine is left in order all the same. What fails here is done by the next
+// run.
 func (r *run) conclude(ctx context.Context, taken *capture.Result, sealed error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
@@ -147,10 +152,12 @@ func (r *run) conclude(ctx context.Context, taken *capture.Result, sealed error)
 
 func (r *run) plan() capture.Plan {
 	plan := capture.Plan{
-		Machine: r.req.Machine.Name, Vault: r.Vault.ShortID(), Epoch: point.NewID().Short(), Granule: int64(r.Vault.ChunkSize()),
+		Machine: r.req.Machine.Name, Vault: r.Vault.ShortID(), Epoch: point.NewID().Short(),
+		Granule: int64(r.Vault.ChunkSize()),
 		Scratch: r.req.Scratch, AllowPull: true, Log: r.Log,
 		Progress: func(done, total int64) { r.Progress(StageCopy, done, total) },
-		Keep:     r.records.besides(r.req.Snapshot != nil, diskNames(r.disks)), NoEpoch: r.req.Snapshot != nil && !r.req.Snapshot.Track,
+		Keep:     r.records.besides(r.req.Snapshot != nil, diskNames(r.disks)),
+		NoEpoch:  r.req.Snapshot != nil && !r.req.Snapshot.Track,
 	}
 	for _, d := range r.disks {
 		dp := capture.DiskPlan{Name: d.Name}
@@ -203,7 +210,8 @@ func (r *run) seal(ctx context.Context, taken *capture.Result) error {
 	return r.commit(ctx)
 }
 
-// rung says how the blocks were read. A capture that had to read every disk whole although the vault knows them is a compare.
+// rung says how the blocks were read. A capture that had to read every disk whole although the
+// vault knows them is a compare.
 func (r *run) rung(taken *capture.Result) (point.Rung, string) {
 	reason := ""
 	for _, d := range taken.Disks {

@@ -25,7 +25,8 @@ var testKey = vault.Key{Identity: "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYY
 func newVault(t *testing.T, s blob.Store) *vault.Vault {
 	t.Helper()
 	ctx := context.Background()
-	if _, err := vault.Init(ctx, s, vault.InitOptions{ChunkSize: granule, Keys: []vault.NamedKey{{Name: "k", Key: testKey}}}); err != nil {
+	if _, err := vault.Init(ctx, s,
+		vault.InitOptions{ChunkSize: granule, Keys: []vault.NamedKey{{Name: "k", Key: testKey}}}); err != nil {
 		t.Fatal(err)
 	}
 	return openVault(t, s)
@@ -81,8 +82,8 @@ func readTree(t *testing.T, v *vault.Vault, root string, size int64) []byte {
 	return data
 }
 
-// Whatever fails or is killed at whichever step, the points that were acknowledged hold what the machine held at their instant, and the
-// next backup works.
+// Whatever fails or is killed at whichever step, the points that were acknowledged hold what the
+// machine held at their instant, and the next backup works.
 func TestPointsAreExactWhateverFails(t *testing.T) {
 	steps := []string{"", "", "", "begin", "instant", "sink", "commit", "store", "store"}
 	for seed := range uint64(25) {
@@ -118,7 +119,8 @@ func TestPointsAreExactWhateverFails(t *testing.T) {
 			d.OpenGuest = func(context.Context, hypervisor.Machine, point.Consistency) (protect.Guest, error) {
 				return &onThaw{do: func() { at = m.snapshot() }}, nil
 			}
-			p, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), FullRead: rng.IntN(8) == 0})
+			p, err := protect.Backup(context.Background(), d,
+				protect.Request{Machine: m.machine(), FullRead: rng.IntN(8) == 0})
 			m.failAt, m.killed = "", false
 			if err != nil && !errors.Is(err, errMade) {
 				t.Fatalf("seed %d: %v", seed, err)
@@ -162,7 +164,8 @@ func (o *onThaw) Outcome() guest.Outcome {
 	return guest.Outcome{Level: point.Filesystem, Reason: "no hooks"}
 }
 
-// A second point reads and stores only what changed, and a full read is a compare that stores no more.
+// A second point reads and stores only what changed, and a full read is a compare that stores no
+// more.
 func TestRungsAndSizes(t *testing.T) {
 	m := newModel(rand.New(rand.NewPCG(7, 7)), 1)
 	m.disks["vda"] = bytes.Repeat([]byte("some data "), 10*granule/10)
@@ -178,7 +181,8 @@ func TestRungsAndSizes(t *testing.T) {
 		return p
 	}
 	first := take(protect.Request{Tags: map[string]string{"k": "v"}})
-	if first.Rung != point.Push || first.Disks[0].Tracked || first.Parent != "" || first.Tags["k"] != "v" || first.VM != "web" {
+	if first.Rung != point.Push || first.Disks[0].Tracked || first.Parent != "" || first.Tags["k"] != "v" ||
+		first.VM != "web" {
 		t.Errorf("first point: %+v", first)
 	}
 	m.disks["vda"][3*granule] ^= 1
@@ -186,7 +190,8 @@ func TestRungsAndSizes(t *testing.T) {
 		b[3] = true
 	}
 	second := take(protect.Request{})
-	if disk := second.Disks[0]; second.Rung != point.Push || !disk.Tracked || disk.Read > 4*granule || second.Parent != first.ID {
+	if disk := second.Disks[0]; second.Rung != point.Push || !disk.Tracked || disk.Read > 4*granule ||
+		second.Parent != first.ID {
 		t.Errorf("second point: %+v", second)
 	}
 	third := take(protect.Request{FullRead: true})
@@ -196,7 +201,8 @@ func TestRungsAndSizes(t *testing.T) {
 	}
 }
 
-// A full vault is an error that says so; no point was made, and when there is room again the next backup loses nothing.
+// A full vault is an error that says so; no point was made, and when there is room again the next
+// backup loses nothing.
 func TestFullVault(t *testing.T) {
 	m := newModel(rand.New(rand.NewPCG(1, 1)), 2)
 	for range 20 {
@@ -206,7 +212,8 @@ func TestFullVault(t *testing.T) {
 	v := newVault(t, faulty)
 	d := deps(t, v, m)
 	faulty.FailMethod(fault.Write, blob.ErrNoSpace)
-	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()}); !errors.Is(err, blob.ErrNoSpace) {
+	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()}); !errors.Is(err,
+		blob.ErrNoSpace) {
 		t.Fatalf("%v, want ErrNoSpace", err)
 	}
 	faulty.FailMethod(fault.Write, nil)
@@ -275,10 +282,12 @@ func TestWarnings(t *testing.T) {
 	if b := p.Disks[1]; b.Name != "vdb" || !b.Tracked {
 		t.Errorf("disk %s was left out once and is not tracked any more: %s", b.Name, b.Reason)
 	}
-	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), Exclude: []string{"vdz"}}); err == nil {
+	if _, err := protect.Backup(context.Background(), d,
+		protect.Request{Machine: m.machine(), Exclude: []string{"vdz"}}); err == nil {
 		t.Error("a disk that is not there could be left out")
 	}
-	_, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), Exclude: []string{"vda", "vdb", "vdc"}})
+	_, err := protect.Backup(context.Background(), d,
+		protect.Request{Machine: m.machine(), Exclude: []string{"vda", "vdb", "vdc"}})
 	if !errors.Is(err, protect.ErrNoDisks) {
 		t.Errorf("all disks left out: %v, want ErrNoDisks", err)
 	}
@@ -308,7 +317,8 @@ func TestFind(t *testing.T) {
 		if err == nil && h.URI() != tt.uri {
 			t.Errorf("Find(%q) is on %s, want %s", tt.ref, h.URI(), tt.uri)
 		}
-		if errors.Is(err, hypervisor.ErrAmbiguous) && (!strings.Contains(err.Error(), one.uuid) || !strings.Contains(err.Error(), two.uuid)) {
+		if errors.Is(err, hypervisor.ErrAmbiguous) && (!strings.Contains(err.Error(), one.uuid) ||
+			!strings.Contains(err.Error(), two.uuid)) {
 			t.Errorf("%v does not name both", err)
 		}
 	}

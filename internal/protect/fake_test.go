@@ -20,7 +20,8 @@ const granule = 16 << 10
 
 var errMade = errors.New("made to fail")
 
-// model is a machine that keeps changed block tracking as QEMU does: bitmaps that record writes until they are removed.
+// model is a machine that keeps changed block tracking as QEMU does: bitmaps that record writes
+// until they are removed.
 type model struct {
 	rng    *rand.Rand
 	name   string
@@ -38,7 +39,8 @@ type model struct {
 }
 
 func newModel(rng *rand.Rand, disks int) *model {
-	m := &model{rng: rng, name: "web", uuid: "11111111-2222-3333-4444-555555555555", state: hypervisor.Running, agent: true,
+	m := &model{rng: rng, name: "web", uuid: "11111111-2222-3333-4444-555555555555", state: hypervisor.Running,
+		agent: true,
 		disks: map[string][]byte{}, bitmap: map[string]map[string]map[int64]bool{}}
 	for i := range disks {
 		m.addDisk("vd"+string(rune('a'+i)), int64(1+rng.IntN(20))*granule+int64(rng.IntN(3))*512)
@@ -130,7 +132,8 @@ func (m *model) step(name string) error {
 	return nil
 }
 
-func (m *model) Capture(ctx context.Context, _ string, plan capture.Plan, hooks capture.Hooks, sink capture.Sink) (*capture.Result, error) {
+func (m *model) Capture(ctx context.Context, _ string, plan capture.Plan, hooks capture.Hooks,
+	sink capture.Sink) (*capture.Result, error) {
 	if m.state == hypervisor.Off {
 		return nil, capture.ErrOff
 	}
@@ -169,7 +172,8 @@ func (m *model) Capture(ctx context.Context, _ string, plan capture.Plan, hooks 
 		}
 		for _, d := range plan.Disks {
 			for name := range m.bitmap[d.Name] {
-				if !plan.NoEpoch && name != capture.BitmapName(plan.Vault, plan.Epoch) && !slices.Contains(plan.Keep, name) {
+				if !plan.NoEpoch && name != capture.BitmapName(plan.Vault, plan.Epoch) && !slices.Contains(plan.Keep,
+					name) {
 					delete(m.bitmap[d.Name], name)
 				}
 			}
@@ -208,8 +212,10 @@ func (m *model) instant(ctx context.Context, plan capture.Plan, hooks capture.Ho
 	return at, errors.Join(err, hooks.Thaw(ctx))
 }
 
-// read hands one disk to the sink in several batches, some of them stale and overwritten later, as slices are.
-func (m *model) read(ctx context.Context, d capture.DiskPlan, at map[string]frozen, plan capture.Plan, sink capture.Sink) (capture.DiskResult, error) {
+// read hands one disk to the sink in several batches, some of them stale and overwritten later, as
+// slices are.
+func (m *model) read(ctx context.Context, d capture.DiskPlan, at map[string]frozen, plan capture.Plan,
+	sink capture.Sink) (capture.DiskResult, error) {
 	f := at[d.Name]
 	size := int64(len(f.data))
 	out := capture.DiskResult{Name: d.Name, Size: size, Tracked: f.dirty != nil}
@@ -242,7 +248,8 @@ func (m *model) read(ctx context.Context, d capture.DiskPlan, at map[string]froz
 	return out, m.batch(ctx, d.Name, size, todo, f.data, whole, sink)
 }
 
-func (m *model) batch(ctx context.Context, disk string, size int64, todo extent.Set, data []byte, whole bool, sink capture.Sink) error {
+func (m *model) batch(ctx context.Context, disk string, size int64, todo extent.Set, data []byte, whole bool,
+	sink capture.Sink) error {
 	read := capture.Read{Disk: disk, Size: size, Whole: whole, Source: bytes.NewReader(data)}
 	for _, e := range todo {
 		for off := e.Off; off < e.End(); off += granule {

@@ -22,8 +22,8 @@ type memoryFile struct {
 // changing reports whether the machine writes the file while it runs.
 func changing(f point.File) bool { return f.Role == "nvram" || f.Role == "tpm" }
 
-// keepFiles reads the files that the machine writes, while it holds still. What can not be read is a warning: a point
-// without firmware variables is worth more than none.
+// keepFiles reads the files that the machine writes, while it holds still. What can not be read is
+// a warning: a point without firmware variables is worth more than none.
 func (r *run) keepFiles() {
 	r.kept = nil
 	var total int64
@@ -56,7 +56,8 @@ func readAtMost(path string, limit int64) ([]byte, error) {
 }
 
 func (r *run) warnFile(f point.File, err error) {
-	r.result.Warnings = append(r.result.Warnings, fmt.Sprintf("%s file %s is not in this point: %v", f.Role, f.Path, err))
+	r.result.Warnings = append(r.result.Warnings,
+		fmt.Sprintf("%s file %s is not in this point: %v", f.Role, f.Path, err))
 }
 
 // storeFiles stores what keepFiles read, and the files that do not change.

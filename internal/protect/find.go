@@ -10,8 +10,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// Find returns the machine that ref names, by UUID or by name, and the host it is on. If none or several are found it returns
-// hypervisor.ErrNoMachine or ErrAmbiguous. Every host must answer, since another machine of that name may be on the one that does not.
+// Find returns the machine that ref names, by UUID or by name, and the host it is on. If none or
+// several are found it returns hypervisor.ErrNoMachine or ErrAmbiguous. Every host must answer,
+// since another machine of that name may be on the one that does not.
 func Find(ctx context.Context, hosts []hypervisor.Host, ref string) (hypervisor.Host, hypervisor.Machine, error) {
 	type found struct {
 		host    hypervisor.Host
@@ -21,7 +22,8 @@ func Find(ctx context.Context, hosts []hypervisor.Host, ref string) (hypervisor.
 	for _, h := range hosts {
 		machines, err := h.Machines(ctx)
 		if err != nil {
-			return nil, hypervisor.Machine{}, fmt.Errorf("list the machines of %s: %w: %w", h.URI(), hypervisor.ErrUnreachable, err)
+			return nil, hypervisor.Machine{}, fmt.Errorf("list the machines of %s: %w: %w", h.URI(),
+				hypervisor.ErrUnreachable, err)
 		}
 		for _, m := range machines {
 			if m.Name == ref {
@@ -64,8 +66,9 @@ func orNone(s string) string {
 	return s
 }
 
-// reconcile brings a machine back in order after a run that was killed: it thaws its guest and removes jobs, nodes, scratch
-// files, and the bitmaps of our vault that are not in keep. It returns what it did, in words, also on error.
+// reconcile brings a machine back in order after a run that was killed: it thaws its guest and
+// removes jobs, nodes, scratch files, and the bitmaps of our vault that are not in keep. It returns
+// what it did, in words, also on error.
 func reconcile(ctx context.Context, deps Deps, m hypervisor.Machine, keep []string) ([]string, error) {
 	var did []string
 	var thawErr error
@@ -89,8 +92,9 @@ func reconcile(ctx context.Context, deps Deps, m hypervisor.Machine, keep []stri
 	return did, errors.Join(thawErr, err)
 }
 
-// CleanUp reconciles a machine that no backup is working on; it returns ErrBusy if one is. Records of changes stay if the next point counts from
-// them, unless release is set; nothing is known of them where Deps.Vault is nil. It returns what it did, in words, also on error.
+// CleanUp reconciles a machine that no backup is working on; it returns ErrBusy if one is. Records
+// of changes stay if the next point counts from them, unless release is set; nothing is known of
+// them where Deps.Vault is nil. It returns what it did, in words, also on error.
 func CleanUp(ctx context.Context, deps Deps, m hypervisor.Machine, release bool) ([]string, error) {
 	unlock, err := lockMachine(deps.StateDir, m)
 	if err != nil {
@@ -108,7 +112,8 @@ func CleanUp(ctx context.Context, deps Deps, m hypervisor.Machine, release bool)
 	return reconcile(ctx, deps, m, keep)
 }
 
-// Last returns the newest of points, oldest first, that is a backup of m, or nil. Snapshots are none.
+// Last returns the newest of points, oldest first, that is a backup of m, or nil. Snapshots are
+// none.
 func Last(points []*point.RecoveryPoint, m hypervisor.Machine) *point.RecoveryPoint {
 	return lineageOf(points, m).last
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// hold keeps the guest's writes back around the instant and knows which level of consistency came of it.
+// hold keeps the guest's writes back around the instant and knows which level of consistency came
+// of it.
 type hold struct {
 	want    point.Consistency
 	require bool

@@ -32,16 +32,19 @@ type ImageRequest struct {
 	Format string // of all of them; "" means by what is in them
 	Tags   map[string]string
 
-	// Managed names the managed disk that each of Files is; the point is then a snapshot of that Name, and no machine's.
+	// Managed names the managed disk that each of Files is; the point is then a snapshot of that
+	// Name, and no machine's.
 	Managed []ManagedDisk
 }
 
 func (r ImageRequest) snapshot() bool { return len(r.Managed) > 0 }
 
-// Images takes one recovery point of disk images, which become the disks vda, vdb and so on. All blocks that the images hold are read
-// and compared with the last point of that name; what did not change is not stored again.
+// Images takes one recovery point of disk images, which become the disks vda, vdb and so on. All
+// blocks that the images hold are read and compared with the last point of that name; what did not
+// change is not stored again.
 //
-// Errors that callers decide by: [ErrNoDisks], and the sentinels of package diskimage: ErrInUse if somebody writes to one of them.
+// Errors that callers decide by: [ErrNoDisks], and the sentinels of package diskimage: ErrInUse if
+// somebody writes to one of them.
 func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.RecoveryPoint, error) {
 	d := Deps{Progress: deps.Progress, Now: deps.Now}
 	d.defaults()
@@ -54,7 +57,8 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 		return nil, err
 	}
 	defer opened.close()
-	// The session comes first: from here on garbage collection leaves alone what the last point is made of.
+	// The session comes first: from here on garbage collection leaves alone what the last point is
+	// made of.
 	session, err := deps.Vault.Begin(ctx)
 	if err != nil {
 		return nil, err

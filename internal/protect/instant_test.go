@@ -35,8 +35,10 @@ func TestConsistency(t *testing.T) {
 		{"application", "", true, true, hypervisor.Running, full, full, point.Application, "hooks ran"},
 		{"lower is recorded", "", false, true, hypervisor.Running, files, files, point.Filesystem, "no hooks"},
 		{"lower than required", point.Application, true, true, hypervisor.Running, files, files, "", "no hooks"},
-		{"lost while held", point.Application, false, true, hypervisor.Running, full, crash, point.Crash, "VSS expired"},
-		{"lost while held, required", point.Application, true, true, hypervisor.Running, full, crash, "", "VSS expired"},
+		{"lost while held", point.Application, false, true, hypervisor.Running, full, crash, point.Crash,
+			"VSS expired"},
+		{"lost while held, required", point.Application, true, true, hypervisor.Running, full, crash, "",
+			"VSS expired"},
 		{"crash asked for", point.Crash, true, true, hypervisor.Running, full, full, point.Crash, "asked for"},
 		{"no agent", "", false, false, hypervisor.Running, full, full, point.Crash, "no guest agent"},
 		{"no agent, required", point.Filesystem, true, false, hypervisor.Running, full, full, "", "no guest agent"},
@@ -47,9 +49,13 @@ func TestConsistency(t *testing.T) {
 			m.agent, m.state = tt.agent, tt.state
 			v := newVault(t, mem.New())
 			d := deps(t, v, m)
-			g := &fakeGuest{promised: tt.promised, kept: tt.kept, held: &m.held, out: guest.Outcome{Level: point.Crash, Reason: "not yet"}}
-			d.OpenGuest = func(context.Context, hypervisor.Machine, point.Consistency) (protect.Guest, error) { return g, nil }
-			p, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine(), Consistency: tt.want, Require: tt.require})
+			g := &fakeGuest{promised: tt.promised, kept: tt.kept, held: &m.held,
+				out: guest.Outcome{Level: point.Crash, Reason: "not yet"}}
+			d.OpenGuest = func(context.Context, hypervisor.Machine, point.Consistency) (protect.Guest, error) {
+				return g, nil
+			}
+			p, err := protect.Backup(context.Background(), d,
+				protect.Request{Machine: m.machine(), Consistency: tt.want, Require: tt.require})
 			if m.held {
 				t.Error("the guest still holds its writes")
 			}
@@ -109,7 +115,9 @@ func TestFilesBelongToTheInstant(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(p.Files) != 2 || !slices.ContainsFunc(p.Warnings, func(w string) bool { return strings.Contains(w, "gone") }) {
+	if len(p.Files) != 2 || !slices.ContainsFunc(p.Warnings, func(w string) bool {
+		return strings.Contains(w, "gone")
+	}) {
 		t.Fatalf("files %+v, warnings %q", p.Files, p.Warnings)
 	}
 	for _, f := range p.Files {

@@ -17,13 +17,14 @@ type lineage struct {
 	disks map[string]point.Disk // the latest state of each disk, in whichever point that is
 }
 
-// lineageOf picks the backups of m from points, oldest first. A snapshot of some disks is no backup.
+// lineageOf picks the backups of m from points, oldest first. A snapshot of some disks is no
+// backup.
 func lineageOf(points []*point.RecoveryPoint, m hypervisor.Machine) lineage {
 	return collect(points, func(p *point.RecoveryPoint) bool { return !p.IsSnapshot() && isOf(p, m) })
 }
 
-// newestOf returns a filter for the points from which records and lineages of m are found: the newest of each kind, whole, of each disk, and with a record of
-// changes, and few others.
+// newestOf returns a filter for the points from which records and lineages of m are found: the
+// newest of each kind, whole, of each disk, and with a record of changes, and few others.
 func newestOf(m hypervisor.Machine) func(*point.RecoveryPoint) bool {
 	return point.Newest(func(p *point.RecoveryPoint) []string {
 		if !isMachines(p, m) {
@@ -52,7 +53,9 @@ func newestOfImages(r ImageRequest) func(*point.RecoveryPoint) bool {
 			return keys
 		}
 		for _, d := range p.Disks {
-			if d.ManagedID != "" && slices.ContainsFunc(r.Managed, func(m ManagedDisk) bool { return m.ID == d.ManagedID }) {
+			if d.ManagedID != "" && slices.ContainsFunc(r.Managed, func(m ManagedDisk) bool {
+				return m.ID == d.ManagedID
+			}) {
 				keys = append(keys, d.ManagedID)
 			}
 		}
@@ -117,7 +120,8 @@ func (l lineage) disk(name string) *point.Disk {
 	return nil
 }
 
-// base returns the tree to compare a disk with: that of its last point if its size is still the same, else a disk of holes.
+// base returns the tree to compare a disk with: that of its last point if its size is still the
+// same, else a disk of holes.
 func (l lineage) base(name string, size int64) tree {
 	if d, ok := l.disks[name]; ok && d.Size == size {
 		return tree{root: d.Root, used: d.Used}
@@ -148,7 +152,8 @@ func (l lineage) changes(disks []hypervisor.Disk, left []string) []string {
 		case !ok:
 			out = append(out, fmt.Sprintf("disk %s is new since the last point", d.Name))
 		case old.Size != d.Size:
-			out = append(out, fmt.Sprintf("disk %s had %d bytes in the last point and has %d now", d.Name, old.Size, d.Size))
+			out = append(out, fmt.Sprintf("disk %s had %d bytes in the last point and has %d now", d.Name, old.Size,
+				d.Size))
 		}
 	}
 	for _, d := range l.last.Disks {

@@ -15,8 +15,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
-// lockMachine keeps other processes of this host from backing up m at the same time, until the function it returns is called
-// or the process ends. If another one does, it returns ErrBusy with its process ID.
+// lockMachine keeps other processes of this host from backing up m at the same time, until the
+// function it returns is called or the process ends. If another one does, it returns ErrBusy with
+// its process ID.
 func lockMachine(stateDir string, m hypervisor.Machine) (unlock func(), err error) {
 	dir := filepath.Join(stateDir, "locks")
 	if err := os.MkdirAll(dir, 0o700); err != nil {

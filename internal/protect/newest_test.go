@@ -12,14 +12,16 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// What is found of a machine or of images in the points that a filter takes is what is found in all.
+// What is found of a machine or of images in the points that a filter takes is what is found in
+// all.
 func TestNewestAreEnough(t *testing.T) {
 	m := hypervisor.Machine{Name: "a", UUID: "u"}
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		var points []*point.RecoveryPoint
 		for range rng.IntN(40) {
-			p := &point.RecoveryPoint{ID: point.NewID(), Time: time.Unix(int64(rng.IntN(30)), 0), VM: "a", MachineUUID: "u"}
+			p := &point.RecoveryPoint{ID: point.NewID(), Time: time.Unix(int64(rng.IntN(30)), 0), VM: "a",
+				MachineUUID: "u"}
 			switch rng.IntN(4) {
 			case 0:
 				p.Kind = point.Snapshot
@@ -50,11 +52,12 @@ func TestNewestAreEnough(t *testing.T) {
 		managed := some(newestOfImages(ImageRequest{Name: "s", Managed: disks}))
 		slices.SortFunc(points, point.ByTime)
 		for what, pair := range map[string][2]any{
-			"records":           {recordsOf(live, m), recordsOf(points, m)},
-			"lineage":           {lineageOf(live, m), lineageOf(points, m)},
-			"snapshots lineage": {snapshotLineage(live, m, []string{"vd0", "vd2"}), snapshotLineage(points, m, []string{"vd0", "vd2"})},
-			"images":            {imageLineage(images, "a"), imageLineage(points, "a")},
-			"managed disks":     {managedLineage(managed, disks), managedLineage(points, disks)},
+			"records": {recordsOf(live, m), recordsOf(points, m)},
+			"lineage": {lineageOf(live, m), lineageOf(points, m)},
+			"snapshots lineage": {snapshotLineage(live, m, []string{"vd0", "vd2"}),
+				snapshotLineage(points, m, []string{"vd0", "vd2"})},
+			"images":        {imageLineage(images, "a"), imageLineage(points, "a")},
+			"managed disks": {managedLineage(managed, disks), managedLineage(points, disks)},
 		} {
 			if !reflect.DeepEqual(pair[0], pair[1]) {
 				t.Fatalf("seed %d: %s: of the newest\n%+v, of all\n%+v", seed, what, pair[0], pair[1])

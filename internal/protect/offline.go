@@ -13,7 +13,8 @@ import (
 
 const (
 	reasonOff   = "the machine is off; how it was shut down, and so whether its file systems are clean, is not known"
-	reasonImage = "the images were read with no machine behind them; how it was shut down, and so whether the file systems are clean, is not known"
+	reasonImage = "the images were read with no machine behind them; how it was shut down, and so whether the file " +
+		"systems are clean, is not known"
 )
 
 // offline reads the images of a machine that is off.
@@ -41,9 +42,10 @@ func (r *run) offline(ctx context.Context) error {
 	return r.commit(ctx)
 }
 
-// openOffline opens the images of all disks, also on error to be closed by the caller. While they are open the machine can not be started, so
-// that they show one instant. Their bitmaps go on being the record of changes: they have everything since the last point, and so
-// everything since this one.
+// openOffline opens the images of all disks, also on error to be closed by the caller. While they
+// are open the machine can not be started, so that they show one instant. Their bitmaps go on being
+// the record of changes: they have everything since the last point, and so everything since this
+// one.
 func (r *run) openOffline(ctx context.Context) ([]imageRead, error) {
 	var reads []imageRead
 	for _, d := range r.disks {

@@ -1,13 +1,16 @@
-// Package protect takes recovery points: of machines while they run, of machines that are off, and of plain disk images.
+// Package protect takes recovery points: of machines while they run, of machines that are off, and
+// of plain disk images.
 //
-// [Backup] is the one workflow of a machine: lock it, clean up what a killed run left, quiesce, take one instant of all disks, thaw,
-// store what changed, seal the point, and only then let go of the older epoch of changed block tracking. Whatever fails or is killed
-// on the way, the machine goes on, the older epoch still records, and the next run starts from the last point that the vault holds.
-// [Images] does the same for disk images without a hypervisor. With [Request.Snapshot] some disks of a machine are taken for a snapshot,
-// which leaves alone what its backups count from.
+// [Backup] is the one workflow of a machine: lock it, clean up what a killed run left, quiesce,
+// take one instant of all disks, thaw, store what changed, seal the point, and only then let go of
+// the older epoch of changed block tracking. Whatever fails or is killed on the way, the machine
+// goes on, the older epoch still records, and the next run starts from the last point that the
+// vault holds. [Images] does the same for disk images without a hypervisor. With [Request.Snapshot]
+// some disks of a machine are taken for a snapshot, which leaves alone what its backups count from.
 //
-// A point says what was reached, not what was wished for: its consistency with the reason, its rung with the reason, and warnings
-// for all that is not as it was in the point before. It is called by the faces; it constructs nothing that it is not handed.
+// A point says what was reached, not what was wished for: its consistency with the reason, its rung
+// with the reason, and warnings for all that is not as it was in the point before. It is called by
+// the faces; it constructs nothing that it is not handed.
 package protect
 
 import (
@@ -33,11 +36,13 @@ var (
 
 // Guest holds and releases the writes of one machine; *guest.Held is one.
 type Guest interface {
-	// Quiesce asks the guest to flush and hold its writes. A guest that can not be quiesced is no error: Outcome says why.
+	// Quiesce asks the guest to flush and hold its writes. A guest that can not be quiesced is no
+	// error: Outcome says why.
 	Quiesce(ctx context.Context) error
 	// Thaw releases the guest.
 	Thaw(ctx context.Context) error
-	// Outcome says which level was reached and why no higher: after Quiesce what the guest promised, after Thaw what it kept.
+	// Outcome says which level was reached and why no higher: after Quiesce what the guest
+	// promised, after Thaw what it kept.
 	Outcome() guest.Outcome
 	// Guest returns what is known of the system inside, or nil.
 	Guest() *point.GuestReport
@@ -50,10 +55,12 @@ type Deps struct {
 	Vault    *vault.Vault
 	Host     hypervisor.Host
 	Capturer capture.Capturer
-	// OpenGuest prepares the quiesce of a machine's guest, to be closed by the caller; nil means that no guest is ever asked. Its error is ctx's:
-	// a guest that does not answer says so in its outcome.
+	// OpenGuest prepares the quiesce of a machine's guest, to be closed by the caller; nil means
+	// that no guest is ever asked. Its error is ctx's: a guest that does not answer says so in its
+	// outcome.
 	OpenGuest func(ctx context.Context, m hypervisor.Machine, want point.Consistency) (Guest, error)
-	// Leftovers thaws the guest if a killed run left it holding its writes, and says what it did; nil does nothing.
+	// Leftovers thaws the guest if a killed run left it holding its writes, and says what it did;
+	// nil does nothing.
 	Leftovers func(ctx context.Context, m hypervisor.Machine) ([]string, error)
 
 	StateDir string                                // locks; made if absent

@@ -20,13 +20,16 @@ type ManagedDisk struct {
 	ID   string // unique
 }
 
-// Snapshot makes a point of some disks of a machine. It reads what changed since the newest record of changes, whoever that belongs to, and leaves all
-// records as they are: the machine's backups go on as if nothing had been.
+// Snapshot makes a point of some disks of a machine. It reads what changed since the newest record
+// of changes, whoever that belongs to, and leaves all records as they are: the machine's backups go
+// on as if nothing had been.
 type Snapshot struct {
 	Name    string
 	Disks   []string               // names; at least one
 	Managed map[string]ManagedDisk // those of Disks that are managed
-	Track   bool                   // begin a record of changes for the next snapshot of these disks, apart from that of the backups
+	// begin a record of changes for the next snapshot of these disks, apart from that of the
+	// backups
+	Track bool
 }
 
 // records are the records of changes that points of a machine count from, by disk.
@@ -77,8 +80,8 @@ func (r records) all() []string {
 	return append(names(r.backups, nil), names(r.snapshots, nil)...)
 }
 
-// besides returns the bitmaps that stay when a snapshot, or else a backup, of disks is done: all of the other kind, and those of its own kind that are of
-// other disks.
+// besides returns the bitmaps that stay when a snapshot, or else a backup, of disks is done: all of
+// the other kind, and those of its own kind that are of other disks.
 func (r records) besides(snapshot bool, disks []string) []string {
 	if snapshot {
 		return append(names(r.backups, nil), names(r.snapshots, disks)...)
@@ -102,8 +105,8 @@ func (r *run) borrows(disk, bitmap string) bool {
 	return r.req.Snapshot != nil && r.records.snapshots[disk] != bitmap
 }
 
-// snapshotLineage returns for every disk of m the newest state from which changes are recorded, of a backup or a snapshot, else the newest of all. Its last
-// is the newest point among those.
+// snapshotLineage returns for every disk of m the newest state from which changes are recorded, of
+// a backup or a snapshot, else the newest of all. Its last is the newest point among those.
 func snapshotLineage(points []*point.RecoveryPoint, m hypervisor.Machine, disks []string) lineage {
 	known := recordsOf(points, m)
 	l := lineage{disks: map[string]point.Disk{}}
@@ -127,7 +130,8 @@ func snapshotLineage(points []*point.RecoveryPoint, m hypervisor.Machine, disks 
 	return l
 }
 
-// prepareSnapshot is the rest of prepare for a snapshot: neither definition nor files of the machine are of its business.
+// prepareSnapshot is the rest of prepare for a snapshot: neither definition nor files of the
+// machine are of its business.
 func (r *run) prepareSnapshot(points []*point.RecoveryPoint) error {
 	m, snap := r.req.Machine, r.req.Snapshot
 	for _, name := range snap.Disks {
@@ -144,7 +148,8 @@ func (r *run) prepareSnapshot(points []*point.RecoveryPoint) error {
 	}
 	r.lineage = snapshotLineage(points, m, snap.Disks)
 	r.result = &point.RecoveryPoint{
-		ID: point.NewID(), Kind: point.Snapshot, Name: snap.Name, VM: m.Name, MachineUUID: m.UUID, Tags: r.req.Tags, Holdfast: r.Version,
+		ID: point.NewID(), Kind: point.Snapshot, Name: snap.Name, VM: m.Name, MachineUUID: m.UUID, Tags: r.req.Tags,
+		Holdfast:   r.Version,
 		Definition: point.Definition{Kind: kindImage},
 	}
 	if r.lineage.last != nil {
@@ -162,7 +167,8 @@ func (r *run) manage(d point.Disk) point.Disk {
 	return d
 }
 
-// lock takes the machine. A snapshot waits for a backup that runs; of two backups the second is refused.
+// lock takes the machine. A snapshot waits for a backup that runs; of two backups the second is
+// refused.
 func (r *run) lock(ctx context.Context) (unlock func(), err error) {
 	told := false
 	for {

@@ -25,7 +25,8 @@ func only(at map[string][]byte, p *point.RecoveryPoint) map[string][]byte {
 	return out
 }
 
-// Snapshots of any disks, tracked or not, between backups, with points deleted and runs failed or killed at any step: every point is exact.
+// Snapshots of any disks, tracked or not, between backups, with points deleted and runs failed or
+// killed at any step: every point is exact.
 func TestSnapshotsAndBackupsAreExact(t *testing.T) {
 	steps := []string{"", "", "", "", "begin", "instant", "sink", "commit"}
 	for seed := range uint64(40) {
@@ -57,7 +58,8 @@ func TestSnapshotsAndBackupsAreExact(t *testing.T) {
 			if rng.IntN(2) == 0 {
 				disks := slices.Clone(m.order)
 				rng.Shuffle(len(disks), func(i, j int) { disks[i], disks[j] = disks[j], disks[i] })
-				req.Snapshot = &protect.Snapshot{Name: "s", Disks: disks[:1+rng.IntN(len(disks))], Track: rng.IntN(2) == 0}
+				req.Snapshot = &protect.Snapshot{Name: "s", Disks: disks[:1+rng.IntN(len(disks))],
+					Track: rng.IntN(2) == 0}
 			} else if len(m.order) > 1 && rng.IntN(3) == 0 {
 				req.Exclude = m.order[:1]
 			}
@@ -78,7 +80,8 @@ func TestSnapshotsAndBackupsAreExact(t *testing.T) {
 	}
 }
 
-// A snapshot takes nothing from the machine's backups: the one after it reads no more than it would have.
+// A snapshot takes nothing from the machine's backups: the one after it reads no more than it would
+// have.
 func TestSnapshotLeavesBackupsTracked(t *testing.T) {
 	ctx := context.Background()
 	for _, track := range []bool{false, true} {
@@ -115,11 +118,13 @@ func TestSnapshotLeavesBackupsTracked(t *testing.T) {
 			next := take(nil)
 			for _, disk := range next.Disks {
 				if !disk.Tracked {
-					t.Errorf("tracked snapshot %t: disk %s of the backup after it was read whole: %s", track, disk.Name, disk.Reason)
+					t.Errorf("tracked snapshot %t: disk %s of the backup after it was read whole: %s", track, disk.Name,
+						disk.Reason)
 				}
 			}
 			if next.Parent != backup.ID || next.ExcludedDisks != nil || next.Warnings != nil {
-				t.Errorf("the backup after it: parent %s, left out %v, warnings %v", next.Parent, next.ExcludedDisks, next.Warnings)
+				t.Errorf("the backup after it: parent %s, left out %v, warnings %v", next.Parent, next.ExcludedDisks,
+					next.Warnings)
 			}
 			backup = next
 		}
@@ -134,14 +139,16 @@ func TestSnapshotRefuses(t *testing.T) {
 	m := newModel(rand.New(rand.NewPCG(1, 1)), 2)
 	v := newVault(t, mem.New())
 	for _, disks := range [][]string{nil, {"vdz"}, {"vda", "vdz"}} {
-		p, err := protect.Backup(context.Background(), deps(t, v, m), protect.Request{Machine: m.machine(), Snapshot: &protect.Snapshot{Name: "s", Disks: disks}})
+		p, err := protect.Backup(context.Background(), deps(t, v, m),
+			protect.Request{Machine: m.machine(), Snapshot: &protect.Snapshot{Name: "s", Disks: disks}})
 		if err == nil {
 			t.Errorf("a snapshot of %v: %+v", disks, p)
 		}
 	}
 }
 
-// Images of managed disks become snapshots of no machine, and count from the disk's last one by its unique ID.
+// Images of managed disks become snapshots of no machine, and count from the disk's last one by its
+// unique ID.
 func TestSnapshotOfImages(t *testing.T) {
 	ctx := context.Background()
 	v := newVault(t, mem.New())
@@ -152,8 +159,9 @@ func TestSnapshotOfImages(t *testing.T) {
 		if err := os.WriteFile(file, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		p, err := protect.Images(ctx, protect.ImageDeps{Vault: v}, protect.ImageRequest{Name: "s", Files: []string{file}, Format: "raw",
-			Managed: []protect.ManagedDisk{{Name: name, ID: id}}})
+		p, err := protect.Images(ctx, protect.ImageDeps{Vault: v},
+			protect.ImageRequest{Name: "s", Files: []string{file}, Format: "raw",
+				Managed: []protect.ManagedDisk{{Name: name, ID: id}}})
 		if err != nil {
 			t.Fatal(err)
 		}

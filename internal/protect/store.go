@@ -12,7 +12,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// store takes batches of changed blocks into a session of the vault. Different disks may come at the same time.
+// store takes batches of changed blocks into a session of the vault. Different disks may come at
+// the same time.
 type store struct {
 	session  *vault.Session
 	lineage  lineage
@@ -33,11 +34,13 @@ func newStore(s *vault.Session, l lineage, progress func(string, int64, int64)) 
 	return &store{session: s, lineage: l, progress: progress, trees: map[string]tree{}}
 }
 
-// put applies a batch to its disk: the first one to the tree of the last point, each later one to what the one before made.
+// put applies a batch to its disk: the first one to the tree of the last point, each later one to
+// what the one before made.
 func (s *store) put(ctx context.Context, read capture.Read) error {
 	base := s.begin(read)
 	out, err := s.session.PutDisk(ctx, vault.DiskInput{
-		Size: read.Size, Base: base.root, BaseUsed: base.used, Data: read.Data, Zero: read.Zero, Source: read.Source, Progress: s.more,
+		Size: read.Size, Base: base.root, BaseUsed: base.used, Data: read.Data, Zero: read.Zero, Source: read.Source,
+		Progress: s.more,
 	})
 	if err != nil {
 		return err
@@ -67,7 +70,8 @@ func (s *store) more(bytes int64) {
 	s.progress(StageStore, min(s.done, s.total), s.total)
 }
 
-// disk returns what was stored of d, which had size bytes at the instant. A disk of which no batch came is as it was before.
+// disk returns what was stored of d, which had size bytes at the instant. A disk of which no batch
+// came is as it was before.
 func (s *store) disk(d hypervisor.Disk, size int64) point.Disk {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,5 +93,6 @@ func (s *store) file(ctx context.Context, size int64, source io.ReaderAt) (strin
 }
 
 func sourceOf(d hypervisor.Disk) point.Source {
-	return point.Source{File: d.File, Format: d.Format, Node: d.Node, Device: d.Device, Bus: d.Bus, Serial: d.Serial, IOThread: d.IOThread}
+	return point.Source{File: d.File, Format: d.Format, Node: d.Node, Device: d.Device, Bus: d.Bus, Serial: d.Serial,
+		IOThread: d.IOThread}
 }

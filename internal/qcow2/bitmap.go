@@ -33,8 +33,8 @@ type BitmapInfo struct {
 	foreign                bool // of a kind whose bits mean something else
 }
 
-// Bitmaps returns the persistent dirty bitmaps of the image. When the image was written by something that
-// does not know bitmaps, all of them are InUse.
+// Bitmaps returns the persistent dirty bitmaps of the image. When the image was written by
+// something that does not know bitmaps, all of them are InUse.
 func (m *Image) Bitmaps() ([]BitmapInfo, error) {
 	b := m.h.bitmaps
 	if b.count == 0 {
@@ -44,7 +44,8 @@ func (m *Image) Bitmaps() ([]BitmapInfo, error) {
 		return nil, corrupt("bitmap directory of %d bytes for %d bitmaps", b.bytes, b.count)
 	}
 	if b.off > m.fileSize-b.bytes {
-		return nil, corrupt("bitmap directory at %d of %d bytes is beyond the end of the file at %d", b.off, b.bytes, m.fileSize)
+		return nil, corrupt("bitmap directory at %d of %d bytes is beyond the end of the file at %d", b.off, b.bytes,
+			m.fileSize)
 	}
 	dir := make([]byte, b.bytes)
 	if err := m.readFull(dir, b.off, "bitmap directory"); err != nil {
@@ -91,7 +92,8 @@ func decodeDirEntry(dir []byte) (BitmapInfo, int, error) {
 	}, int(total), nil
 }
 
-// ReadBitmap returns the ranges that the dirty bitmap of that name has set, or ErrNoBitmap, ErrBitmapInconsistent.
+// ReadBitmap returns the ranges that the dirty bitmap of that name has set, or ErrNoBitmap,
+// ErrBitmapInconsistent.
 func (m *Image) ReadBitmap(name string) (extent.Set, error) {
 	list, err := m.Bitmaps()
 	if err != nil {

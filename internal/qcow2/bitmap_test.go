@@ -74,7 +74,8 @@ func TestBitmapsAreWhatQEMUReads(t *testing.T) {
 				t.Errorf("ReadBitmap = %v, %v; want %v", got, err, want)
 			}
 			list, err := img.Bitmaps()
-			if err != nil || len(list) != 2 || list[0].Name != "hf-slice" || list[0].Auto || list[0].InUse || list[0].Granularity != granule {
+			if err != nil || len(list) != 2 || list[0].Name != "hf-slice" || list[0].Auto || list[0].InUse ||
+				list[0].Granularity != granule {
 				t.Errorf("Bitmaps = %+v, %v", list, err)
 			}
 			if n := onDisk(t, path); n > 3*mib {

@@ -9,7 +9,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-// planBitmaps checks the bitmaps and finds which of their clusters must be stored: all but those of only zeros or only ones.
+// planBitmaps checks the bitmaps and finds which of their clusters must be stored: all but those of
+// only zeros or only ones.
 func (l *layout) planBitmaps(list []Bitmap) error {
 	if len(list) > maxBitmaps {
 		return fmt.Errorf("%d bitmaps are more than an image can hold", len(list))
@@ -26,7 +27,8 @@ func (l *layout) planBitmaps(list []Bitmap) error {
 		case seen[b.Name]:
 			return fmt.Errorf("two bitmaps are named %q", b.Name)
 		case b.Granularity != 1<<g || g < minGranularBits || g > maxGranularBits:
-			return fmt.Errorf("bitmap %q: granularity of %d bytes is not a power of two from 512 to 2 GiB", b.Name, b.Granularity)
+			return fmt.Errorf("bitmap %q: granularity of %d bytes is not a power of two from 512 to 2 GiB", b.Name,
+				b.Granularity)
 		}
 		seen[b.Name] = true
 		b.Set = b.Set.Clip(extent.Extent{Len: l.size}).Align(b.Granularity, l.size)

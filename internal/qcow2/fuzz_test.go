@@ -25,8 +25,10 @@ func samples(t testing.TB) map[string][]byte {
 		}
 		list[name] = b
 	}
-	w, err := qcow2.NewWriter(filepath.Join(dir, "ours"), 100*kib, extent.Set{{Off: 0, Len: 5000}, {Off: 90 * kib, Len: 10 * kib}},
-		qcow2.CreateOptions{ClusterSize: 512, Bitmaps: []qcow2.Bitmap{{Name: "b", Granularity: 512, Set: extent.Set{{Off: 5000, Len: 9000}}}}})
+	w, err := qcow2.NewWriter(filepath.Join(dir, "ours"), 100*kib,
+		extent.Set{{Off: 0, Len: 5000}, {Off: 90 * kib, Len: 10 * kib}},
+		qcow2.CreateOptions{ClusterSize: 512,
+			Bitmaps: []qcow2.Bitmap{{Name: "b", Granularity: 512, Set: extent.Set{{Off: 5000, Len: 9000}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +37,8 @@ func samples(t testing.TB) map[string][]byte {
 	}
 	keep("ours")
 	for name, options := range map[string]string{
-		"v2": "compat=0.10", "v3": "compat=1.1", "extended": "extended_l2=on,cluster_size=16k", "backed": "backing_file=x,backing_fmt=raw",
+		"v2": "compat=0.10", "v3": "compat=1.1", "extended": "extended_l2=on,cluster_size=16k",
+		"backed": "backing_file=x,backing_fmt=raw",
 	} {
 		if name != "extended" {
 			options += ",cluster_size=512"
@@ -47,7 +50,8 @@ func samples(t testing.TB) map[string][]byte {
 		}
 		keep(name)
 	}
-	run(t, "qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", filepath.Join(dir, "v3"), filepath.Join(dir, "compressed"))
+	run(t, "qemu-img", "convert", "-c", "-f", "qcow2", "-O", "qcow2", filepath.Join(dir, "v3"),
+		filepath.Join(dir, "compressed"))
 	keep("compressed")
 	return list
 }
@@ -100,7 +104,8 @@ func FuzzImage(f *testing.F) {
 	})
 }
 
-// Wherever a file is cut off, either nothing of the disk is lost or the image is called corrupt, and by name.
+// Wherever a file is cut off, either nothing of the disk is lost or the image is called corrupt,
+// and by name.
 func TestTruncatedImages(t *testing.T) {
 	for name, whole := range samples(t) {
 		img, err := qcow2.New(bytes.NewReader(whole), int64(len(whole)))
@@ -137,7 +142,8 @@ func contents(img *qcow2.Image) string {
 
 func TestUnsupportedIsNamed(t *testing.T) {
 	list := samples(t)
-	for name, feature := range map[string]string{"extended": "extended L2", "compressed": "compressed", "backed": "backing file"} {
+	for name, feature := range map[string]string{"extended": "extended L2", "compressed": "compressed",
+		"backed": "backing file"} {
 		img, err := qcow2.New(bytes.NewReader(list[name]), int64(len(list[name])))
 		if err != nil {
 			t.Fatal(err)

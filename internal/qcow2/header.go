@@ -156,7 +156,8 @@ func (h *header) check(fileSize int64) error {
 	case h.l1Offset%int64(h.ClusterSize) != 0:
 		return corrupt("L1 table at %d is not on a cluster boundary", h.l1Offset)
 	case h.l1Offset+h.l1Entries*8 > fileSize:
-		return corrupt("L1 table at %d of %d bytes is beyond the end of the file at %d", h.l1Offset, h.l1Entries*8, fileSize)
+		return corrupt("L1 table at %d of %d bytes is beyond the end of the file at %d", h.l1Offset, h.l1Entries*8,
+			fileSize)
 	}
 	h.l1Entries = need // what follows is the state of a stopped machine, not the disk
 	return nil

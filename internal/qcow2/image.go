@@ -17,8 +17,8 @@ type Image struct {
 	cache    tableCache
 }
 
-// Open opens the image at path, a regular file or a block device, for reading.
-// A file of another format is ErrNotQcow2, one whose header contradicts itself or the file's length ErrCorrupt.
+// Open opens the image at path, a regular file or a block device, for reading. A file of another
+// format is ErrNotQcow2, one whose header contradicts itself or the file's length ErrCorrupt.
 func Open(path string) (*Image, error) {
 	st, err := os.Stat(path)
 	if err != nil {
@@ -54,7 +54,8 @@ func New(r io.ReaderAt, fileSize int64) (*Image, error) {
 	return img, img.loadL1()
 }
 
-// loadL1 reads the L1 table. No L2 table may be used twice, so the file's length bounds their number, and with it all later work.
+// loadL1 reads the L1 table. No L2 table may be used twice, so the file's length bounds their
+// number, and with it all later work.
 func (m *Image) loadL1() error {
 	buf := make([]byte, m.h.l1Entries*8)
 	if err := m.readFull(buf, m.h.l1Offset, "L1 table"); err != nil {
@@ -111,8 +112,9 @@ func (m *Image) dataSupported() error {
 	return nil
 }
 
-// ReadAt reads len(p) bytes of the virtual disk at off. What is neither in the image nor flagged zero reads as zeros if there
-// is no backing file, else it is ErrUnsupported. At the disk's end it returns io.EOF with what there was.
+// ReadAt reads len(p) bytes of the virtual disk at off. What is neither in the image nor flagged
+// zero reads as zeros if there is no backing file, else it is ErrUnsupported. At the disk's end it
+// returns io.EOF with what there was.
 func (m *Image) ReadAt(p []byte, off int64) (int, error) {
 	if err := m.dataSupported(); err != nil {
 		return 0, err

@@ -19,8 +19,8 @@ type CreateOptions struct {
 	ClusterSize int      // bytes, a power of two from 512 to 2 MiB; 0 means 64 KiB
 	Bitmaps     []Bitmap // persistent dirty bitmaps, all disabled
 
-	// BackingFile is what all that is not allocated reads as, a path or json: as QEMU has it, of up to 1023 bytes; "" means zeros. BackingFormat is
-	// its format.
+	// BackingFile is what all that is not allocated reads as, a path or json: as QEMU has it, of up
+	// to 1023 bytes; "" means zeros. BackingFormat is its format.
 	BackingFile, BackingFormat string
 }
 
@@ -146,7 +146,8 @@ func countTables(clusters extent.Set, span int64) int64 {
 	return n
 }
 
-// host returns where disk offset off lies in the file and how many bytes from there on are contiguous and allocated; 0 if none.
+// host returns where disk offset off lies in the file and how many bytes from there on are
+// contiguous and allocated; 0 if none.
 func (l *layout) host(off int64) (at, n int64) {
 	i := sort.Search(len(l.clusters), func(i int) bool { return l.clusters[i].End() > off })
 	if i == len(l.clusters) || l.clusters[i].Off > off {

@@ -7,9 +7,10 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-// Map returns which bytes of the disk the image itself stores (data) and which it flags as zeros (zero). What is in neither is
-// not allocated: zeros, or the backing file's. It reads every L2 table once, and so finds every data cluster that lies beyond
-// the end of the file (ErrCorrupt) and any compressed one (ErrUnsupported): after a Map without error, ReadAt meets neither.
+// Map returns which bytes of the disk the image itself stores (data) and which it flags as zeros
+// (zero). What is in neither is not allocated: zeros, or the backing file's. It reads every L2
+// table once, and so finds every data cluster that lies beyond the end of the file (ErrCorrupt) and
+// any compressed one (ErrUnsupported): after a Map without error, ReadAt meets neither.
 func (m *Image) Map() (data, zero extent.Set, err error) {
 	if err := m.dataSupported(); err != nil {
 		return nil, nil, err
@@ -34,8 +35,9 @@ func (m *Image) Map() (data, zero extent.Set, err error) {
 	return data, zero, nil
 }
 
-// Check goes through all tables, of images too whose data this package cannot read, and returns ErrCorrupt if the file is shorter
-// than they say. QEMU would read zeros there. What an external data file or a backing file holds is not looked at.
+// Check goes through all tables, of images too whose data this package cannot read, and returns
+// ErrCorrupt if the file is shorter than they say. QEMU would read zeros there. What an external
+// data file or a backing file holds is not looked at.
 func (m *Image) Check() error {
 	err := m.eachEntry(func(e, sub uint64, at int64) error {
 		switch {
@@ -55,7 +57,8 @@ func (m *Image) Check() error {
 	return nil
 }
 
-// checkCompressed holds the place of a compressed cluster against the file's end, which may cut its last sector short.
+// checkCompressed holds the place of a compressed cluster against the file's end, which may cut its
+// last sector short.
 func (m *Image) checkCompressed(e uint64, at int64) error {
 	x := 62 - (m.h.clusterBits - 8)
 	off := int64(e & (1<<x - 1) & (1<<56 - 1))
@@ -76,7 +79,8 @@ func (m *Image) checkSubclusters(e, sub uint64, at int64) error {
 	return nil
 }
 
-// eachEntry calls do with every L2 entry within the disk, the subclusters of that entry, and the disk offset of its cluster, in the disk's order.
+// eachEntry calls do with every L2 entry within the disk, the subclusters of that entry, and the
+// disk offset of its cluster, in the disk's order.
 func (m *Image) eachEntry(do func(e, sub uint64, at int64) error) error {
 	table := make([]byte, m.h.ClusterSize)
 	span, cs := m.h.l2Entries()<<m.h.clusterBits, int64(m.h.ClusterSize)

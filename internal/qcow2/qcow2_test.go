@@ -57,7 +57,8 @@ func qemuMap(t testing.TB, path string) (data, allocated extent.Set) {
 		Present       bool
 		Data          bool
 	}
-	if err := json.Unmarshal([]byte(run(t, "qemu-img", "map", "--output=json", "-f", "qcow2", path)), &list); err != nil {
+	if err := json.Unmarshal([]byte(run(t, "qemu-img", "map", "--output=json", "-f", "qcow2", path)),
+		&list); err != nil {
 		t.Fatal(err)
 	}
 	for _, e := range list {
@@ -158,7 +159,8 @@ func fill(t *testing.T, w io.WriterAt, raw string, size int64, data extent.Set) 
 	wg.Wait()
 }
 
-// requireSame compares r with the file raw in the ranges of set, by reads that begin and end anywhere.
+// requireSame compares r with the file raw in the ranges of set, by reads that begin and end
+// anywhere.
 func requireSame(t testing.TB, r io.ReaderAt, raw string, set extent.Set) {
 	t.Helper()
 	f, err := os.Open(raw)
@@ -235,7 +237,8 @@ func TestWriterAbortRemovesTheFile(t *testing.T) {
 // What QEMU wrote by random writes, zero writes and discards, QEMU and we read alike.
 func TestReadsWhatQEMUWrote(t *testing.T) {
 	for _, options := range []string{
-		"compat=1.1", "compat=0.10", "cluster_size=512", "cluster_size=4k", "cluster_size=2M", "refcount_bits=1", "lazy_refcounts=on",
+		"compat=1.1", "compat=0.10", "cluster_size=512", "cluster_size=4k", "cluster_size=2M", "refcount_bits=1",
+		"lazy_refcounts=on",
 		"preallocation=metadata", "preallocation=falloc",
 	} {
 		t.Run(options, func(t *testing.T) {
@@ -277,7 +280,8 @@ func TestConcurrentReads(t *testing.T) {
 	path, raw := filepath.Join(dir, "a.qcow2"), filepath.Join(dir, "a.raw")
 	size := 64 * mib
 	data := randomSet(rand.New(rand.NewPCG(9, 9)), size, 100, 64*kib)
-	w, err := qcow2.NewWriter(path, size, data, qcow2.CreateOptions{ClusterSize: 512}) // 2,048 L2 tables of 32 KiB of disk
+	// 2,048 L2 tables of 32 KiB of disk
+	w, err := qcow2.NewWriter(path, size, data, qcow2.CreateOptions{ClusterSize: 512})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +306,8 @@ func TestBackingFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct{ file, format string }{{base, "raw"}, {fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"file","filename":%q}}`, base), ""}} {
-		if err := qcow2.Create(path, int64(len(data)), qcow2.CreateOptions{BackingFile: tt.file, BackingFormat: tt.format}); err != nil {
+		if err := qcow2.Create(path, int64(len(data)),
+			qcow2.CreateOptions{BackingFile: tt.file, BackingFormat: tt.format}); err != nil {
 			t.Fatal(err)
 		}
 		m, err := qcow2.Open(path)
@@ -310,10 +315,12 @@ func TestBackingFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		if info := m.Info(); info.BackingFile != tt.file || info.BackingFormat != tt.format {
-			t.Errorf("backing file %q of format %q, want %q, %q", info.BackingFile, info.BackingFormat, tt.file, tt.format)
+			t.Errorf("backing file %q of format %q, want %q, %q", info.BackingFile, info.BackingFormat, tt.file,
+				tt.format)
 		}
 		m.Close()
-		if out, err := exec.Command("qemu-img", "compare", "-f", "qcow2", "-F", "raw", path, base).CombinedOutput(); err != nil {
+		if out, err := exec.Command("qemu-img", "compare", "-f", "qcow2", "-F", "raw", path,
+			base).CombinedOutput(); err != nil {
 			t.Errorf("the overlay over %s differs: %v\n%s", tt.file, err, out)
 		}
 		if out, err := exec.Command("qemu-img", "check", "-q", path).CombinedOutput(); err != nil {

@@ -16,7 +16,8 @@ const (
 	clusterData
 )
 
-// decodeEntry says what the L2 entry e of the guest cluster at off means; host is the place of its data.
+// decodeEntry says what the L2 entry e of the guest cluster at off means; host is the place of its
+// data.
 func (m *Image) decodeEntry(e uint64, off int64) (kind clusterKind, host int64, err error) {
 	if e&flagCompressd != 0 {
 		return 0, 0, unsupported("compressed clusters")
@@ -39,7 +40,8 @@ func (m *Image) decodeEntry(e uint64, off int64) (kind clusterKind, host int64, 
 	return clusterData, host, nil
 }
 
-// lookup says what the disk holds at off, and for how many of the next want bytes that goes on in one piece.
+// lookup says what the disk holds at off, and for how many of the next want bytes that goes on in
+// one piece.
 func (m *Image) lookup(off, want int64) (kind clusterKind, host, n int64, err error) {
 	span := m.h.l2Entries() << m.h.clusterBits
 	index, within := off/span, off%span

@@ -16,7 +16,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
-// Writer fills a new image. WriteAt may be called by many goroutines at once; Close and Abort once nobody writes any more.
+// Writer fills a new image. WriteAt may be called by many goroutines at once; Close and Abort once
+// nobody writes any more.
 type Writer struct {
 	path   string
 	f      *directio.File
@@ -25,8 +26,9 @@ type Writer struct {
 	result error // of Close or Abort
 }
 
-// Create writes an empty image of size bytes at path, rounded up to whole sectors of 512 bytes. The file must not exist.
-// A large disk gives a small file: only tables and the parts of bitmaps that are neither all set nor all clear take space.
+// Create writes an empty image of size bytes at path, rounded up to whole sectors of 512 bytes. The
+// file must not exist. A large disk gives a small file: only tables and the parts of bitmaps that
+// are neither all set nor all clear take space.
 func Create(path string, size int64, o CreateOptions) error {
 	w, err := NewWriter(path, size, nil, o)
 	if err != nil {
@@ -35,8 +37,9 @@ func Create(path string, size int64, o CreateOptions) error {
 	return w.Close()
 }
 
-// NewWriter begins an image of size bytes, rounded up to whole sectors of 512 bytes, at path, which must not exist. Exactly the clusters that
-// data touches are allocated, in order; all else reads as zeros. Until Close has succeeded, the file has no header and is no image.
+// NewWriter begins an image of size bytes, rounded up to whole sectors of 512 bytes, at path, which
+// must not exist. Exactly the clusters that data touches are allocated, in order; all else reads as
+// zeros. Until Close has succeeded, the file has no header and is no image.
 func NewWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writer, error) {
 	l, err := plan(size, data, o)
 	if err != nil {
@@ -53,8 +56,8 @@ func NewWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writ
 	return w, nil
 }
 
-// ReopenWriter goes on with an image that NewWriter began with the same arguments and that was left before Close. What was written before a Sync
-// that succeeded is there.
+// ReopenWriter goes on with an image that NewWriter began with the same arguments and that was left
+// before Close. What was written before a Sync that succeeded is there.
 func ReopenWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writer, error) {
 	l, err := plan(size, data, o)
 	if err != nil {
@@ -75,12 +78,14 @@ func ReopenWriter(path string, size int64, data extent.Set, o CreateOptions) (*W
 	return &Writer{path: path, f: directio.On(f), l: l}, nil
 }
 
-// WriteAt writes p at off of the disk. Bytes outside the clusters given to NewWriter are an error, and then nothing may be written of p.
+// WriteAt writes p at off of the disk. Bytes outside the clusters given to NewWriter are an error,
+// and then nothing may be written of p.
 func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 	for done := 0; done < len(p); {
 		at, n := w.l.host(off + int64(done))
 		if n == 0 {
-			return done, fmt.Errorf("write qcow2 image %s at %d: outside the allocated clusters", w.path, off+int64(done))
+			return done, fmt.Errorf("write qcow2 image %s at %d: outside the allocated clusters", w.path,
+				off+int64(done))
 		}
 		m, err := w.f.WriteAt(p[done:done+int(min(n, int64(len(p)-done)))], at)
 		done += m
@@ -99,7 +104,8 @@ func (w *Writer) StartWriteBack() {
 // Sync makes what was written so far durable. The directory's entry is the caller's to sync.
 func (w *Writer) Sync() error { return w.f.Sync() }
 
-// Leave closes the file, which is no image yet, and leaves it for ReopenWriter. After Close and Abort it does nothing.
+// Leave closes the file, which is no image yet, and leaves it for ReopenWriter. After Close and
+// Abort it does nothing.
 func (w *Writer) Leave() error {
 	var err error
 	w.once.Do(func() {
@@ -109,8 +115,8 @@ func (w *Writer) Leave() error {
 	return err
 }
 
-// Close writes the header once all else is durable, and makes it durable too. The directory's entry is the caller's to sync.
-// On error the file is removed.
+// Close writes the header once all else is durable, and makes it durable too. The directory's entry
+// is the caller's to sync. On error the file is removed.
 func (w *Writer) Close() error {
 	w.once.Do(func() {
 		if err := w.finish(); err != nil {
@@ -248,7 +254,8 @@ func (w *Writer) writeMapping() error {
 	return w.writeSparse(l1, l.l1)
 }
 
-// flushTable writes the L2 table of entry index, unless there is none yet, and clears it for the next.
+// flushTable writes the L2 table of entry index, unless there is none yet, and clears it for the
+// next.
 func flushTable(out io.Writer, table []byte, index int64) error {
 	if index < 0 {
 		return nil

@@ -38,8 +38,9 @@ type Client struct {
 // Version is that of the QEMU at the other end.
 func (c *Client) Version() Version { return c.version }
 
-// PeerPID is the process that made the socket: QEMU itself, unless something made the socket for it. With -daemonize that is
-// the process that still runs, since QEMU listens after it has forked only its last child; 0 if unknown.
+// PeerPID is the process that made the socket: QEMU itself, unless something made the socket for
+// it. With -daemonize that is the process that still runs, since QEMU listens after it has forked
+// only its last child; 0 if unknown.
 func (c *Client) PeerPID() int { return c.peer }
 
 // Done is closed when the connection has ended.
@@ -55,14 +56,15 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Execute runs a command with args, which may be nil, and decodes its answer into result, which may be nil. A refusal is an
-// [*Error]. When ctx ends first QEMU may still carry the command out.
+// Execute runs a command with args, which may be nil, and decodes its answer into result, which may
+// be nil. A refusal is an [*Error]. When ctx ends first QEMU may still carry the command out.
 func (c *Client) Execute(ctx context.Context, command string, args, result any) error {
 	return c.run(ctx, "execute", command, args, result, nil)
 }
 
-// ExecuteOOB runs a command out of band: QEMU answers even while its main loop hangs. Where the QEMU does not offer it, it is an
-// ordinary command. Only few commands may run so; see QEMU's schema.
+// ExecuteOOB runs a command out of band: QEMU answers even while its main loop hangs. Where the
+// QEMU does not offer it, it is an ordinary command. Only few commands may run so; see QEMU's
+// schema.
 func (c *Client) ExecuteOOB(ctx context.Context, command string, args, result any) error {
 	key := "execute"
 	if c.oob {
@@ -71,9 +73,9 @@ func (c *Client) ExecuteOOB(ctx context.Context, command string, args, result an
 	return c.run(ctx, key, command, args, result, nil)
 }
 
-// AddFD hands QEMU a duplicate of f as a new file descriptor set and returns its number: /dev/fdset/N names the file in
-// blockdev-add. QEMU drops the set when nobody uses it and this connection has ended, or on remove-fd. The label is shown by
-// query-fdsets as "opaque".
+// AddFD hands QEMU a duplicate of f as a new file descriptor set and returns its number:
+// /dev/fdset/N names the file in blockdev-add. QEMU drops the set when nobody uses it and this
+// connection has ended, or on remove-fd. The label is shown by query-fdsets as "opaque".
 func (c *Client) AddFD(ctx context.Context, f *os.File, label string) (set int, err error) {
 	var got struct {
 		Set int `json:"fdset-id"`
@@ -144,8 +146,8 @@ func (c *Client) forget(id uint64) {
 	delete(c.waiting, id)
 }
 
-// send writes one line, with f attached if it is not nil. A line that could be written only in part ends the connection, for
-// nothing after it would be understood.
+// send writes one line, with f attached if it is not nil. A line that could be written only in part
+// ends the connection, for nothing after it would be understood.
 func (c *Client) send(ctx context.Context, line []byte, f *os.File) error {
 	var rights []byte
 	if f != nil {

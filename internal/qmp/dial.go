@@ -21,8 +21,8 @@ const (
 	retryPause   = 20 * time.Millisecond
 )
 
-// Dial connects to the QMP socket at path and negotiates capabilities, out-of-band commands among them where they are
-// offered. If no greeting comes within 3 s the error is [ErrInUse].
+// Dial connects to the QMP socket at path and negotiates capabilities, out-of-band commands among
+// them where they are offered. If no greeting comes within 3 s the error is [ErrInUse].
 func Dial(ctx context.Context, path string) (*Client, error) {
 	c, err := dial(ctx, path, greetingWait)
 	if err != nil {
@@ -60,7 +60,8 @@ func orInUse(ctx, greetCtx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case greetCtx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded): // the network's clock may be ahead of the context's
+	// the network's clock may be ahead of the context's
+	case greetCtx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded):
 		return ErrInUse
 	}
 	return err

@@ -5,11 +5,13 @@ import (
 	"sync"
 )
 
-// queueLimit is how many events a subscription holds. QEMU can send storms (an error per request of a failing job); whoever
-// waits for an outcome asks for it again (query-jobs) and loses nothing but time by a dropped event.
+// queueLimit is how many events a subscription holds. QEMU can send storms (an error per request of
+// a failing job); whoever waits for an outcome asks for it again (query-jobs) and loses nothing but
+// time by a dropped event.
 const queueLimit = 1024
 
-// Subscription is a queue of events, from the moment of Subscribe on. When 1,024 wait, the oldest is dropped.
+// Subscription is a queue of events, from the moment of Subscribe on. When 1,024 wait, the oldest
+// is dropped.
 type Subscription struct {
 	client *Client
 	ready  chan struct{} // holds a token while queue is not empty or ended is true
@@ -33,8 +35,8 @@ func (c *Client) Subscribe() *Subscription {
 	return s
 }
 
-// Next returns the next event. It returns ErrClosed when the connection has ended and all events were taken, and the error of
-// ctx when that ends first.
+// Next returns the next event. It returns ErrClosed when the connection has ended and all events
+// were taken, and the error of ctx when that ends first.
 func (s *Subscription) Next(ctx context.Context) (Event, error) {
 	for {
 		if ev, ok, ended := s.take(); ok {

@@ -18,7 +18,8 @@ type Error struct {
 
 func (e *Error) Error() string { return "qemu: " + e.Desc }
 
-// Refused reports whether err is an [Error] of QEMU, that is, whether the command was answered and not carried out.
+// Refused reports whether err is an [Error] of QEMU, that is, whether the command was answered and
+// not carried out.
 func Refused(err error) bool {
 	var e *Error
 	return errors.As(err, &e)

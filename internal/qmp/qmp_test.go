@@ -80,7 +80,8 @@ func serve(conn net.Conn, script func(r request) []string) {
 
 func dialTest(t *testing.T, path string) *Client {
 	c, err := Dial(t.Context(), path)
-	for end := time.Now().Add(2 * time.Minute); errors.Is(err, ErrInUse) && time.Now().Before(end); { // QEMU listens before it greets
+	// QEMU listens before it greets
+	for end := time.Now().Add(2 * time.Minute); errors.Is(err, ErrInUse) && time.Now().Before(end); {
 		c, err = Dial(t.Context(), path)
 	}
 	if err != nil {
@@ -116,7 +117,8 @@ func TestExecute(t *testing.T) {
 		t.Errorf("execute out of band: %+v, %v", got, err)
 	}
 	var refused *Error
-	if err := c.Execute(t.Context(), "refuse", nil, nil); !errors.As(err, &refused) || refused.Class != "DeviceNotFound" || !Refused(err) {
+	if err := c.Execute(t.Context(), "refuse", nil, nil); !errors.As(err, &refused) ||
+		refused.Class != "DeviceNotFound" || !Refused(err) {
 		t.Errorf("refused command returned %v", err)
 	}
 	if ev, err := events.Next(t.Context()); err != nil || ev.Name != "NOISE" || !ev.Time.Equal(time.Unix(5, 7000)) {
@@ -187,7 +189,8 @@ func TestEventStorm(t *testing.T) {
 
 func startQEMU(t *testing.T, dir string) string {
 	sock := filepath.Join(dir, "q.sock")
-	cmd := exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-M", "none", "-qmp", "unix:"+sock+",server=on,wait=off")
+	cmd := exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-M", "none", "-qmp",
+		"unix:"+sock+",server=on,wait=off")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// filePath returns where a file of the machine goes. Names come from a point and may not lead out of the directory.
+// filePath returns where a file of the machine goes. Names come from a point and may not lead out
+// of the directory.
 func (w *workplace) filePath(f point.File) (string, error) {
 	name := f.Name
 	if name == "" {

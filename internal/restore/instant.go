@@ -39,7 +39,8 @@ type InstantOptions struct {
 	Log      func(format string, args ...any) // what happens, in words
 	// Started is told once the machine is defined and, if that was asked, runs.
 	Started func(RestoredMachine)
-	// Guard starts what calls [RescueInstant] if this process ends without calling release. It is asked for while the machine stands still.
+	// Guard starts what calls [RescueInstant] if this process ends without calling release. It is
+	// asked for while the machine stands still.
 	Guard func(storage, name, host string) (release func(), err error)
 	FS    durable.FS       // where the state is kept; nil is the file system
 	Now   func() time.Time // nil means time.Now
@@ -87,13 +88,16 @@ type instant struct {
 	begun    bool      // by this process
 }
 
-// Instant brings a machine back at once: it defines the machine on overlays over an export of the point, starts it if asked, and copies its disks to
-// local images while it runs. It returns when the machine depends on nothing of ours. Until then this process serves the export. A process that
-// ends before leaves the machine waiting for its disks and all that is needed to go on with [ResumeInstant], or with the same request.
+// Instant brings a machine back at once: it defines the machine on overlays over an export of the
+// point, starts it if asked, and copies its disks to local images while it runs. It returns when
+// the machine depends on nothing of ours. Until then this process serves the export. A process that
+// ends before leaves the machine waiting for its disks and all that is needed to go on with
+// [ResumeInstant], or with the same request.
 //
-// What fails before the machine is defined leaves nothing behind. Errors that callers decide by: those of [Machine], diskimage.ErrNoSpace, [ErrInstantBusy],
-// [ErrAbandoned].
-func Instant(ctx context.Context, v *vault.Vault, host InstantHost, req MachineRequest, rate int64, o InstantOptions) (RestoredMachine, error) {
+// What fails before the machine is defined leaves nothing behind. Errors that callers decide by:
+// those of [Machine], diskimage.ErrNoSpace, [ErrInstantBusy], [ErrAbandoned].
+func Instant(ctx context.Context, v *vault.Vault, host InstantHost, req MachineRequest, rate int64,
+	o InstantOptions) (RestoredMachine, error) {
 	o = o.withDefaults()
 	if err := req.check(host.URI()); err != nil {
 		return RestoredMachine{}, err
@@ -105,7 +109,8 @@ func Instant(ctx context.Context, v *vault.Vault, host InstantHost, req MachineR
 	i := &instant{instantPlace: p, opts: o, v: v, host: host}
 	switch st, err := p.load(); {
 	case err == nil && st.Point.ID != req.Point.ID:
-		return RestoredMachine{}, fmt.Errorf("%w: an instant restore of %s from point %s is under way", hypervisor.ErrExists, req.Name, st.Point.ID.Short())
+		return RestoredMachine{}, fmt.Errorf("%w: an instant restore of %s from point %s is under way",
+			hypervisor.ErrExists, req.Name, st.Point.ID.Short())
 	case err == nil:
 		return i.resume(ctx)
 	case !errors.Is(err, ErrNoInstant):
@@ -114,9 +119,11 @@ func Instant(ctx context.Context, v *vault.Vault, host InstantHost, req MachineR
 	return i.begin(ctx, req, rate)
 }
 
-// ResumeInstant goes on with an instant restore whose process has ended, wherever it was. start has a machine started that is off.
-// Errors that callers decide by: [ErrNoInstant], [ErrInstantBusy], [ErrAbandoned].
-func ResumeInstant(ctx context.Context, v *vault.Vault, host InstantHost, storage, name string, start bool, o InstantOptions) (RestoredMachine, error) {
+// ResumeInstant goes on with an instant restore whose process has ended, wherever it was. start has
+// a machine started that is off. Errors that callers decide by: [ErrNoInstant], [ErrInstantBusy],
+// [ErrAbandoned].
+func ResumeInstant(ctx context.Context, v *vault.Vault, host InstantHost, storage, name string, start bool,
+	o InstantOptions) (RestoredMachine, error) {
 	o = o.withDefaults()
 	p, err := placeOf(o.FS, storage, name)
 	if err != nil {
@@ -163,7 +170,8 @@ func (i *instant) locked(ctx context.Context, first func() error) (RestoredMachi
 	return i.run(ctx)
 }
 
-// lockAfterRescue takes the lock. A process that lets the machine go on after a kill in the middle of the move is waited for: it soon ends.
+// lockAfterRescue takes the lock. A process that lets the machine go on after a kill in the middle
+// of the move is waited for: it soon ends.
 func (i *instant) lockAfterRescue(ctx context.Context) (unlock func(remove bool), err error) {
 	until := i.opts.Now().Add(rescueTime)
 	for {
@@ -228,7 +236,8 @@ func (i *instant) note(rate int64) error {
 // plan decides everything, having looked that nothing is in the way. It changes nothing.
 func (i *instant) plan(ctx context.Context, req MachineRequest) error {
 	st := InstantState{
-		Version: instantVersion, Name: i.name, Host: i.host.URI(), Vault: i.v.ID(), Storage: i.dir, Point: *req.Point, Networks: req.Networks, Start: req.Start,
+		Version: instantVersion, Name: i.name, Host: i.host.URI(), Vault: i.v.ID(), Storage: i.dir, Point: *req.Point,
+		Networks: req.Networks, Start: req.Start,
 		Began: i.opts.Now().UTC(), Step: InstantPreparing, Files: map[string]string{},
 	}
 	hostname, err := os.Hostname()
@@ -272,7 +281,8 @@ func (i *instant) plan(ctx context.Context, req MachineRequest) error {
 	return requireSpace(i.dir, used)
 }
 
-// missingDirs returns the directories below that of the machine that must be made for dir, parents first.
+// missingDirs returns the directories below that of the machine that must be made for dir, parents
+// first.
 func (i *instant) missingDirs(dir string) []string {
 	if _, err := os.Lstat(dir); err == nil || !strings.HasPrefix(dir, i.dir+"/") {
 		return nil
@@ -280,7 +290,8 @@ func (i *instant) missingDirs(dir string) []string {
 	return append(i.missingDirs(filepath.Dir(dir)), dir)
 }
 
-// byHost returns the files that a plain QEMU and Define will make, as far as nothing has their names yet.
+// byHost returns the files that a plain QEMU and Define will make, as far as nothing has their
+// names yet.
 func (i *instant) byHost(req MachineRequest) (made []string) {
 	if req.Point.Definition.Kind != "qemu" {
 		return nil
@@ -293,7 +304,8 @@ func (i *instant) byHost(req MachineRequest) (made []string) {
 	return made
 }
 
-// requireSpace returns diskimage.ErrNoSpace if the file system that dir is, or will be, on has no room for need bytes.
+// requireSpace returns diskimage.ErrNoSpace if the file system that dir is, or will be, on has no
+// room for need bytes.
 func requireSpace(dir string, need int64) error {
 	var st unix.Statfs_t
 	at := dir
@@ -306,7 +318,8 @@ func requireSpace(dir string, need int64) error {
 		return fmt.Errorf("free space of %s: %w", dir, err)
 	}
 	if have := int64(st.Bavail) * st.Bsize; have < need {
-		return fmt.Errorf("%w in %s: %d bytes are to be copied there, %d are free", diskimage.ErrNoSpace, dir, need, have)
+		return fmt.Errorf("%w in %s: %d bytes are to be copied there, %d are free", diskimage.ErrNoSpace, dir, need,
+			have)
 	}
 	return nil
 }
@@ -332,12 +345,14 @@ func (i *instant) enter(step InstantStep) error {
 
 func (i *instant) result() RestoredMachine {
 	out := RestoredMachine{SameIdentity: i.st.SameIdentity, Identity: i.st.Identity}
-	out.Rebuilt = hypervisor.Rebuilt{Name: i.name, UUID: i.st.UUID, State: hypervisor.Off, Start: i.st.StartWith, Warnings: i.st.Warnings}
+	out.Rebuilt = hypervisor.Rebuilt{Name: i.name, UUID: i.st.UUID, State: hypervisor.Off, Start: i.st.StartWith,
+		Warnings: i.st.Warnings}
 	if i.st.Started && !i.st.Ended {
 		out.State, out.Start = hypervisor.Running, ""
 	}
 	for _, d := range i.st.Disks {
-		out.Disks = append(out.Disks, RestoredDisk{Disk: d.Disk, File: d.File, Format: d.Format, Size: d.Size, Used: d.Used})
+		out.Disks = append(out.Disks, RestoredDisk{Disk: d.Disk, File: d.File, Format: d.Format, Size: d.Size,
+			Used: d.Used})
 	}
 	for _, f := range i.st.Point.Files {
 		out.Files = append(out.Files, i.st.Files[f.Role+"/"+f.Name])

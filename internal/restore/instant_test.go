@@ -26,7 +26,8 @@ import (
 
 var errDead = errors.New("the process is dead")
 
-// world is a host with one machine, whose guest writes whenever somebody looks. What a disk image holds is the number of the last write to it.
+// world is a host with one machine, whose guest writes whenever somebody looks. What a disk image
+// holds is the number of the last write to it.
 type world struct {
 	mu         sync.Mutex
 	t          *testing.T
@@ -89,7 +90,8 @@ func (w *world) boot() {
 	w.starts++
 	for disk, image := range w.definition {
 		if _, err := os.Stat(image); err != nil || w.holds[image] != w.wrote {
-			w.t.Fatalf("the machine boots from %s, which holds write %d of %d (%v) (%q)", image, w.holds[image], w.wrote, err, w.events)
+			w.t.Fatalf("the machine boots from %s, which holds write %d of %d (%v) (%q)", image, w.holds[image],
+				w.wrote, err, w.events)
 		}
 		w.live[disk] = image
 	}
@@ -181,7 +183,8 @@ func (w *world) Hydrate(_ context.Context, _ hypervisor.Machine, t hypervisor.Hy
 	return nil
 }
 
-func (w *world) Hydration(_ context.Context, _ hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration, error) {
+func (w *world) Hydration(_ context.Context, _ hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration,
+	error) {
 	if err := w.call("hydration " + t.Disk); err != nil {
 		return hypervisor.Hydration{}, err
 	}
@@ -333,11 +336,12 @@ func newInstantLab(t *testing.T, start bool) *instantLab {
 }
 
 func (l *instantLab) options() restore.InstantOptions {
-	return restore.InstantOptions{FS: mortalFS{w: l.w}, Tick: time.Millisecond, RunDir: l.storage, Log: func(format string, args ...any) {
-		l.w.mu.Lock()
-		defer l.w.mu.Unlock()
-		l.w.events = append(l.w.events, fmt.Sprintf(format, args...))
-	}}
+	return restore.InstantOptions{FS: mortalFS{w: l.w}, Tick: time.Millisecond, RunDir: l.storage,
+		Log: func(format string, args ...any) {
+			l.w.mu.Lock()
+			defer l.w.mu.Unlock()
+			l.w.events = append(l.w.events, fmt.Sprintf(format, args...))
+		}}
 }
 
 func (l *instantLab) begin(ctx context.Context) error {
@@ -402,12 +406,14 @@ func (l *instantLab) requireNothing(t *testing.T) {
 	}
 }
 
-// Whichever call the process dies at, with the machine or without it, going on loses no write and ends with local disks and nothing else.
+// Whichever call the process dies at, with the machine or without it, going on loses no write and
+// ends with local disks and nothing else.
 func TestInstantSurvivesEveryDeath(t *testing.T) {
 	for _, tt := range []struct {
 		name                string
 		start, cut, rescued bool
-	}{{"running", true, false, false}, {"rescued", true, false, true}, {"power cut", true, true, false}, {"off", false, false, false}} {
+	}{{"running", true, false, false}, {"rescued", true, false, true}, {"power cut", true, true, false},
+		{"off", false, false, false}} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			for at := 1; ; at++ {
@@ -435,7 +441,8 @@ func TestInstantSurvivesEveryDeath(t *testing.T) {
 // rescue does what the guard does after a death: a machine that stands still goes on at once.
 func (l *instantLab) rescue(t *testing.T) {
 	t.Helper()
-	if err := restore.RescueInstant(context.Background(), l.w, l.storage, "web"); err != nil && !errors.Is(err, restore.ErrNoInstant) && !errors.Is(err, hypervisor.ErrOff) {
+	if err := restore.RescueInstant(context.Background(), l.w, l.storage, "web"); err != nil &&
+		!errors.Is(err, restore.ErrNoInstant) && !errors.Is(err, hypervisor.ErrOff) {
 		t.Fatalf("rescue: %v (%q)", err, l.w.events)
 	}
 	if l.w.live != nil && l.w.paused {
@@ -456,7 +463,8 @@ func TestInstantTriesAgain(t *testing.T) {
 	}
 }
 
-// Who resumes right after a kill in the middle of the move waits for the process that lets the machine go on.
+// Who resumes right after a kill in the middle of the move waits for the process that lets the
+// machine go on.
 func TestInstantWaitsForRescue(t *testing.T) {
 	for at := 1; ; at++ {
 		l := newInstantLab(t, true)
@@ -511,7 +519,8 @@ func (l *instantLab) goOn(t *testing.T, cut bool, at int) {
 	}
 }
 
-// A restore can be abandoned after any death, and then nothing of it is left; once its disks are local it can not.
+// A restore can be abandoned after any death, and then nothing of it is left; once its disks are
+// local it can not.
 func TestInstantAbandoned(t *testing.T) {
 	for at := 1; ; at++ {
 		l := newInstantLab(t, true)
@@ -542,7 +551,8 @@ func TestInstantAbandoned(t *testing.T) {
 	}
 }
 
-// While it copies, others see it, pause it and give it up, and the point's disks can be read at its socket.
+// While it copies, others see it, pause it and give it up, and the point's disks can be read at its
+// socket.
 func TestInstantIsLookedAfter(t *testing.T) {
 	l := newInstantLab(t, true)
 	dir := l.storage
@@ -590,7 +600,8 @@ func TestInstantIsLookedAfter(t *testing.T) {
 	if err := l.begin(context.Background()); !errors.Is(err, restore.ErrInstantBusy) {
 		t.Errorf("the same again: %v", err)
 	}
-	if await, err := restore.AbandonInstant(context.Background(), l.v, l.w, dir, "web", l.options()); err != nil || !await {
+	if await, err := restore.AbandonInstant(context.Background(), l.v, l.w, dir, "web", l.options()); err != nil ||
+		!await {
 		t.Errorf("abandon: %v, %v", await, err)
 	}
 	if err := <-ended; !errors.Is(err, restore.ErrAbandoned) {

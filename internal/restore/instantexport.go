@@ -54,7 +54,8 @@ func (i *instant) serve(ctx context.Context) (*instantExport, error) {
 		if l != nil {
 			l.Close()
 		}
-		return nil, errors.Join(fmt.Errorf("serve the disks of point %s: %w", i.st.Point.ID.Short(), err), server.Close())
+		return nil, errors.Join(fmt.Errorf("serve the disks of point %s: %w", i.st.Point.ID.Short(), err),
+			server.Close())
 	}
 	x.server = server
 	ctx, x.cancel = context.WithCancel(context.WithoutCancel(ctx)) // a machine that is being moved needs it to the end
@@ -67,7 +68,8 @@ func (i *instant) serve(ctx context.Context) (*instantExport, error) {
 
 func (i *instant) addDisks(ctx context.Context, server *export.Server) error {
 	for _, d := range i.st.Disks {
-		if _, err := server.Add(ctx, export.Request{Point: &i.st.Point, Disk: d.Disk, Name: d.Disk, RecordBoot: i.st.Start}); err != nil {
+		if _, err := server.Add(ctx, export.Request{Point: &i.st.Point, Disk: d.Disk, Name: d.Disk,
+			RecordBoot: i.st.Start}); err != nil {
 			return err
 		}
 	}

@@ -11,8 +11,8 @@ import (
 
 const (
 	progressEvery = 3 * time.Second // between two notes of the progress
-	// closeEnough is how much may be left to copy, in bytes, when the machine is stopped for the move; patience is for one that writes so
-	// much that it never comes to that.
+	// closeEnough is how much may be left to copy, in bytes, when the machine is stopped for the
+	// move; patience is for one that writes so much that it never comes to that.
 	closeEnough = 16 << 20
 	patience    = 20 * time.Second
 )
@@ -25,8 +25,8 @@ type hydration struct {
 	ready  time.Time        // since when all copies are
 }
 
-// hydrate returns when all disks can be moved to, when they are local, or when the machine is to be abandoned. Trouble with the host is waited out: the
-// machine needs the export.
+// hydrate returns when all disks can be moved to, when they are local, or when the machine is to be
+// abandoned. Trouble with the host is waited out: the machine needs the export.
 func (i *instant) hydrate(ctx context.Context, export *instantExport) error {
 	if err := i.startIfDue(ctx); err != nil {
 		return err
@@ -58,7 +58,8 @@ func (i *instant) hydrate(ctx context.Context, export *instantExport) error {
 	}
 }
 
-// startIfDue starts a machine that was asked to run and does not, unless it was seen to end by itself.
+// startIfDue starts a machine that was asked to run and does not, unless it was seen to end by
+// itself.
 func (i *instant) startIfDue(ctx context.Context) error {
 	if !i.st.Start || i.st.Ended {
 		return nil
@@ -106,7 +107,8 @@ func (i *instant) find(ctx context.Context) (m hypervisor.Machine, on bool, err 
 	}
 	for _, m := range machines {
 		if m.Name == i.name {
-			return m, m.State == hypervisor.Running || m.State == hypervisor.Paused || m.State == hypervisor.Crashed && i.st.Point.Definition.Kind == "qemu", nil
+			return m, m.State == hypervisor.Running || m.State == hypervisor.Paused ||
+				m.State == hypervisor.Crashed && i.st.Point.Definition.Kind == "qemu", nil
 		}
 	}
 	return m, false, fmt.Errorf("%w: %s", hypervisor.ErrNoMachine, i.name)
@@ -168,7 +170,8 @@ func (h *hydration) lookAtDisk(ctx context.Context, d *InstantDisk, wish Instant
 		h.rates[d.Disk] = rate
 		return now, h.host.Hydrate(ctx, h.machine(), d.HydrationTarget, rate)
 	case now.Err != nil: // it goes on, or meets the error again
-		return now, errors.Join(fmt.Errorf("disk %s: %w", d.Disk, now.Err), h.host.Hydrate(ctx, h.machine(), d.HydrationTarget, rate))
+		return now, errors.Join(fmt.Errorf("disk %s: %w", d.Disk, now.Err),
+			h.host.Hydrate(ctx, h.machine(), d.HydrationTarget, rate))
 	}
 	if told, ok := h.rates[d.Disk]; !ok || told != rate {
 		if err := h.host.HydrationRate(ctx, h.machine(), d.HydrationTarget, rate); err != nil {
@@ -183,7 +186,8 @@ func (h *hydration) lookAtDisk(ctx context.Context, d *InstantDisk, wish Instant
 	return now, nil
 }
 
-// allReady goes on to the move once little is left to copy, for the machine stands still while that is done.
+// allReady goes on to the move once little is left to copy, for the machine stands still while that
+// is done.
 func (h *hydration) allReady(ctx context.Context, paused bool, left int64) error {
 	now := h.opts.Now()
 	if h.ready.IsZero() {

@@ -22,8 +22,9 @@ const (
 	pausedLook = 200 * time.Millisecond // between two looks whether to go on
 )
 
-// offline copies the disks of a machine that is off. A disk that has never been written comes straight from the point, and the machine may be started
-// meanwhile; one that has keeps the machine from starting until it is done.
+// offline copies the disks of a machine that is off. A disk that has never been written comes
+// straight from the point, and the machine may be started meanwhile; one that has keeps the machine
+// from starting until it is done.
 func (h *hydration) offline(ctx context.Context) error {
 	if err := h.noteEnd(ctx); err != nil || h.st.Step != InstantHydrating {
 		return err
@@ -44,7 +45,8 @@ func (h *hydration) offline(ctx context.Context) error {
 	return err
 }
 
-// noteEnd sees what the definition says of a machine that is off, and that it ended by itself if it did.
+// noteEnd sees what the definition says of a machine that is off, and that it ended by itself if it
+// did.
 func (h *hydration) noteEnd(ctx context.Context) error {
 	local, err := h.host.Settled(ctx, h.machine(), h.settlement())
 	if err != nil {
@@ -88,8 +90,8 @@ func (h *hydration) watchOffline(ctx context.Context, cancel context.CancelCause
 	}
 }
 
-// copyOffline copies all disks that are not local and then has the definition name the copies. From the last look at an overlay to the end its lock keeps
-// the machine from starting.
+// copyOffline copies all disks that are not local and then has the definition name the copies. From
+// the last look at an overlay to the end its lock keeps the machine from starting.
 func (h *hydration) copyOffline(ctx context.Context) error {
 	var held []io.Closer
 	defer func() {
@@ -154,7 +156,8 @@ func (h *hydration) copyDisk(ctx context.Context, d *InstantDisk) (io.Closer, er
 	return held, nil
 }
 
-// copyOverlay copies what a machine has written with all that is below it, and returns the overlay, open.
+// copyOverlay copies what a machine has written with all that is below it, and returns the overlay,
+// open.
 func (h *hydration) copyOverlay(ctx context.Context, d *InstantDisk) (io.Closer, error) {
 	img, err := diskimage.Open(ctx, d.Overlay(), diskimage.Options{Format: "qcow2"})
 	if err != nil {
@@ -202,7 +205,8 @@ func (h *hydration) paced(ctx context.Context, d *InstantDisk) func(string, int6
 			wish, err := h.wish()
 			if err == nil && !wish.Paused {
 				if wish.Rate > 0 {
-					due = later(due, time.Now().Add(-time.Second)).Add(time.Duration(float64(more) / float64(wish.Rate) * float64(time.Second)))
+					took := time.Duration(float64(more) / float64(wish.Rate) * float64(time.Second))
+					due = later(due, time.Now().Add(-time.Second)).Add(took)
 				}
 				wait(ctx, time.Until(due))
 				return
@@ -247,7 +251,8 @@ func (h *hydration) copyImage(ctx context.Context, img *diskimage.Image, d *Inst
 	return w.Commit()
 }
 
-func (h *hydration) copyExtents(ctx context.Context, w io.WriterAt, r io.ReaderAt, data extent.Set, d *InstantDisk) error {
+func (h *hydration) copyExtents(ctx context.Context, w io.WriterAt, r io.ReaderAt, data extent.Set,
+	d *InstantDisk) error {
 	buf := make([]byte, copyBlock)
 	done, total := int64(0), data.Bytes()
 	paced := h.paced(ctx, d)

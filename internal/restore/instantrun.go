@@ -19,13 +19,14 @@ import (
 )
 
 const (
-	// reconnectDelay is how long a machine's reads wait for an export that is away before the machine stops: less than guests wait
-	// for a disk of theirs, and no longer than a monitor may be silent.
+	// reconnectDelay is how long a machine's reads wait for an export that is away before the
+	// machine stops: less than guests wait for a disk of theirs, and no longer than a monitor may
+	// be silent.
 	reconnectDelay = 10 * time.Second
 	undoTime       = time.Minute
 
-	// rescueTime is how long to wait for the process that lets a machine go on after a kill: it may have to wait until reads of the export that
-	// is gone have failed, and drains the copies.
+	// rescueTime is how long to wait for the process that lets a machine go on after a kill: it may
+	// have to wait until reads of the export that is gone have failed, and drains the copies.
 	rescueTime = 30 * time.Second
 	lockPause  = 100 * time.Millisecond
 )
@@ -83,8 +84,8 @@ func (i *instant) steps(ctx context.Context, export *instantExport) error {
 	}
 }
 
-// prepare makes overlays, files and the definition. What an earlier process of ours may have made is made anew: the machine has never run.
-// An error takes everything back.
+// prepare makes overlays, files and the definition. What an earlier process of ours may have made
+// is made anew: the machine has never run. An error takes everything back.
 func (i *instant) prepare(ctx context.Context) error {
 	err := i.makeAnew(ctx)
 	if err == nil {
@@ -109,14 +110,17 @@ func (i *instant) makeAnew(ctx context.Context) error {
 		return err
 	}
 	rebuild := hypervisor.Rebuild{
-		Point: &i.st.Point, Name: i.name, SameIdentity: i.st.SameIdentity, UUID: i.st.UUID, StorageDir: i.dir, Networks: i.st.Networks,
-		Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{}, Files: map[string]string{},
+		Point: &i.st.Point, Name: i.name, SameIdentity: i.st.SameIdentity, UUID: i.st.UUID, StorageDir: i.dir,
+		Networks: i.st.Networks,
+		Disks:    map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{},
+		Files: map[string]string{},
 	}
 	for _, d := range i.st.Disks {
 		if err := makeOverlay(d.HydrationTarget, i.st.Socket); err != nil {
 			return err
 		}
-		rebuild.Disks[d.Disk], rebuild.Formats[d.Disk], rebuild.Backing[d.Disk] = d.Overlay(), "qcow2", exportURI(i.st.Socket, d.Disk)
+		rebuild.Disks[d.Disk], rebuild.Formats[d.Disk], rebuild.Backing[d.Disk] = d.Overlay(), "qcow2",
+			exportURI(i.st.Socket, d.Disk)
 	}
 	for _, f := range i.st.Point.Files {
 		path, err := w.writeFile(ctx, i.v, f)
@@ -144,8 +148,8 @@ func (i *instant) makeAnew(ctx context.Context) error {
 
 var ownFile = regexp.MustCompile(`^\.[A-Za-z0-9_.-]+`)
 
-// noteOwnFiles adds the sockets, logs and other files that a plain QEMU will make under the machine's name, by its start script, to what is removed when
-// it is abandoned.
+// noteOwnFiles adds the sockets, logs and other files that a plain QEMU will make under the
+// machine's name, by its start script, to what is removed when it is abandoned.
 func (i *instant) noteOwnFiles() error {
 	text, err := os.ReadFile(i.path(".sh"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -158,7 +162,8 @@ func (i *instant) noteOwnFiles() error {
 	for _, rest := range strings.Split(plain, i.path(""))[1:] {
 		suffix := ownFile.FindString(rest)
 		path := i.path(suffix)
-		if _, err := os.Lstat(path); suffix != "" && errors.Is(err, fs.ErrNotExist) && !slices.Contains(i.st.Made, path) {
+		if _, err := os.Lstat(path); suffix != "" && errors.Is(err, fs.ErrNotExist) && !slices.Contains(i.st.Made,
+			path) {
 			i.st.Made = append(i.st.Made, path)
 		}
 	}
@@ -176,7 +181,8 @@ func makeOverlay(t hypervisor.HydrationTarget, socket string) error {
 	return err
 }
 
-// makeTarget makes the empty image that a disk is copied to, in the place of one that a copy has been broken off into.
+// makeTarget makes the empty image that a disk is copied to, in the place of one that a copy has
+// been broken off into.
 func makeTarget(t hypervisor.HydrationTarget) error {
 	if err := os.Remove(t.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -228,7 +234,8 @@ func (i *instant) settlement() hypervisor.Settlement {
 	return s
 }
 
-// settled notes which disks are local by the machine's definition, and goes on from there. cause is why not all may be.
+// settled notes which disks are local by the machine's definition, and goes on from there. cause is
+// why not all may be.
 func (i *instant) settled(ctx context.Context, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
@@ -272,8 +279,8 @@ func (i *instant) clean() error {
 	return syncDir(i.dir)
 }
 
-// hold keeps the point from being deleted also while no process serves the machine. A vault that can not be written does not keep a lost machine from coming
-// back.
+// hold keeps the point from being deleted also while no process serves the machine. A vault that
+// can not be written does not keep a lost machine from coming back.
 func (i *instant) hold(ctx context.Context) error {
 	if i.st.Hold == "" || i.st.Step == InstantCleaning || i.st.Step == InstantAbandoning {
 		return nil
@@ -283,12 +290,14 @@ func (i *instant) hold(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		i.opts.Log("do not delete point %s until %s is done: that could not be noted in the vault: %v", i.st.Point.ID.Short(), i.name, err)
+		i.opts.Log("do not delete point %s until %s is done: that could not be noted in the vault: %v",
+			i.st.Point.ID.Short(), i.name, err)
 	}
 	return nil
 }
 
-// release ends the hold. What can not be told to the vault now does not keep anything else from ending.
+// release ends the hold. What can not be told to the vault now does not keep anything else from
+// ending.
 func (i *instant) release() {
 	if i.st.Hold == "" {
 		return
@@ -300,14 +309,16 @@ func (i *instant) release() {
 		err = i.v.Release(ctx, i.st.Point.ID, i.st.Hold)
 	}
 	if err != nil {
-		i.opts.Log("point %s stays marked as needed by %s: %v; `holdfast point delete --force` deletes it nevertheless", i.st.Point.ID.Short(), i.st.Hold, err)
+		i.opts.Log("point %s stays marked as needed by %s: %v; `holdfast point delete --force` deletes it nevertheless",
+			i.st.Point.ID.Short(), i.st.Hold, err)
 	}
 }
 
 // forget removes the notes; the state goes last.
 func (i *instant) forget() error {
 	i.release()
-	err := errors.Join(removeIfThere(i.st.Socket), removeIfThere(i.path(wishSuffix)), removeIfThere(i.path(stateSuffix)))
+	err := errors.Join(removeIfThere(i.st.Socket), removeIfThere(i.path(wishSuffix)),
+		removeIfThere(i.path(stateSuffix)))
 	if syncErr := syncDir(i.dir); !errors.Is(syncErr, fs.ErrNotExist) {
 		err = errors.Join(err, syncErr)
 	}
@@ -347,7 +358,8 @@ func (i *instant) removeAll(ctx context.Context) error {
 	return failed
 }
 
-// removeHalfWritten removes what copies of a disk that were killed have left under names of their own.
+// removeHalfWritten removes what copies of a disk that were killed have left under names of their
+// own.
 func removeHalfWritten(path string) error {
 	left, err := diskimage.Unfinished(path)
 	for _, p := range left {
@@ -356,12 +368,14 @@ func removeHalfWritten(path string) error {
 	return err
 }
 
-// AbandonInstant gives an instant restore up: the machine is stopped and removed, with its disks and all that was made for it. Nothing that was there
-// before is touched. A process that hydrates it does that itself; await tells that one does, and AbandonInstant then returns at once.
-// It returns [ErrTooLate] once the machine depends on nothing of ours.
+// AbandonInstant gives an instant restore up: the machine is stopped and removed, with its disks
+// and all that was made for it. Nothing that was there before is touched. A process that hydrates
+// it does that itself; await tells that one does, and AbandonInstant then returns at once. It
+// returns [ErrTooLate] once the machine depends on nothing of ours.
 //
 // v may be nil; then the vault keeps the mark that the point is needed.
-func AbandonInstant(ctx context.Context, v *vault.Vault, host InstantHost, storage, name string, o InstantOptions) (await bool, err error) {
+func AbandonInstant(ctx context.Context, v *vault.Vault, host InstantHost, storage, name string,
+	o InstantOptions) (await bool, err error) {
 	o = o.withDefaults()
 	p, err := placeOf(o.FS, storage, name)
 	if err != nil {
@@ -408,8 +422,9 @@ func (i *instant) abandon(ctx context.Context) error {
 	return i.forget()
 }
 
-// RescueInstant lets a machine go on that stands still because the process that moved it to its local disks was killed, having done what is left of
-// that. Elsewhere in an instant restore it does nothing.
+// RescueInstant lets a machine go on that stands still because the process that moved it to its
+// local disks was killed, having done what is left of that. Elsewhere in an instant restore it does
+// nothing.
 func RescueInstant(ctx context.Context, host InstantHost, storage, name string) error {
 	p, err := placeOf(InstantOptions{}.withDefaults().FS, storage, name)
 	if err != nil {

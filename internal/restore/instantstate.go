@@ -25,16 +25,19 @@ var (
 	ErrInstantBusy = errors.New("another holdfast works on this instant restore")
 	// ErrAbandoned reports that the instant restore was given up and all of it removed.
 	ErrAbandoned = errors.New("the instant restore was abandoned")
-	// ErrTooLate reports that the machine depends on nothing of ours any more, so that there is nothing to abandon.
+	// ErrTooLate reports that the machine depends on nothing of ours any more, so that there is
+	// nothing to abandon.
 	ErrTooLate = errors.New("the machine's disks are local already")
 )
 
-// InstantStep is how far an instant restore is. The steps follow each other, but for abandoning, and for switching, which may lead back.
+// InstantStep is how far an instant restore is. The steps follow each other, but for abandoning,
+// and for switching, which may lead back.
 type InstantStep string
 
 // Steps of an instant restore.
 const (
-	InstantPreparing  InstantStep = "preparing"  // overlays, files and the definition are made; the machine has never run
+	// overlays, files and the definition are made; the machine has never run
+	InstantPreparing  InstantStep = "preparing"
 	InstantHydrating  InstantStep = "hydrating"  // the machine may run, on overlays; its disks are copied
 	InstantSwitching  InstantStep = "switching"  // the machine stands still and moves to the copies
 	InstantCleaning   InstantStep = "cleaning"   // the machine depends on nothing; what is left of ours is removed
@@ -43,7 +46,8 @@ const (
 
 const instantVersion = 1
 
-// InstantState is all that is known of an instant restore. It lies beside the machine's disks until the machine needs nothing of ours.
+// InstantState is all that is known of an instant restore. It lies beside the machine's disks until
+// the machine needs nothing of ours.
 type InstantState struct {
 	Version      int                 `json:"version"`
 	Name         string              `json:"name"` // of the machine
@@ -126,7 +130,8 @@ func (p instantPlace) load() (InstantState, error) {
 		return st, fmt.Errorf("read the state of instant restore %s: %w", p.name, err)
 	}
 	if st.Version != instantVersion || st.Name != p.name {
-		return st, fmt.Errorf("state of instant restore %s is of version %d for %q, this holdfast knows version %d", p.name, st.Version, st.Name, instantVersion)
+		return st, fmt.Errorf("state of instant restore %s is of version %d for %q, this holdfast knows version %d",
+			p.name, st.Version, st.Name, instantVersion)
 	}
 	return st, nil
 }
@@ -170,7 +175,8 @@ func (p instantPlace) setWish(w InstantWish) error {
 	return nil
 }
 
-// lock keeps other processes out until unlock is called or the process ends; it returns ErrInstantBusy if one is in.
+// lock keeps other processes out until unlock is called or the process ends; it returns
+// ErrInstantBusy if one is in.
 func (p instantPlace) lock() (unlock func(remove bool), err error) {
 	path := p.path(lockSuffix)
 	for {
@@ -300,7 +306,8 @@ func ReadInstantWish(dir, name string) (InstantWish, error) {
 	return p.wish()
 }
 
-// SetInstantWish asks the process that hydrates, or the next one, to pause, go on, or keep to a rate.
+// SetInstantWish asks the process that hydrates, or the next one, to pause, go on, or keep to a
+// rate.
 func SetInstantWish(dir, name string, w InstantWish) error {
 	p, err := placeOf(durable.OS{}, dir, name)
 	if err != nil {
@@ -312,7 +319,8 @@ func SetInstantWish(dir, name string, w InstantWish) error {
 	return p.setWish(w)
 }
 
-// instantSocket returns the path of the export's socket: beside the disks, or in runDir where that path is too long for a socket.
+// instantSocket returns the path of the export's socket: beside the disks, or in runDir where that
+// path is too long for a socket.
 func (p instantPlace) instantSocket(runDir string) (string, error) {
 	if path := p.path(socketSuffix); len(path) <= maxSocket {
 		return path, nil

@@ -45,10 +45,12 @@ type RestoredMachine struct {
 	Files        []string       `json:"files,omitempty"`
 }
 
-// Machine writes the disks and files of a point into a directory and has the host define a machine of them.
+// Machine writes the disks and files of a point into a directory and has the host define a machine
+// of them.
 //
-// It takes the identity of the lost machine if it is to have the lost one's name and the host has no machine of that name or UUID;
-// else the machine is a new one. Errors that callers decide by: [ErrNoDefinition], diskimage.ErrExists, hypervisor.ErrExists.
+// It takes the identity of the lost machine if it is to have the lost one's name and the host has
+// no machine of that name or UUID; else the machine is a new one. Errors that callers decide by:
+// [ErrNoDefinition], diskimage.ErrExists, hypervisor.ErrExists.
 func Machine(ctx context.Context, v *vault.Vault, host definer, req MachineRequest) (RestoredMachine, error) {
 	if err := req.check(host.URI()); err != nil {
 		return RestoredMachine{}, err
@@ -112,17 +114,21 @@ func identity(ctx context.Context, host definer, req MachineRequest) (same bool,
 	case req.InPlace:
 		return true, "in place of the lost machine, as asked", nil
 	case req.Name != req.Point.VM:
-		return false, fmt.Sprintf("a new machine with its own UUID and MAC addresses, since it is not named %s", req.Point.VM), nil
+		return false, fmt.Sprintf("a new machine with its own UUID and MAC addresses, since it is not named %s",
+			req.Point.VM), nil
 	case taken >= 0:
-		return false, fmt.Sprintf("a new machine with its own UUID and MAC addresses, since %s has those of the lost one", machines[taken].Name), nil
+		return false, fmt.Sprintf("a new machine with its own UUID and MAC addresses, since %s has those of the lost "+
+			"one", machines[taken].Name), nil
 	}
 	return true, "in place of the lost machine: same UUID and MAC addresses", nil
 }
 
 // restore does the work; what it makes, it notes in w.
-func (w *workplace) restore(ctx context.Context, v *vault.Vault, host definer, req MachineRequest, out *RestoredMachine) error {
+func (w *workplace) restore(ctx context.Context, v *vault.Vault, host definer, req MachineRequest,
+	out *RestoredMachine) error {
 	rebuild := hypervisor.Rebuild{
-		Point: req.Point, Name: req.Name, SameIdentity: out.SameIdentity, StorageDir: w.dir, Networks: req.Networks, Start: req.Start,
+		Point: req.Point, Name: req.Name, SameIdentity: out.SameIdentity, StorageDir: w.dir, Networks: req.Networks,
+		Start: req.Start,
 		Disks: map[string]string{}, Formats: map[string]string{}, Files: map[string]string{},
 	}
 	targets := map[string]target{}
@@ -140,7 +146,8 @@ func (w *workplace) restore(ctx context.Context, v *vault.Vault, host definer, r
 		}
 		w.made(to.path)
 		rebuild.Disks[d.Name], rebuild.Formats[d.Name] = to.path, to.format
-		out.Disks = append(out.Disks, RestoredDisk{Disk: d.Name, File: to.path, Format: to.format, Size: d.Size, Used: d.Used})
+		out.Disks = append(out.Disks, RestoredDisk{Disk: d.Name, File: to.path, Format: to.format, Size: d.Size,
+			Used: d.Used})
 	}
 	for _, f := range req.Point.Files {
 		path, err := w.writeFile(ctx, v, f)

@@ -1,9 +1,10 @@
 // Package restore turns recovery points back into disks and machines.
 //
-// [Disk] writes one disk to a file or block device. [Machine] writes all disks and files of a machine and has the hypervisor
-// define it, as the lost one come back or as a new one beside it. Every byte is verified while it is written; what was written is
-// durable before either returns nil; and when either fails, what it created is removed, and what was there before it looked is as it was,
-// but for a target that was to be overwritten by force.
+// [Disk] writes one disk to a file or block device. [Machine] writes all disks and files of a
+// machine and has the hypervisor define it, as the lost one come back or as a new one beside it.
+// Every byte is verified while it is written; what was written is durable before either returns
+// nil; and when either fails, what it created is removed, and what was there before it looked is as
+// it was, but for a target that was to be overwritten by force.
 package restore
 
 import (
@@ -23,7 +24,8 @@ var ErrNoDefinition = errors.New("the point does not hold the definition of a ma
 // ErrOtherKind reports that the host is not of the kind that the point's machine was defined for.
 var ErrOtherKind = errors.New("the host can not build this machine")
 
-// ErrSocketTaken reports that a machine listens at the socket where the new one would. It is [hypervisor.ErrExists], too.
+// ErrSocketTaken reports that a machine listens at the socket where the new one would. It is
+// [hypervisor.ErrExists], too.
 var ErrSocketTaken = fmt.Errorf("another machine listens there: the socket %w", hypervisor.ErrExists)
 
 // ErrNoDisk reports that the point has no disk of that name, or that one of several must be named.
@@ -50,7 +52,8 @@ type RestoredDisk struct {
 
 // Disk writes one disk of a point to a file or block device.
 //
-// Errors that callers decide by: [ErrNoDisk], diskimage.ErrExists, diskimage.ErrTooSmall, diskimage.ErrInUse, vault.ErrCorrupt.
+// Errors that callers decide by: [ErrNoDisk], diskimage.ErrExists, diskimage.ErrTooSmall,
+// diskimage.ErrInUse, vault.ErrCorrupt.
 func Disk(ctx context.Context, v *vault.Vault, req DiskRequest) (RestoredDisk, error) {
 	d, err := chooseDisk(req.Point, req.Disk)
 	if err != nil {
@@ -79,7 +82,8 @@ func chooseDisk(p *point.RecoveryPoint, name string) (point.Disk, error) {
 }
 
 // writeDisk fills a new target with a disk and makes it durable, or removes it.
-func writeDisk(ctx context.Context, v *vault.Vault, d point.Disk, to target, progress func(string, int64, int64)) error {
+func writeDisk(ctx context.Context, v *vault.Vault, d point.Disk, to target,
+	progress func(string, int64, int64)) error {
 	disk, err := v.OpenDisk(d.Root, d.Size)
 	if err != nil {
 		return err

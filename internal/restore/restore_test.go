@@ -42,7 +42,8 @@ func newLab(t *testing.T, rng *rand.Rand) *lab {
 	t.Helper()
 	ctx := context.Background()
 	l := &lab{store: mem.New(), disks: map[string][]byte{}, files: map[string][]byte{}}
-	if _, err := vault.Init(ctx, l.store, vault.InitOptions{ChunkSize: granule, Keys: []vault.NamedKey{{Name: "k", Key: testKey}}}); err != nil {
+	if _, err := vault.Init(ctx, l.store,
+		vault.InitOptions{ChunkSize: granule, Keys: []vault.NamedKey{{Name: "k", Key: testKey}}}); err != nil {
 		t.Fatal(err)
 	}
 	var err error
@@ -56,7 +57,8 @@ func newLab(t *testing.T, rng *rand.Rand) *lab {
 	}
 	defer s.Abort()
 	put := func(data []byte) string {
-		out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(data)), Data: extent.Of(extent.Extent{Len: int64(len(data))}), Source: bytes.NewReader(data)})
+		out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(data)),
+			Data: extent.Of(extent.Extent{Len: int64(len(data))}), Source: bytes.NewReader(data)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -70,9 +72,11 @@ func newLab(t *testing.T, rng *rand.Rand) *lab {
 			fill(rng, data)
 		}
 		l.disks[d.name] = data
-		l.p.Disks = append(l.p.Disks, point.Disk{Name: d.name, Size: int64(len(data)), Root: put(data), Source: point.Source{Format: d.format}})
+		l.p.Disks = append(l.p.Disks, point.Disk{Name: d.name, Size: int64(len(data)), Root: put(data),
+			Source: point.Source{Format: d.format}})
 	}
-	for _, f := range []point.File{{Role: "nvram", Name: "web_VARS.fd", Mode: 0o640}, {Role: "tpm", Name: "tpm2/state", Mode: 0o600}} {
+	for _, f := range []point.File{{Role: "nvram", Name: "web_VARS.fd", Mode: 0o640},
+		{Role: "tpm", Name: "tpm2/state", Mode: 0o600}} {
 		data := make([]byte, 100_000)
 		fill(rng, data)
 		l.files[f.Role+"/"+f.Name] = data
@@ -129,10 +133,12 @@ func TestDisksAreExact(t *testing.T) {
 		l := newLab(t, rand.New(rand.NewPCG(seed, 2)))
 		dir := t.TempDir()
 		for _, tt := range []struct{ disk, file, asked, format string }{
-			{"vda", "a.qcow2", "", "qcow2"}, {"vda", "a.img", "", "raw"}, {"vdb", "b", "qcow2", "qcow2"}, {"vdc", "c.qcow2", "raw", "raw"},
+			{"vda", "a.qcow2", "", "qcow2"}, {"vda", "a.img", "", "raw"}, {"vdb", "b", "qcow2", "qcow2"},
+			{"vdc", "c.qcow2", "raw", "raw"},
 		} {
 			path := filepath.Join(dir, tt.file)
-			done, err := restore.Disk(context.Background(), l.v, restore.DiskRequest{Point: l.p, Disk: tt.disk, To: path, Format: tt.asked})
+			done, err := restore.Disk(context.Background(), l.v,
+				restore.DiskRequest{Point: l.p, Disk: tt.disk, To: path, Format: tt.asked})
 			if err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
@@ -166,12 +172,14 @@ func TestDiskRefusals(t *testing.T) {
 		{"target exists", "vda", "there", diskimage.ErrExists},
 		{"no such directory", "vda", "no/new", fs.ErrNotExist},
 	} {
-		_, err := restore.Disk(context.Background(), l.v, restore.DiskRequest{Point: l.p, Disk: tt.disk, To: filepath.Join(dir, tt.to)})
+		_, err := restore.Disk(context.Background(), l.v,
+			restore.DiskRequest{Point: l.p, Disk: tt.disk, To: filepath.Join(dir, tt.to)})
 		if !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
 		}
 	}
-	if _, err := restore.Disk(context.Background(), l.v, restore.DiskRequest{Point: l.p, Disk: "vda", To: filepath.Join(dir, "x"), Format: "vmdk"}); err == nil {
+	if _, err := restore.Disk(context.Background(), l.v,
+		restore.DiskRequest{Point: l.p, Disk: "vda", To: filepath.Join(dir, "x"), Format: "vmdk"}); err == nil {
 		t.Error("a vmdk was written")
 	}
 	if got, err := os.ReadFile(there); err != nil || string(got) != "precious" {
@@ -180,7 +188,8 @@ func TestDiskRefusals(t *testing.T) {
 	if names := listed(t, dir); len(names) != 1 {
 		t.Errorf("left behind: %v", names)
 	}
-	done, err := restore.Disk(context.Background(), l.v, restore.DiskRequest{Point: l.p, Disk: "vda", To: there, Force: true})
+	done, err := restore.Disk(context.Background(), l.v,
+		restore.DiskRequest{Point: l.p, Disk: "vda", To: there, Force: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,12 +248,14 @@ func TestMachine(t *testing.T) {
 	l := newLab(t, rand.New(rand.NewPCG(4, 2)))
 	dir := filepath.Join(t.TempDir(), "new", "place")
 	h := &host{}
-	done, err := restore.Machine(context.Background(), l.v, h, restore.MachineRequest{Point: l.p, Name: "my web", Storage: dir,
-		Networks: map[string]string{"a": "b"}, Start: true})
+	done, err := restore.Machine(context.Background(), l.v, h,
+		restore.MachineRequest{Point: l.p, Name: "my web", Storage: dir,
+			Networks: map[string]string{"a": "b"}, Start: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.got.Name != "my web" || h.got.SameIdentity || !h.got.Start || h.got.Networks["a"] != "b" || h.got.StorageDir != dir || done.SameIdentity {
+	if h.got.Name != "my web" || h.got.SameIdentity || !h.got.Start || h.got.Networks["a"] != "b" ||
+		h.got.StorageDir != dir || done.SameIdentity {
 		t.Errorf("the host was given %+v", h.got)
 	}
 	for name, want := range map[string]string{"vda": "qcow2", "vdb": "raw", "vdc": "qcow2"} {
@@ -264,7 +275,8 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-// A machine that could not be made leaves no file and no directory of its own; what was in the directory stays.
+// A machine that could not be made leaves no file and no directory of its own; what was in the
+// directory stays.
 func TestMachineFailures(t *testing.T) {
 	l := newLab(t, rand.New(rand.NewPCG(5, 2)))
 	web := hypervisor.Machine{Name: "web"}
@@ -275,7 +287,8 @@ func TestMachineFailures(t *testing.T) {
 		want error
 	}{
 		{"host refuses", host{fail: errMade}, restore.MachineRequest{Name: "web"}, errMade},
-		{"name is taken", host{machines: []hypervisor.Machine{web}}, restore.MachineRequest{Name: "web"}, hypervisor.ErrExists},
+		{"name is taken", host{machines: []hypervisor.Machine{web}}, restore.MachineRequest{Name: "web"},
+			hypervisor.ErrExists},
 		{"host does not answer", host{err: errMade}, restore.MachineRequest{Name: "web"}, errMade},
 		{"a file is there", host{}, restore.MachineRequest{Name: "there"}, diskimage.ErrExists},
 		{"identity is taken", host{machines: []hypervisor.Machine{{Name: "x", UUID: l.p.MachineUUID}}},
@@ -303,13 +316,15 @@ func TestMachineFailures(t *testing.T) {
 	}
 	image := *l.p
 	image.Definition = point.Definition{Kind: "image"}
-	_, err := restore.Machine(context.Background(), l.v, &host{}, restore.MachineRequest{Point: &image, Name: "x", Storage: t.TempDir()})
+	_, err := restore.Machine(context.Background(), l.v, &host{},
+		restore.MachineRequest{Point: &image, Name: "x", Storage: t.TempDir()})
 	if !errors.Is(err, restore.ErrNoDefinition) {
 		t.Errorf("a point of images: %v, want ErrNoDefinition", err)
 	}
 	plain := *l.p
 	plain.Definition = point.Definition{Kind: "qemu"}
-	_, err = restore.Machine(context.Background(), l.v, &host{}, restore.MachineRequest{Point: &plain, Name: "x", Storage: t.TempDir()})
+	_, err = restore.Machine(context.Background(), l.v, &host{},
+		restore.MachineRequest{Point: &plain, Name: "x", Storage: t.TempDir()})
 	if !errors.Is(err, restore.ErrOtherKind) {
 		t.Errorf("a plain QEMU's point on libvirt: %v, want ErrOtherKind", err)
 	}
@@ -318,12 +333,14 @@ func TestMachineFailures(t *testing.T) {
 // Names in a point can not lead out of the directory.
 func TestFilesStayInside(t *testing.T) {
 	l := newLab(t, rand.New(rand.NewPCG(6, 2)))
-	for _, f := range []point.File{{Role: "nvram", Name: "../x"}, {Role: "tpm", Name: "/etc/x"}, {Role: "../tpm", Name: "x"}, {Role: "tpm", Name: "a/../../x"}} {
+	for _, f := range []point.File{{Role: "nvram", Name: "../x"}, {Role: "tpm", Name: "/etc/x"},
+		{Role: "../tpm", Name: "x"}, {Role: "tpm", Name: "a/../../x"}} {
 		p := *l.p
 		f.Root, f.Size = l.p.Files[0].Root, l.p.Files[0].Size
 		p.Files = []point.File{f}
 		dir := t.TempDir()
-		_, err := restore.Machine(context.Background(), l.v, &host{}, restore.MachineRequest{Point: &p, Name: "web", Storage: filepath.Join(dir, "s")})
+		_, err := restore.Machine(context.Background(), l.v, &host{},
+			restore.MachineRequest{Point: &p, Name: "web", Storage: filepath.Join(dir, "s")})
 		if err == nil {
 			t.Errorf("%s/%s was written", f.Role, f.Name)
 		}
@@ -349,7 +366,8 @@ func TestIdentity(t *testing.T) {
 		{"its identity is taken", "web", taken, false, false},
 	} {
 		h := &host{machines: tt.machines}
-		done, err := restore.Machine(context.Background(), l.v, h, restore.MachineRequest{Point: l.p, Name: tt.as, Storage: t.TempDir(), InPlace: tt.inPlace})
+		done, err := restore.Machine(context.Background(), l.v, h,
+			restore.MachineRequest{Point: l.p, Name: tt.as, Storage: t.TempDir(), InPlace: tt.inPlace})
 		if err != nil {
 			t.Fatalf("%s: %v", tt.name, err)
 		}

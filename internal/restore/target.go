@@ -12,7 +12,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 )
 
-// peek is how much of a block device is looked at for signs of use, in bytes: partition tables, file systems and volumes begin there.
+// peek is how much of a block device is looked at for signs of use, in bytes: partition tables,
+// file systems and volumes begin there.
 const peek = 1 << 20
 
 // target is a place that a disk is written to.
@@ -35,7 +36,8 @@ func chooseFormat(path, asked string) (string, error) {
 	return "raw", nil
 }
 
-// guard returns diskimage.ErrExists for a block device that holds something and may not be overwritten. Files are guarded where they are made.
+// guard returns diskimage.ErrExists for a block device that holds something and may not be
+// overwritten. Files are guarded where they are made.
 func (t target) guard() error {
 	info, err := os.Stat(t.path)
 	if err != nil || t.force || info.Mode().Type() != fs.ModeDevice {

@@ -23,9 +23,10 @@ type Applied struct {
 	Whole   bool  // base and result were checked as a whole, else in the changed ranges
 }
 
-// Apply turns the raw image or block device at path from the base of a stream into its target, in place. Nothing is written before the whole stream has been
-// read and found undamaged, and the file been found to be its base: [ErrOtherBase] where it is not. A file that is the target already, or that an
-// interrupted Apply has left in between, is accepted and completed.
+// Apply turns the raw image or block device at path from the base of a stream into its target, in
+// place. Nothing is written before the whole stream has been read and found undamaged, and the file
+// been found to be its base: [ErrOtherBase] where it is not. A file that is the target already, or
+// that an interrupted Apply has left in between, is accepted and completed.
 func Apply(ctx context.Context, stream io.Reader, path string, progress func(done, total int64)) (Applied, error) {
 	spool, err := spooled(stream, path)
 	if err != nil {
@@ -71,9 +72,11 @@ func openTarget(path string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, diskimage.ErrInUse), f.Close())
 	}
 	if format, err := diskimage.Detect(f); err != nil || format != "raw" {
-		return nil, errors.Join(fmt.Errorf("%s is a %s image: a stream is applied to a raw one", path, format), err, f.Close())
+		return nil, errors.Join(fmt.Errorf("%s is a %s image: a stream is applied to a raw one", path, format), err,
+			f.Close())
 	}
-	img, err := diskimage.Open(context.Background(), path, diskimage.Options{Format: "raw"}) // refuses what a machine uses
+	// refuses what a machine uses
+	img, err := diskimage.Open(context.Background(), path, diskimage.Options{Format: "raw"})
 	if errors.Is(err, diskimage.ErrEmpty) {
 		return f, nil
 	}
@@ -174,7 +177,8 @@ func (a *applier) read(p []byte, off int64) error {
 }
 
 func (a *applier) checkDigest(want [32]byte, size int64, when string) error {
-	s := Side{Size: min(size, max(a.size, a.out.ToSize)), Data: a.file, Extents: func(context.Context) (extent.Set, error) { return dataOf(a.file, size), nil }}
+	s := Side{Size: min(size, max(a.size, a.out.ToSize)), Data: a.file,
+		Extents: func(context.Context) (extent.Set, error) { return dataOf(a.file, size), nil }}
 	got, err := s.digest(a.ctx)
 	if err != nil {
 		return err

@@ -79,7 +79,8 @@ type event struct {
 	entry
 }
 
-// lives returns the lifetimes of one snapshot. A snapshot that is there although the last event is that it was deleted was not: the power went in between.
+// lives returns the lifetimes of one snapshot. A snapshot that is there although the last event is
+// that it was deleted was not: the power went in between.
 func lives(id point.ID, e entry, events []event, living bool) []Lifetime {
 	slices.SortStableFunc(events, func(a, b event) int { return a.Time.Compare(b.Time) })
 	var times [][2]time.Time

@@ -1,10 +1,13 @@
-// Package snapshots finds, compares, deletes and accounts for snapshots: points of some disks that are kept until somebody deletes them.
+// Package snapshots finds, compares, deletes and accounts for snapshots: points of some disks that
+// are kept until somebody deletes them.
 //
-// A snapshot is stored by its differences and is full in meaning: it can be read, restored and deleted whatever becomes of its disk, its machine and all
-// other snapshots. Taking one is the work of package protect. What is sold for the space is its used size for the time it existed; the vault's ledger
-// remembers those that were deleted.
+// A snapshot is stored by its differences and is full in meaning: it can be read, restored and
+// deleted whatever becomes of its disk, its machine and all other snapshots. Taking one is the work
+// of package protect. What is sold for the space is its used size for the time it existed; the
+// vault's ledger remembers those that were deleted.
 //
-// A diff stream carries the difference of two snapshots of a disk to where neither vault nor key are: docs/formats/diff-stream.md.
+// A diff stream carries the difference of two snapshots of a disk to where neither vault nor key
+// are: docs/formats/diff-stream.md.
 package snapshots
 
 import (
@@ -29,7 +32,8 @@ var (
 	ErrAmbiguous = errors.New("several snapshots match")
 	// ErrExists reports that a snapshot of the name is there.
 	ErrExists = errors.New("a snapshot of this name exists already")
-	// ErrNoDisk reports that a snapshot has no disk of the name, or that one of several must be named.
+	// ErrNoDisk reports that a snapshot has no disk of the name, or that one of several must be
+	// named.
 	ErrNoDisk = errors.New("no such disk in the snapshot")
 )
 
@@ -42,7 +46,8 @@ var (
 func CheckName(name string) error {
 	switch {
 	case !nameRule.MatchString(name):
-		return fmt.Errorf("%q is no name for a snapshot: it takes 1 to 128 letters, digits and . _ : -, and begins with a letter or digit", name)
+		return fmt.Errorf("%q is no name for a snapshot: it takes 1 to 128 letters, digits and . _ : -, and begins "+
+			"with a letter or digit", name)
 	case idRule.MatchString(name):
 		return fmt.Errorf("%q is no name for a snapshot: it would be taken for the beginning of an ID", name)
 	}
@@ -122,7 +127,8 @@ func (f Filter) Takes(p *point.RecoveryPoint) bool {
 	})
 }
 
-// Disk returns the disk of a snapshot that name names, as its machine or as its pool does; the only one for "".
+// Disk returns the disk of a snapshot that name names, as its machine or as its pool does; the only
+// one for "".
 func Disk(p *point.RecoveryPoint, name string) (*point.Disk, error) {
 	var names []string
 	for i := range p.Disks {
@@ -141,8 +147,9 @@ func Disk(p *point.RecoveryPoint, name string) (*point.Disk, error) {
 // Pair is one disk in two snapshots.
 type Pair struct{ A, B *point.Disk }
 
-// Pairs returns the disks that two snapshots have in common: those of name, or all that are the same managed disk or have the same name. The only disks of two
-// snapshots of one disk are a pair whatever their names.
+// Pairs returns the disks that two snapshots have in common: those of name, or all that are the
+// same managed disk or have the same name. The only disks of two snapshots of one disk are a pair
+// whatever their names.
 func Pairs(a, b *point.RecoveryPoint, name string) ([]Pair, error) {
 	if name != "" || len(a.Disks) == 1 && len(b.Disks) == 1 {
 		x, err := Disk(a, name)
@@ -159,7 +166,8 @@ func Pairs(a, b *point.RecoveryPoint, name string) ([]Pair, error) {
 	for i := range a.Disks {
 		for j := range b.Disks {
 			x, y := &a.Disks[i], &b.Disks[j]
-			if x.ManagedID != "" && x.ManagedID == y.ManagedID || x.ManagedID == "" && y.ManagedID == "" && x.Name == y.Name {
+			if x.ManagedID != "" && x.ManagedID == y.ManagedID || x.ManagedID == "" && y.ManagedID == "" &&
+				x.Name == y.Name {
 				out = append(out, Pair{x, y})
 			}
 		}
@@ -197,7 +205,8 @@ type entryDisk struct {
 func entryOf(p *point.RecoveryPoint) entry {
 	e := entry{Name: p.Name, VM: p.VM, Tags: maps.Clone(p.Tags), Created: p.Time.UTC()}
 	for _, d := range p.Disks {
-		e.Disks = append(e.Disks, entryDisk{Name: d.Name, Managed: d.Managed, ManagedID: d.ManagedID, Size: d.Size, Used: d.Used})
+		e.Disks = append(e.Disks, entryDisk{Name: d.Name, Managed: d.Managed, ManagedID: d.ManagedID, Size: d.Size,
+			Used: d.Used})
 	}
 	return e
 }
@@ -212,7 +221,8 @@ func enter(ctx context.Context, v *vault.Vault, kind string, p *point.RecoveryPo
 	return v.Enter(ctx, p.ID, kind, body)
 }
 
-// Delete removes a snapshot. The ledger remembers it first: one that is there although the ledger says it was deleted, was not.
+// Delete removes a snapshot. The ledger remembers it first: one that is there although the ledger
+// says it was deleted, was not.
 func Delete(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, now time.Time) error {
 	if !p.IsSnapshot() {
 		return fmt.Errorf("%w: %s is a recovery point", ErrNoSnapshot, p.ID.Short())
@@ -224,7 +234,8 @@ func Delete(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, now tim
 }
 
 // Copy brings a snapshot into another vault, which stores only what it lacks.
-func Copy(ctx context.Context, from, to *vault.Vault, p *point.RecoveryPoint, now time.Time, progress func(done, total int64)) (vault.CopyReport, error) {
+func Copy(ctx context.Context, from, to *vault.Vault, p *point.RecoveryPoint, now time.Time,
+	progress func(done, total int64)) (vault.CopyReport, error) {
 	_, err := to.Point(ctx, string(p.ID))
 	if errors.Is(err, vault.ErrNoPoint) {
 		err = enter(ctx, to, entryCopied, p, now)

@@ -25,7 +25,8 @@ var key = vault.Key{Identity: "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZG
 func newVault(t *testing.T) *vault.Vault {
 	t.Helper()
 	s := mem.New()
-	if _, err := vault.Init(t.Context(), s, vault.InitOptions{ChunkSize: chunk, Keys: []vault.NamedKey{{Name: "k", Key: key}}}); err != nil {
+	if _, err := vault.Init(t.Context(), s,
+		vault.InitOptions{ChunkSize: chunk, Keys: []vault.NamedKey{{Name: "k", Key: key}}}); err != nil {
 		t.Fatal(err)
 	}
 	v, err := vault.Open(t.Context(), s, key, vault.Options{Workers: 2})
@@ -56,11 +57,13 @@ func take(t *testing.T, v *vault.Vault, p *point.RecoveryPoint, disks ...*disk) 
 	}
 	for _, d := range disks {
 		size := int64(len(d.data))
-		out, err := s.PutDisk(t.Context(), vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}), Source: bytes.NewReader(d.data)})
+		out, err := s.PutDisk(t.Context(),
+			vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}), Source: bytes.NewReader(d.data)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Disks = append(p.Disks, point.Disk{Name: d.name, Size: size, Root: out.Root, Used: out.Used, Managed: d.name, ManagedID: "id-" + d.name})
+		p.Disks = append(p.Disks, point.Disk{Name: d.name, Size: size, Root: out.Root, Used: out.Used, Managed: d.name,
+			ManagedID: "id-" + d.name})
 	}
 	if err := s.Commit(t.Context(), p); err != nil {
 		t.Fatal(err)
@@ -82,7 +85,8 @@ func live(t *testing.T, v *vault.Vault) int64 {
 	return r.LiveBytes
 }
 
-// In whatever order snapshots are deleted, each frees exactly what it alone held, and those that are left are what they were.
+// In whatever order snapshots are deleted, each frees exactly what it alone held, and those that
+// are left are what they were.
 func TestDeletingFreesWhatItAloneHeld(t *testing.T) {
 	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -154,12 +158,14 @@ func TestGroups(t *testing.T) {
 		if i%2 == 1 {
 			of, vm = e, ""
 		}
-		p := take(t, v, &point.RecoveryPoint{Name: fmt.Sprint("s", i), VM: vm, Tags: map[string]string{"who": fmt.Sprint(i % 3)}}, of)
+		p := take(t, v, &point.RecoveryPoint{Name: fmt.Sprint("s", i), VM: vm,
+			Tags: map[string]string{"who": fmt.Sprint(i % 3)}}, of)
 		if vm == "web" {
 			mine = append(mine, p)
 		}
 	}
-	for by, want := range map[string]string{"vm": "(no machine) web", "disk": "a#id-a b#id-b", "tag=who": "0 1 2", "tag=other": "(none)"} {
+	for by, want := range map[string]string{"vm": "(no machine) web", "disk": "a#id-a b#id-b", "tag=who": "0 1 2",
+		"tag=other": "(none)"} {
 		b, err := ParseBy(by)
 		if err != nil || b.String() != by {
 			t.Fatal(b, err)
@@ -196,7 +202,8 @@ func TestGroups(t *testing.T) {
 func TestFindAndList(t *testing.T) {
 	v := newVault(t)
 	d := &disk{name: "data", data: make([]byte, chunk)}
-	one := take(t, v, &point.RecoveryPoint{Name: "one", VM: "web", MachineUUID: "U", Tags: map[string]string{"a": "b"}}, d)
+	one := take(t, v, &point.RecoveryPoint{Name: "one", VM: "web", MachineUUID: "U", Tags: map[string]string{"a": "b"}},
+		d)
 	two := take(t, v, &point.RecoveryPoint{Name: "two"}, d)
 	take(t, v, &point.RecoveryPoint{Name: "twice"}, d)
 	take(t, v, &point.RecoveryPoint{Name: "twice"}, d)
@@ -214,7 +221,8 @@ func TestFindAndList(t *testing.T) {
 		filter Filter
 		want   int
 	}{
-		{Filter{}, 4}, {Filter{VM: "web"}, 1}, {Filter{VM: "u"}, 1}, {Filter{Disk: "web:data"}, 1}, {Filter{Disk: "data"}, 4}, {Filter{Disk: "x"}, 0},
+		{Filter{}, 4}, {Filter{VM: "web"}, 1}, {Filter{VM: "u"}, 1}, {Filter{Disk: "web:data"}, 1},
+		{Filter{Disk: "data"}, 4}, {Filter{Disk: "x"}, 0},
 		{Filter{Tags: map[string]string{"a": "b"}}, 1}, {Filter{Tags: map[string]string{"a": "c"}}, 0},
 	} {
 		if got, err := v.Summaries(t.Context(), tt.filter.Takes); err != nil || len(got) != tt.want {
@@ -226,7 +234,8 @@ func TestFindAndList(t *testing.T) {
 			t.Errorf("CheckName(%q) takes it", name)
 		}
 	}
-	if name := DefaultName("my vm:vdb", time.Unix(0, 0)); name != "my-vm-vdb-19700101-000000.000" || CheckName(name) != nil {
+	if name := DefaultName("my vm:vdb", time.Unix(0, 0)); name != "my-vm-vdb-19700101-000000.000" ||
+		CheckName(name) != nil {
 		t.Errorf("DefaultName: %q", name)
 	}
 }
@@ -239,7 +248,8 @@ func TestCopy(t *testing.T) {
 	now := time.Date(2026, 11, 10, 0, 0, 0, 0, time.UTC)
 	for i := range 3 {
 		d.write(rng)
-		p := take(t, from, &point.RecoveryPoint{Name: fmt.Sprint("s", i), Time: now.Add(time.Duration(i-100) * time.Hour)}, d)
+		p := take(t, from, &point.RecoveryPoint{Name: fmt.Sprint("s", i),
+			Time: now.Add(time.Duration(i-100) * time.Hour)}, d)
 		r, err := Copy(t.Context(), from, to, p, now, nil)
 		if err != nil || r.There || i > 0 && r.ReadBytes > 2*chunk {
 			t.Fatalf("copy: %+v, %v", r, err)
@@ -301,8 +311,10 @@ func TestBill(t *testing.T) {
 	day := func(m time.Month, d int) time.Time { return time.Date(2026, m, d, 0, 0, 0, 0, time.UTC) }
 	const gib = 1 << 30
 	lifetimes := []Lifetime{
-		{ID: "1", Name: "all", VM: "web", From: day(10, 1), Disks: []LifetimeDisk{{Name: "vda", Size: 64 * gib, Used: 10 * gib}}},
-		{ID: "2", Name: "ten days", VM: "web", From: day(11, 6), To: day(11, 16), Tags: map[string]string{"tier": "cold"},
+		{ID: "1", Name: "all", VM: "web", From: day(10, 1),
+			Disks: []LifetimeDisk{{Name: "vda", Size: 64 * gib, Used: 10 * gib}}},
+		{ID: "2", Name: "ten days", VM: "web", From: day(11, 6), To: day(11, 16),
+			Tags:  map[string]string{"tier": "cold"},
 			Disks: []LifetimeDisk{{Name: "vda", Used: 3 * gib}, {Name: "vdb", Used: 6 * gib}}},
 		{ID: "3", Name: "before", From: day(9, 1), To: day(10, 30), Disks: []LifetimeDisk{{Used: gib}}},
 		{ID: "4", Name: "after", From: day(12, 1), Disks: []LifetimeDisk{{Used: gib}}},
@@ -321,13 +333,15 @@ func TestBill(t *testing.T) {
 	if s := strings.Join(got, ", "); s != want {
 		t.Errorf("bill: %s\nwant  %s", s, want)
 	}
-	if half := NewBill(lifetimes, month, By{kind: "vm"}, prices, day(11, 16)); half.Total.ByteHours/gib != 10*15*24+9*10*24 || !half.Until.Equal(day(11, 16)) {
+	if half := NewBill(lifetimes, month, By{kind: "vm"}, prices, day(11, 16)); half.Total.ByteHours/gib != 10*15*24+
+		9*10*24 || !half.Until.Equal(day(11, 16)) {
 		t.Errorf("in the middle of the month: %+v", half.Total)
 	}
 	if n := byteHours(1<<50, 31*24*time.Hour); n != 744*(1<<50) {
 		t.Errorf("byteHours is %d", n)
 	}
-	for _, bad := range []Prices{{GiBMonth: -1}, {Tags: []TagPrice{{Tag: "x"}}}, {Tags: []TagPrice{{Tag: "a=b", GiBMonth: -2}}}} {
+	for _, bad := range []Prices{{GiBMonth: -1}, {Tags: []TagPrice{{Tag: "x"}}},
+		{Tags: []TagPrice{{Tag: "a=b", GiBMonth: -2}}}} {
 		if bad.Check() == nil {
 			t.Errorf("%+v is taken", bad)
 		}
@@ -338,8 +352,10 @@ func TestBill(t *testing.T) {
 }
 
 func TestPairs(t *testing.T) {
-	a := &point.RecoveryPoint{Name: "a", Disks: []point.Disk{{Name: "vda"}, {Name: "vdb", Managed: "data", ManagedID: "1"}}}
-	b := &point.RecoveryPoint{Name: "b", Disks: []point.Disk{{Name: "vda"}, {Name: "vdc", Managed: "data", ManagedID: "1"}}}
+	a := &point.RecoveryPoint{Name: "a",
+		Disks: []point.Disk{{Name: "vda"}, {Name: "vdb", Managed: "data", ManagedID: "1"}}}
+	b := &point.RecoveryPoint{Name: "b",
+		Disks: []point.Disk{{Name: "vda"}, {Name: "vdc", Managed: "data", ManagedID: "1"}}}
 	pairs, err := Pairs(a, b, "")
 	if err != nil || len(pairs) != 2 || pairs[1].A.Name != "vdb" || pairs[1].B.Name != "vdc" {
 		t.Errorf("pairs %v, %v", pairs, err)

@@ -35,7 +35,8 @@ var (
 	ErrNotStream = errors.New("not a diff stream")
 	// ErrDamagedStream reports a diff stream that is cut or altered.
 	ErrDamagedStream = errors.New("the diff stream is damaged")
-	// ErrOtherBase reports that a file does not hold what the stream's differences were counted from.
+	// ErrOtherBase reports that a file does not hold what the stream's differences were counted
+	// from.
 	ErrOtherBase = errors.New("the file does not hold the base of this diff stream")
 )
 
@@ -121,7 +122,8 @@ func (r record) encode() []byte {
 }
 
 func decodeRecord(b []byte) (record, error) {
-	r := record{kind: binary.LittleEndian.Uint32(b), off: int64(binary.LittleEndian.Uint64(b[8:])), len: int64(binary.LittleEndian.Uint64(b[16:]))}
+	r := record{kind: binary.LittleEndian.Uint32(b), off: int64(binary.LittleEndian.Uint64(b[8:])),
+		len: int64(binary.LittleEndian.Uint64(b[16:]))}
 	copy(r.was[:], b[32:])
 	copy(r.is[:], b[64:])
 	reserved := append(bytes.Clone(b[4:8]), b[24:32]...)
@@ -158,7 +160,8 @@ func (s Side) readFull(p []byte, off int64) error {
 	return nil
 }
 
-// digest sums up a disk: SHA-256 over number and SHA-256 of each block of 64 KiB that is not all zeros, in order. The last block is filled up with zeros.
+// digest sums up a disk: SHA-256 over number and SHA-256 of each block of 64 KiB that is not all
+// zeros, in order. The last block is filled up with zeros.
 func (s Side) digest(ctx context.Context) ([32]byte, error) {
 	h := sha256.New()
 	if s.Data == nil {
@@ -209,10 +212,12 @@ type WriteOptions struct {
 	Progress func(done, total int64) // bytes of changed ranges; nil discards
 }
 
-// WriteStream writes the difference between two disks, the ranges of changed, to w: what turns a copy of from into a copy of to.
+// WriteStream writes the difference between two disks, the ranges of changed, to w: what turns a
+// copy of from into a copy of to.
 func WriteStream(ctx context.Context, w io.Writer, from, to Side, changed extent.Set, o WriteOptions) (Head, error) {
 	pieces := split(changed.Clip(extent.Extent{Len: to.Size}))
-	h := Head{From: from.ID, To: to.ID, FromSize: from.Size, ToSize: to.Size, Ranges: int64(len(pieces)), Digests: o.Digests}
+	h := Head{From: from.ID, To: to.ID, FromSize: from.Size, ToSize: to.Size, Ranges: int64(len(pieces)),
+		Digests: o.Digests}
 	for _, e := range pieces {
 		h.Changed += e.Len
 	}
@@ -225,7 +230,8 @@ func WriteStream(ctx context.Context, w io.Writer, from, to Side, changed extent
 			return h, err
 		}
 	}
-	s := &streamWriter{w: w, sum: sha256.New(), from: from, to: to, was: make([]byte, maxRange), is: make([]byte, maxRange)}
+	s := &streamWriter{w: w, sum: sha256.New(), from: from, to: to, was: make([]byte, maxRange),
+		is: make([]byte, maxRange)}
 	head, err := h.encode()
 	if err != nil {
 		return h, err
@@ -299,7 +305,8 @@ func (s *streamWriter) end() error {
 	return err
 }
 
-// readStream reads a stream to its end and hands each range to visit, with its bytes, which are valid until visit returns; nil for zeros.
+// readStream reads a stream to its end and hands each range to visit, with its bytes, which are
+// valid until visit returns; nil for zeros.
 func readStream(ctx context.Context, r io.Reader, visit func(record, []byte) error) (Head, error) {
 	h, sum, err := readHead(r)
 	if err != nil {

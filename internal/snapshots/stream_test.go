@@ -61,15 +61,17 @@ func fill(rng *rand.Rand, b []byte) {
 }
 
 func sideOf(id point.ID, data []byte) Side {
-	return Side{ID: id, Size: int64(len(data)), Data: bytes.NewReader(data), Extents: func(context.Context) (extent.Set, error) {
-		return extent.Of(extent.Extent{Len: int64(len(data))}), nil
-	}}
+	return Side{ID: id, Size: int64(len(data)), Data: bytes.NewReader(data),
+		Extents: func(context.Context) (extent.Set, error) {
+			return extent.Of(extent.Extent{Len: int64(len(data))}), nil
+		}}
 }
 
 func (p pair) stream(t testing.TB, digests bool) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	_, err := WriteStream(context.Background(), &out, sideOf(point.NewID(), p.was), sideOf(point.NewID(), p.is), p.changed, WriteOptions{Digests: digests})
+	_, err := WriteStream(context.Background(), &out, sideOf(point.NewID(), p.was), sideOf(point.NewID(), p.is),
+		p.changed, WriteOptions{Digests: digests})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +91,8 @@ func apply(stream []byte, path string) (Applied, error) {
 	return Apply(context.Background(), bytes.NewReader(stream), path, nil)
 }
 
-// A stream turns the base into the target, from any state between both too, and never touches anything else.
+// A stream turns the base into the target, from any state between both too, and never touches
+// anything else.
 func TestStream(t *testing.T) {
 	for seed := range uint64(60) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -123,7 +126,8 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// Another disk is refused before a byte of it is changed, and so is a stream of which a bit or the end is missing.
+// Another disk is refused before a byte of it is changed, and so is a stream of which a bit or the
+// end is missing.
 func TestStreamRefuses(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 5))
 	p := randomPair(rng)

@@ -75,14 +75,16 @@ type Row struct {
 	vault.Usage
 }
 
-// Current accounts for the snapshots that are in the vault now. What a group alone holds is exactly what deleting all of it frees.
+// Current accounts for the snapshots that are in the vault now. What a group alone holds is exactly
+// what deleting all of it frees.
 func Current(ctx context.Context, v *vault.Vault, by By) ([]Row, error) {
 	ids := map[string]point.ID{}
 	report, err := v.Usage(ctx, vault.UsageOptions{Groups: func(p *point.RecoveryPoint, d *point.Disk) []vault.Group {
 		if !p.IsSnapshot() || d == nil {
 			return nil
 		}
-		name := by.group(p.ID, p.Name, p.VM, p.Tags, LifetimeDisk{Name: d.Name, Managed: d.Managed, ManagedID: d.ManagedID})
+		name := by.group(p.ID, p.Name, p.VM, p.Tags,
+			LifetimeDisk{Name: d.Name, Managed: d.Managed, ManagedID: d.ManagedID})
 		if by.kind == "snapshot" {
 			ids[name] = p.ID
 		}
@@ -171,7 +173,8 @@ type Bill struct {
 	Total    BillLine   `json:"total"`
 }
 
-// BillLine is the usage of a group in a month: used size times the time that it was there. A disk of 64 GB of which 10 GB are used counts as 10 GB.
+// BillLine is the usage of a group in a month: used size times the time that it was there. A disk
+// of 64 GB of which 10 GB are used counts as 10 GB.
 type BillLine struct {
 	Name      string   `json:"name"`
 	ID        point.ID `json:"id,omitempty"`
@@ -218,7 +221,8 @@ func NewBill(lifetimes []Lifetime, m Month, by By, prices Prices, now time.Time)
 		}
 	}
 	total.Snapshots = len(all)
-	b := Bill{Month: m.String(), By: by.String(), Until: until, Currency: prices.Currency, Rows: []BillLine{}, Total: total}
+	b := Bill{Month: m.String(), By: by.String(), Until: until, Currency: prices.Currency, Rows: []BillLine{},
+		Total: total}
 	for _, name := range slices.Sorted(maps.Keys(lines)) {
 		b.Rows = append(b.Rows, *lines[name])
 	}

@@ -1,5 +1,5 @@
-// Command demo shows the main job of Holdfast on a real guest: a running machine becomes a recovery point, is lost, and boots
-// again from it with everything that was committed before the point.
+// Command demo shows the main job of Holdfast on a real guest: a running machine becomes a recovery
+// point, is lost, and boots again from it with everything that was committed before the point.
 package main
 
 import (
@@ -61,7 +61,8 @@ func (d *demo) do(args ...string) error {
 	}
 	fmt.Printf("$ holdfast %s\n", strings.ReplaceAll(strings.Join(quoted, " "), d.dir, "$D"))
 	cmd := exec.CommandContext(d.ctx, d.holdfast, args...)
-	cmd.Env = append(os.Environ(), "HOLDFAST_VAULT="+filepath.Join(d.dir, "vault"), "HOLDFAST_KEY_FILE="+filepath.Join(d.dir, "vault.key"),
+	cmd.Env = append(os.Environ(), "HOLDFAST_VAULT="+filepath.Join(d.dir, "vault"), "HOLDFAST_KEY_FILE="+
+		filepath.Join(d.dir, "vault.key"),
 		"HOLDFAST_STATE="+filepath.Join(d.dir, "state"), "HOLDFAST_SCRATCH="+filepath.Join(d.dir, "scratch"))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
@@ -86,7 +87,8 @@ func (d *demo) run() error {
 			return err
 		}
 	}
-	d.say("That is the main job: backed up while it ran, lost, and back. All of it took %.0f s.", time.Since(d.began).Seconds())
+	d.say("That is the main job: backed up while it ran, lost, and back. All of it took %.0f s.",
+		time.Since(d.began).Seconds())
 	return nil
 }
 
@@ -132,7 +134,8 @@ func (d *demo) backUp() error {
 		return err
 	}
 	committed, acked = d.vm.Acked("COMMITTED"), d.vm.Acked("ACKED")
-	if err := d.do("vm", "backup", "shop", "--connect", d.uri(), "--consistency", "application", "--require", "--tag", "why=before the disaster"); err != nil {
+	if err := d.do("vm", "backup", "shop", "--connect", d.uri(), "--consistency", "application", "--require", "--tag",
+		"why=before the disaster"); err != nil {
 		return err
 	}
 	if err := d.vm.WaitAcked("COMMITTED", committed+5, time.Minute); err != nil {
@@ -158,7 +161,8 @@ func (d *demo) lose() error {
 
 // fetch takes one directory out of the point.
 func (d *demo) fetch() error {
-	d.say("Often one file is enough. It is read out of the point as it is stored: nothing is restored, mounted or booted for it.")
+	d.say("Often one file is enough. It is read out of the point as it is stored: nothing is restored, mounted or " +
+		"booted for it.")
 	if err := d.do("point", "ls", "shop@latest", "/var/lib/app"); err != nil {
 		return err
 	}
@@ -175,7 +179,8 @@ func (d *demo) fetch() error {
 	fmt.Printf("%s", out)
 	rows, err := strconv.ParseUint(strings.TrimSpace(string(out)), 10, 64)
 	if err != nil || rows < committed {
-		return fmt.Errorf("the database that was fetched has %q rows, %d were committed before the point", strings.TrimSpace(string(out)), committed)
+		return fmt.Errorf("the database that was fetched has %q rows, %d were committed before the point",
+			strings.TrimSpace(string(out)), committed)
 	}
 	return nil
 }
@@ -183,7 +188,8 @@ func (d *demo) fetch() error {
 func (d *demo) restore() error {
 	d.say("Restoring the whole machine from the vault, and starting it.")
 	sock := filepath.Join(d.dir, "q")
-	return d.do("point", "restore", "shop@latest", "--as", "shop", "--connect", "qmp:"+sock+",qga="+filepath.Join(d.dir, "a"), "--storage", filepath.Join(d.dir, "new"), "--start")
+	return d.do("point", "restore", "shop@latest", "--as", "shop", "--connect",
+		"qmp:"+sock+",qga="+filepath.Join(d.dir, "a"), "--storage", filepath.Join(d.dir, "new"), "--start")
 }
 
 // attach finds the console and the lab's agent of the restored machine in its start script.
@@ -218,7 +224,8 @@ func (d *demo) prove() error {
 	if err != nil {
 		return err
 	}
-	d.say("It is up. Its database says: integrity %s, rows 1 to %d, none missing: %v.", strings.TrimSpace(check), last, rows == last)
+	d.say("It is up. Its database says: integrity %s, rows 1 to %d, none missing: %v.", strings.TrimSpace(check), last,
+		rows == last)
 	fmt.Printf("Committed before the point: %d rows. There now: %d rows.\n", committed, last)
 	if last < committed || rows != last || strings.TrimSpace(check) != "ok" {
 		return errors.New("rows that were committed before the point are lost")
@@ -226,7 +233,8 @@ func (d *demo) prove() error {
 	return d.order()
 }
 
-// order checks the two other disks against each other: the point itself, not what the guest has written since.
+// order checks the two other disks against each other: the point itself, not what the guest has
+// written since.
 func (d *demo) order() error {
 	disks := map[string]vm.Disk{}
 	for name, format := range map[string]string{"vdb": "qcow2", "vdc": "raw"} {
@@ -239,7 +247,8 @@ func (d *demo) order() error {
 	if err != nil {
 		return fmt.Errorf("the two data disks are not of one instant: %w", err)
 	}
-	d.say("The two data disks are of one instant: record %d is the last on one, %d on the other; %d were acknowledged before the backup.", a, b, acked)
+	d.say("The two data disks are of one instant: record %d is the last on one, %d on the other; %d were "+
+		"acknowledged before the backup.", a, b, acked)
 	if b < acked {
 		return errors.New("records that were acknowledged before the point are lost")
 	}
@@ -248,12 +257,15 @@ func (d *demo) order() error {
 
 // instant brings the machine back once more, without waiting for its disks.
 func (d *demo) instant() error {
-	d.say("It is lost once more. This time nobody waits for the disks: it boots from the vault at once, and they are copied behind it.")
+	d.say("It is lost once more. This time nobody waits for the disks: it boots from the vault at once, and they are " +
+		"copied behind it.")
 	d.killRestored()
 	began := time.Now()
 	sock := filepath.Join(d.dir, "q2")
 	storage := filepath.Join(d.dir, "now")
-	if err := d.do("point", "restore", "shop@latest", "--as", "shop", "--connect", "qmp:"+sock+",qga="+filepath.Join(d.dir, "a2"), "--storage", storage, "--instant", "--start", "--detach"); err != nil {
+	if err := d.do("point", "restore", "shop@latest", "--as", "shop", "--connect",
+		"qmp:"+sock+",qga="+filepath.Join(d.dir, "a2"), "--storage", storage, "--instant", "--start",
+		"--detach"); err != nil {
 		return err
 	}
 	fmt.Printf("The machine runs after %.1f s.\n", time.Since(began).Seconds())
@@ -268,7 +280,8 @@ func (d *demo) instant() error {
 	if err != nil {
 		return err
 	}
-	d.say("It has booted, %.1f s after it was asked for. Its database has rows 1 to %d, none missing: %v.", time.Since(began).Seconds(), last, rows == last)
+	d.say("It has booted, %.1f s after it was asked for. Its database has rows 1 to %d, none missing: %v.",
+		time.Since(began).Seconds(), last, rows == last)
 	if last < committed || rows != last {
 		return errors.New("rows that were committed before the point are lost")
 	}
@@ -318,7 +331,8 @@ func (d *demo) killRestored() {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, line := range lines {
 		args, _ := os.ReadFile(line)
-		if !strings.Contains(string(args), d.dir) || !strings.HasPrefix(filepath.Base(strings.Split(string(args), "\x00")[0]), "qemu-system") {
+		if !strings.Contains(string(args), d.dir) ||
+			!strings.HasPrefix(filepath.Base(strings.Split(string(args), "\x00")[0]), "qemu-system") {
 			continue
 		}
 		var pid int

@@ -54,7 +54,8 @@ func newLab(t *testing.T, underLibvirt bool) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	l := &lab{T: t, dir: dir, vault: filepath.Join(dir, "v"), key: filepath.Join(dir, "v.key"), pool: filepath.Join(dir, "p")}
+	l := &lab{T: t, dir: dir, vault: filepath.Join(dir, "v"), key: filepath.Join(dir, "v.key"),
+		pool: filepath.Join(dir, "p")}
 	if err := errors.Join(os.Mkdir(l.pool, 0o755), os.Mkdir(filepath.Join(dir, "h"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
@@ -72,12 +73,15 @@ func newLab(t *testing.T, underLibvirt bool) *lab {
 
 // run runs a holdfast command and returns what it printed.
 func (l *lab) run(args ...string) (stdout, stderr string, status int) {
-	env := map[string]string{"HOLDFAST_VAULT": l.vault, "HOLDFAST_KEY_FILE": l.key, "HOLDFAST_POOL": l.pool, "HOLDFAST_CONNECT": l.uri,
-		"HOLDFAST_STATE": filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH": filepath.Join(l.dir, "scratch"), "HOME": l.dir}
+	env := map[string]string{"HOLDFAST_VAULT": l.vault, "HOLDFAST_KEY_FILE": l.key, "HOLDFAST_POOL": l.pool,
+		"HOLDFAST_CONNECT": l.uri,
+		"HOLDFAST_STATE":   filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH": filepath.Join(l.dir, "scratch"),
+		"HOME": l.dir}
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(l.Context(), patience)
 	defer cancel()
-	status = cli.Run(ctx, cli.Env{Args: args, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs, Getenv: func(k string) string { return env[k] }})
+	status = cli.Run(ctx, cli.Env{Args: args, Stdin: strings.NewReader(""), Stdout: &out, Stderr: &errs,
+		Getenv: func(k string) string { return env[k] }})
 	return out.String(), errs.String(), status
 }
 
@@ -157,7 +161,8 @@ func (l *lab) requireBytes(path string, off, n int64, value byte) {
 // write has the guest write n MiB of one letter at an offset of MiB.
 func (l *lab) write(dev string, at, n int, letter string) {
 	l.Helper()
-	l.guest("head -c %dM /dev/zero | tr '\\000' %s | dd of=/dev/%s bs=1M seek=%d conv=fsync 2>/dev/null", n, letter, dev, at)
+	l.guest("head -c %dM /dev/zero | tr '\\000' %s | dd of=/dev/%s bs=1M seek=%d conv=fsync 2>/dev/null", n, letter,
+		dev, at)
 }
 
 const mib = 1 << 20
@@ -192,7 +197,8 @@ func (l *lab) attachAndResize() {
 	}
 }
 
-// Snapshots, tracked and not, take nothing from the backups: those are tracked and right, and so are the snapshots.
+// Snapshots, tracked and not, take nothing from the backups: those are tracked and right, and so
+// are the snapshots.
 func (l *lab) snapshotsBetweenBackups() {
 	backup := func() *point.RecoveryPoint { return l.point("vm", "backup", "shop", "--consistency", "crash") }
 	backup()
@@ -210,7 +216,8 @@ func (l *lab) snapshotsBetweenBackups() {
 			l.Errorf("the backup after a snapshot counts from %s, want %s", next.Parent, last.ID)
 		}
 		for _, d := range next.Disks {
-			raw := d.Source.Format == "raw" && strings.HasPrefix(l.uri, "qemu") // libvirt records no changes of raw disks
+			// libvirt records no changes of raw disks
+			raw := d.Source.Format == "raw" && strings.HasPrefix(l.uri, "qemu")
 			if !d.Tracked && !raw {
 				l.Errorf("the backup after a snapshot read %s whole: %s", d.Name, d.Reason)
 			}
@@ -292,7 +299,8 @@ func (g gate) RestorePart(ctx context.Context, part extent.Set, w io.WriterAt, p
 	}
 }
 
-// A disk of a snapshot is used by the guest before a byte of it was copied, survives that whoever serves it is gone, and depends on nothing in the end.
+// A disk of a snapshot is used by the guest before a byte of it was copied, survives that whoever
+// serves it is gone, and depends on nothing in the end.
 func (l *lab) instant() {
 	ctx, cancel := context.WithTimeout(l.Context(), patience)
 	defer cancel()
@@ -318,7 +326,8 @@ func (l *lab) instant() {
 		l.Fatal(err)
 	}
 	m := l.machine(ctx, h)
-	if _, err := pool.Attach(ctx, "fast", disks.AttachRequest{Host: h, Machine: m}); !errors.Is(err, disks.ErrHydrating) {
+	if _, err := pool.Attach(ctx, "fast", disks.AttachRequest{Host: h, Machine: m}); !errors.Is(err,
+		disks.ErrHydrating) {
 		l.Errorf("attached while nobody serves it: %v", err)
 	}
 	g := gate{content, make(chan struct{})}
@@ -326,8 +335,12 @@ func (l *lab) instant() {
 	begin := func(ctx context.Context, content disks.PartContent) (wait func() error) {
 		ready, ended := make(chan struct{}), make(chan error, 1)
 		go func() {
-			_, err := pool.Hydrate(ctx, "fast", disks.HydrateRequest{Content: content, Ready: func(*disks.Disk) { close(ready) },
-				Serve: func(ctx context.Context, h *disks.Hydration) (func() error, error) { return serve(ctx, v, p, h) }})
+			_, err := pool.Hydrate(ctx, "fast", disks.HydrateRequest{Content: content, Ready: func(*disks.Disk) {
+				close(ready)
+			},
+				Serve: func(ctx context.Context, h *disks.Hydration) (func() error, error) {
+					return serve(ctx, v, p, h)
+				}})
 			ended <- err
 		}()
 		select {
@@ -420,7 +433,8 @@ func (l *lab) openVault(ctx context.Context) *vault.Vault {
 }
 
 // serve serves the snapshot until stop is called.
-func serve(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, h *disks.Hydration) (stop func() error, err error) {
+func serve(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, h *disks.Hydration) (stop func() error,
+	err error) {
 	server, err := export.Open(ctx, v, export.Options{})
 	if err != nil {
 		return nil, err

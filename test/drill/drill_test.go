@@ -11,15 +11,18 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
-// A point that works is verified, one that does not is not; a kill leaves nothing for long; and the original goes on.
+// A point that works is verified, one that does not is not; a kill leaves nothing for long; and the
+// original goes on.
 func TestDrill(t *testing.T) {
 	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt)
 		script := filepath.Join(l.dir, "look.sh")
-		if err := os.WriteFile(script, []byte("#!/bin/sh\n# is run inside\necho script in $(hostname)\nls /sys/class/net\n"), 0o600); err != nil {
+		if err := os.WriteFile(script,
+			[]byte("#!/bin/sh\n# is run inside\necho script in $(hostname)\nls /sys/class/net\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		first := l.drill(0, "--role", "sqlite=/var/lib/app/app.db", "--check", "lab check | grep -qx ok", "--script", script)
+		first := l.drill(0, "--role", "sqlite=/var/lib/app/app.db", "--check", "lab check | grep -qx ok", "--script",
+			script)
 		l.verified(first)
 		l.nothingLeft()
 		l.undisturbed()
@@ -37,13 +40,15 @@ func TestDrill(t *testing.T) {
 
 		second := l.drill(6, "--check", "true", "--check", "echo it is broken; exit 3")
 		l.nothingLeft()
-		if second.Verified || !strings.Contains(second.Reason, "1 of 3 checks failed: echo it is broken; exit 3 (it is broken)") || !second.Checks[1].OK {
+		if second.Verified || !strings.Contains(second.Reason,
+			"1 of 3 checks failed: echo it is broken; exit 3 (it is broken)") || !second.Checks[1].OK {
 			t.Errorf("a failing check: %+v", second)
 		}
 		if second.AheadBytes == 0 {
 			t.Error("nothing was read ahead of a boot that is known")
 		}
-		if shown := l.must("point", "show", name+"@latest"); strings.Count(shown, "boot-set") != 3 || strings.Count(shown, "drill  ") != 2 {
+		if shown := l.must("point", "show", name+"@latest"); strings.Count(shown, "boot-set") != 3 ||
+			strings.Count(shown, "drill  ") != 2 {
 			t.Errorf("of two drills and a killed one the point has the notes\n%s", shown)
 		}
 		l.undisturbed()
@@ -53,7 +58,8 @@ func TestDrill(t *testing.T) {
 func (l *lab) verified(res drill.Result) {
 	l.t.Helper()
 	l.t.Logf("agent after %.1f s, service after %.1f s, all %.1f s", res.BootSeconds, res.ServiceSeconds, res.Seconds)
-	if !res.Verified || res.Reason != "" || len(res.Checks) != 4 || res.BootSeconds <= 0 || res.ServiceSeconds < res.BootSeconds {
+	if !res.Verified || res.Reason != "" || len(res.Checks) != 4 || res.BootSeconds <= 0 ||
+		res.ServiceSeconds < res.BootSeconds {
 		l.t.Fatalf("a point that works: %+v", res)
 	}
 	if i := res.Isolation; i.Checks < 3 || i.Files == 0 || i.Sockets == 0 || len(i.Found) > 0 {
@@ -92,7 +98,8 @@ func TestDrillEndsEarly(t *testing.T) {
 	l.undisturbed()
 }
 
-// A drill that is killed at any step is cleaned up after by host reconcile, which leaves those that run alone.
+// A drill that is killed at any step is cleaned up after by host reconcile, which leaves those that
+// run alone.
 func TestReconcile(t *testing.T) {
 	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt)
@@ -122,7 +129,8 @@ func TestReconcile(t *testing.T) {
 			program.Until(t, step.name, func() bool { return step.come(r) || r.Ended() })
 			if step.before != 0 {
 				r.Signal(step.before)
-			} else if said := l.must("--connect", l.uri, "host", "reconcile"); !strings.Contains(said, "left alone: the drill runs") && step.name == "isolated" {
+			} else if said := l.must("--connect", l.uri, "host", "reconcile"); !strings.Contains(said,
+				"left alone: the drill runs") && step.name == "isolated" {
 				t.Errorf("with a drill that runs reconcile says\n%s", said)
 			}
 			r.Kill()
@@ -130,7 +138,8 @@ func TestReconcile(t *testing.T) {
 				t.Fatalf("%s: it ended before it was killed: %v", step.name, r)
 			}
 			said := l.must("--connect", l.uri, "host", "reconcile")
-			if !strings.Contains(said, "removed: its drill was killed after") && step.before == 0 || !strings.Contains(said, name+": ") {
+			if !strings.Contains(said, "removed: its drill was killed after") && step.before == 0 ||
+				!strings.Contains(said, name+": ") {
 				t.Errorf("%s: reconcile says\n%s", step.name, said)
 			}
 			l.nothingLeft()
@@ -146,7 +155,8 @@ func TestLeak(t *testing.T) {
 		r := l.start("point", "drill", name+"@latest", "--check", "false")
 		l.await(r, "isolated")
 		l.leak()
-		if said := r.Finish(l.t, 6); !strings.Contains(said, "not verified: the machine was not isolated, and was removed: network leak of type user") {
+		if said := r.Finish(l.t, 6); !strings.Contains(said,
+			"not verified: the machine was not isolated, and was removed: network leak of type user") {
 			t.Errorf("of a way out it says\n%s", said)
 		}
 		l.nothingLeft()

@@ -43,7 +43,8 @@ func newLab(t testing.TB, libvirt bool) *lab {
 	})
 	l := &lab{t: t, dir: dir}
 	t.Cleanup(l.end)
-	o := vm.Options{Name: name, Dir: filepath.Join(dir, "host"), DataSize: 64 << 20, Span: 16, Rate: 20, Work: "disks,db",
+	o := vm.Options{Name: name, Dir: filepath.Join(dir, "host"), DataSize: 64 << 20, Span: 16, Rate: 20,
+		Work:  "disks,db",
 		Extra: []string{"-netdev", "user,id=wan", "-device", "virtio-net-pci,netdev=wan"}}
 	if err := os.Mkdir(o.Dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -66,7 +67,8 @@ func newLab(t testing.TB, libvirt bool) *lab {
 	return l
 }
 
-// attachXML adds a device to the definition, which is what a point has; the running machine is left alone.
+// attachXML adds a device to the definition, which is what a point has; the running machine is left
+// alone.
 func (l *lab) attachXML(xml string) {
 	l.t.Helper()
 	path := filepath.Join(l.dir, "device.xml")
@@ -107,7 +109,8 @@ func (l *lab) processes() map[int]string {
 	return program.Processes(func(args string) bool { return strings.Contains(args, l.dir+"/scratch") })
 }
 
-// files returns what lies in the lab's directory, but for what belongs to the vault and the running guest.
+// files returns what lies in the lab's directory, but for what belongs to the vault and the running
+// guest.
 func (l *lab) files() map[string]bool {
 	found := map[string]bool{}
 	filepath.Walk(l.dir, func(path string, info os.FileInfo, err error) error {
@@ -168,7 +171,8 @@ func (l *lab) leak() {
 		l.t.Fatalf("of the drill there are %q", dirs)
 	}
 	if l.daemon != nil {
-		if out, err := l.virsh("qemu-monitor-command", filepath.Base(dirs[0]), "--hmp", "netdev_add user,id=leak"); err != nil {
+		if out, err := l.virsh("qemu-monitor-command", filepath.Base(dirs[0]), "--hmp",
+			"netdev_add user,id=leak"); err != nil {
 			l.t.Fatal(out)
 		}
 		return
@@ -200,8 +204,10 @@ func (l *lab) undisturbed() {
 }
 
 func (l *lab) env() []string {
-	return []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" + filepath.Join(l.dir, "key"),
-		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"), "XDG_CONFIG_HOME=" + l.dir}
+	return []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" +
+		filepath.Join(l.dir, "key"),
+		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"),
+		"XDG_CONFIG_HOME=" + l.dir}
 }
 
 func (l *lab) start(args ...string) *program.Run {

@@ -13,8 +13,8 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
-// A guest runs at once, goes on after the end of everything that takes part, and in the end stands on its own disks with all that it ever knew to be
-// durable.
+// A guest runs at once, goes on after the end of everything that takes part, and in the end stands
+// on its own disks with all that it ever knew to be durable.
 func TestInstant(t *testing.T) {
 	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		seed := program.Number(t, "HOLDFAST_SEED", rand.Uint64N(1e6))
@@ -23,7 +23,8 @@ func TestInstant(t *testing.T) {
 		l := newLab(t, libvirt)
 		r := l.restore("--start", "--rate", "16KiB/s")
 		l.awaitUp(r)
-		t.Logf("up %.1f s after the command; its plain boot took %.1f s", time.Since(r.Began).Seconds(), l.boot.Seconds())
+		t.Logf("up %.1f s after the command; its plain boot took %.1f s", time.Since(r.Began).Seconds(),
+			l.boot.Seconds())
 		l.writesOn(5)
 		if st := l.state(); st.Step != restore.InstantHydrating || !st.Started {
 			t.Errorf("while it copies the state is %+v", st)
@@ -73,17 +74,21 @@ var ends = []struct {
 	}},
 }
 
-// finish lets the copying come to its end, where holdfast is killed, alone or as a power cut would, in the middle of the move to the local disks.
+// finish lets the copying come to its end, where holdfast is killed, alone or as a power cut would,
+// in the middle of the move to the local disks.
 func (l *lab) finish(r *program.Run, rng *rand.Rand) {
 	l.t.Helper()
 	l.instant("limit", "--rate", "0")
-	program.Until(l.t, "it moves to its local disks", func() bool { return l.state().Step != restore.InstantHydrating || r.Ended() })
+	program.Until(l.t, "it moves to its local disks", func() bool {
+		return l.state().Step != restore.InstantHydrating || r.Ended()
+	})
 	<-time.After(time.Duration(rng.IntN(100)) * time.Millisecond)
 	r.Kill()
 	switch st := l.state(); {
 	case st.Name == "":
 		l.t.Log("it was done")
-		if err := os.Remove(filepath.Join(l.storage, name+".instant.lock")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(filepath.Join(l.storage, name+".instant.lock")); err != nil &&
+			!errors.Is(err, fs.ErrNotExist) {
 			l.t.Fatal(err)
 		}
 	case rng.IntN(2) == 0:
@@ -94,7 +99,9 @@ func (l *lab) finish(r *program.Run, rng *rand.Rand) {
 	default:
 		l.t.Logf("the host lost its power while it was %s", st.Step)
 		l.killQEMU()
-		r = l.resume("--start") // a definition that was changed already needs nothing of ours, so that it may be done before it starts
+		// a definition that was changed already needs nothing of ours, so that it may be done
+		// before it starts
+		r = l.resume("--start")
 		l.awaitUp(r)
 		r.Wait(l.t)
 		r.Finish(l.t, 0)

@@ -106,7 +106,9 @@ func (l *lab) end() {
 	if l.daemon != nil {
 		l.virsh("destroy", name)
 	}
-	program.Until(l.t, "everything has ended", func() bool { return len(l.processes(func(string) bool { return true })) == 0 })
+	program.Until(l.t, "everything has ended", func() bool {
+		return len(l.processes(func(string) bool { return true })) == 0
+	})
 }
 
 // processes returns the processes of this lab, by ID, whose command lines match.
@@ -140,14 +142,17 @@ func (l *lab) killQEMU() {
 }
 
 func (l *lab) virsh(args ...string) (string, error) {
-	out, err := exec.Command("virsh", append([]string{"--quiet", "--connect", l.daemon.URI}, args...)...).CombinedOutput()
+	out, err := exec.Command("virsh",
+		append([]string{"--quiet", "--connect", l.daemon.URI}, args...)...).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
 
 func (l *lab) start(args ...string) *program.Run {
 	l.t.Helper()
-	env := []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" + filepath.Join(l.dir, "key"),
-		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"), "XDG_CONFIG_HOME=" + l.dir, "HOLDFAST_CONNECT=" + l.uri}
+	env := []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" +
+		filepath.Join(l.dir, "key"),
+		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"),
+		"XDG_CONFIG_HOME=" + l.dir, "HOLDFAST_CONNECT=" + l.uri}
 	return program.Start(l.t, env, args...)
 }
 
@@ -159,7 +164,8 @@ func (l *lab) must(args ...string) string {
 // restore begins the instant restore.
 func (l *lab) restore(flags ...string) *program.Run {
 	l.t.Helper()
-	return l.start(append([]string{"point", "restore", name + "@latest", "--as", name, "--storage", l.storage, "--instant"}, flags...)...)
+	return l.start(append([]string{"point", "restore", name + "@latest", "--as", name, "--storage", l.storage,
+		"--instant"}, flags...)...)
 }
 
 func (l *lab) resume(flags ...string) *program.Run {
@@ -265,7 +271,8 @@ func (l *lab) paused() bool {
 	return list[0].State == "paused"
 }
 
-// ownDisks fails the test unless the machine depends on nothing of ours, and its disks hold all that was ever durable. It ends the machine.
+// ownDisks fails the test unless the machine depends on nothing of ours, and its disks hold all
+// that was ever durable. It ends the machine.
 func (l *lab) ownDisks() {
 	l.t.Helper()
 	var left []string
@@ -274,7 +281,8 @@ func (l *lab) ownDisks() {
 		l.t.Fatal(err)
 	}
 	for _, e := range entries {
-		if strings.Contains(e.Name(), "instant") || strings.Contains(e.Name(), ".overlay") || strings.HasPrefix(e.Name(), ".") {
+		if strings.Contains(e.Name(), "instant") || strings.Contains(e.Name(), ".overlay") ||
+			strings.HasPrefix(e.Name(), ".") {
 			left = append(left, e.Name())
 		}
 	}

@@ -97,7 +97,8 @@ func (l *lab) processes() map[int]string {
 			continue
 		}
 		args, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if pid, convErr := strconv.Atoi(filepath.Base(dir)); err == nil && convErr == nil && len(args) > 0 { // a zombie has none
+		// a zombie has none
+		if pid, convErr := strconv.Atoi(filepath.Base(dir)); err == nil && convErr == nil && len(args) > 0 {
 			found[pid] = strings.ReplaceAll(string(args), "\x00", " ")
 		}
 	}

@@ -8,7 +8,8 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm"
 )
 
-// A whole incremental cycle of a guest that writes: from the start of the process to its end, and as the point has it.
+// A whole incremental cycle of a guest that writes: from the start of the process to its end, and
+// as the point has it.
 func BenchmarkCycle(b *testing.B) {
 	for _, name := range []string{"qemu", "libvirt"} {
 		b.Run(name, func(b *testing.B) {

@@ -79,7 +79,8 @@ func (l *lab) plug(path string) {
 	if l.daemon != nil {
 		l.mustVirsh("attach-disk", l.vm.UUID, path, "vdd", "--subdriver", "qcow2", "--live")
 	} else {
-		l.mustMonitor("blockdev-add", map[string]any{"driver": "qcow2", "node-name": "d", "file": map[string]any{"driver": "file", "filename": path}}, nil)
+		l.mustMonitor("blockdev-add", map[string]any{"driver": "qcow2", "node-name": "d",
+			"file": map[string]any{"driver": "file", "filename": path}}, nil)
 		l.mustMonitor("device_add", map[string]any{"driver": "virtio-blk-pci", "drive": "d", "id": "vdd"}, nil)
 	}
 	program.Until(l.t, "the guest sees the new disk", func() bool {
@@ -119,7 +120,8 @@ func (l *lab) mustVirsh(args ...string) string {
 	return out
 }
 
-// disksResized makes both data disks larger. The first point after that has their new size, the next one counts again.
+// disksResized makes both data disks larger. The first point after that has their new size, the
+// next one counts again.
 func disksResized(l *lab) {
 	const size = 320 << 20
 	l.takes("--consistency=crash")
@@ -128,7 +130,8 @@ func disksResized(l *lab) {
 			l.mustVirsh("blockresize", l.vm.UUID, d, fmt.Sprint(size, "B"))
 			continue
 		}
-		l.mustMonitor("block_resize", map[string]any{"node-name": map[string]string{"vdb": "a", "vdc": "b"}[d], "size": size}, nil)
+		l.mustMonitor("block_resize", map[string]any{"node-name": map[string]string{"vdb": "a", "vdc": "b"}[d],
+			"size": size}, nil)
 	}
 	l.writesGoOn(10)
 	p := l.takes("--consistency=crash")

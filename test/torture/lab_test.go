@@ -35,7 +35,8 @@ type lab struct {
 func newLab(t testing.TB, libvirt bool, o vm.Options) *lab {
 	t.Helper()
 	l := &lab{t: t, dir: shortDir(t), opts: o, image: vm.LabImage(t)}
-	l.vault, l.state, l.scratch = filepath.Join(l.dir, "vault"), filepath.Join(l.dir, "state"), filepath.Join(l.dir, "scratch")
+	l.vault, l.state, l.scratch = filepath.Join(l.dir, "vault"), filepath.Join(l.dir, "state"),
+		filepath.Join(l.dir, "scratch")
 	l.key = filepath.Join(l.dir, "vault.key")
 	l.opts.Dir = filepath.Join(l.dir, "host")
 	if l.opts.Name == "" {
@@ -138,7 +139,8 @@ func (l *lab) uri() string {
 }
 
 func (l *lab) env() []string {
-	env := []string{"HOLDFAST_VAULT=" + l.vault, "HOLDFAST_KEY_FILE=" + l.key, "HOLDFAST_STATE=" + l.state, "HOLDFAST_SCRATCH=" + l.scratch,
+	env := []string{"HOLDFAST_VAULT=" + l.vault, "HOLDFAST_KEY_FILE=" + l.key, "HOLDFAST_STATE=" + l.state,
+		"HOLDFAST_SCRATCH=" + l.scratch,
 		"XDG_CONFIG_HOME=" + l.dir, "XDG_CACHE_HOME=" + l.dir}
 	if l.vm != nil {
 		env = append(env, "HOLDFAST_CONNECT="+l.uri())
@@ -175,8 +177,8 @@ func (l *lab) restore(id point.ID, disk, path string) vm.Disk {
 	return vm.Disk{Name: disk, Path: path, Format: strings.TrimPrefix(filepath.Ext(path), ".")}
 }
 
-// verify restores the data disks of a point and returns the last records on them. They must be of one instant, and hold what
-// was acknowledged before it.
+// verify restores the data disks of a point and returns the last records on them. They must be of
+// one instant, and hold what was acknowledged before it.
 func (l *lab) verify(id point.ID, least floor) (nA, nB uint64) {
 	l.t.Helper()
 	dir := shortDir(l.t)
@@ -215,7 +217,8 @@ func (l *lab) verifyBoot(id point.ID, least floor) uint64 {
 	}
 	rows, last, err := v.Rows()
 	if err != nil || rows != last || last < least.committed {
-		l.t.Fatalf("point %s has %d rows up to %d, %v; row %d was committed before it", id, rows, last, err, least.committed)
+		l.t.Fatalf("point %s has %d rows up to %d, %v; row %d was committed before it", id, rows, last, err,
+			least.committed)
 	}
 	return rows
 }

@@ -84,8 +84,8 @@ func (l *lab) diskOf(n node) string {
 	return "node " + n.Name
 }
 
-// clean fails the test if Holdfast left anything behind, in the machine or on the host. Records of changes may only be those that
-// the last point counts from.
+// clean fails the test if Holdfast left anything behind, in the machine or on the host. Records of
+// changes may only be those that the last point counts from.
 func (l *lab) clean() {
 	l.t.Helper()
 	var left []string
@@ -130,7 +130,8 @@ func (l *lab) leftOnHost() []string {
 	for _, dir := range []string{l.state, l.scratch} {
 		filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			// Locks and what was found out about a QEMU binary stay.
-			if err == nil && !d.IsDir() && filepath.Base(filepath.Dir(path)) != "locks" && !strings.HasPrefix(d.Name(), "pull-") {
+			if err == nil && !d.IsDir() && filepath.Base(filepath.Dir(path)) != "locks" && !strings.HasPrefix(d.Name(),
+				"pull-") {
 				left = append(left, path)
 			}
 			return nil
@@ -152,7 +153,8 @@ func (l *lab) leftInMachine() []string {
 		}
 	}
 	for _, n := range l.nodes() {
-		if strings.HasPrefix(n.Name, "hf") || slices.Contains([]string{"backup-top", "copy-before-write", "snapshot-access", "nbd"}, n.Driver) ||
+		if strings.HasPrefix(n.Name, "hf") ||
+			slices.Contains([]string{"backup-top", "copy-before-write", "snapshot-access", "nbd"}, n.Driver) ||
 			strings.HasPrefix(n.File, l.scratch) {
 			left = append(left, fmt.Sprintf("node %s (%s) %s", n.Name, n.Driver, n.File))
 		}

@@ -10,8 +10,8 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
-// TestModes does each thing that goes wrong in practice to one guest under each hypervisor. After each, the guest writes on, nothing of
-// ours is left, and the next point is right.
+// TestModes does each thing that goes wrong in practice to one guest under each hypervisor. After
+// each, the guest writes on, nothing of ours is left, and the next point is right.
 func TestModes(t *testing.T) {
 	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt, vm.Options{})
@@ -154,9 +154,11 @@ func silentAgent(l *lab) {
 	reachesApplication(l)
 }
 
-const startAgent = "qemu-ga -d -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run/qga -f /run/qga/pid -l /run/qga/log -F/etc/qemu/fsfreeze-hook"
+const startAgent = "qemu-ga -d -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run/qga -f " +
+	"/run/qga/pid -l /run/qga/log -F/etc/qemu/fsfreeze-hook"
 
-// noAgent expects a point that is honest about the guest that does not answer, and none if more is required.
+// noAgent expects a point that is honest about the guest that does not answer, and none if more is
+// required.
 func noAgent(l *lab) {
 	l.t.Helper()
 	p := l.takes()
@@ -164,7 +166,8 @@ func noAgent(l *lab) {
 		l.t.Errorf("%s, for %q", p.Consistency, p.ConsistencyReason)
 	}
 	l.unchanged(func() {
-		l.fails(4, []string{"required consistency was not reached", "agent"}, l.backupArgs("--consistency=filesystem", "--require")...)
+		l.fails(4, []string{"required consistency was not reached", "agent"},
+			l.backupArgs("--consistency=filesystem", "--require")...)
 	})
 }
 

@@ -20,7 +20,8 @@ func TestRounds(t *testing.T) {
 		seed := program.Number(t, "HOLDFAST_SEED", rand.Uint64N(1e6))
 		count := int(program.Number(t, "HOLDFAST_ROUNDS", 6))
 		t.Logf("HOLDFAST_SEED=%d HOLDFAST_ROUNDS=%d", seed, count)
-		r := &rounds{lab: newLab(t, libvirt, vm.Options{}), rng: rand.New(rand.NewPCG(seed, 0)), least: map[point.ID]floor{}}
+		r := &rounds{lab: newLab(t, libvirt, vm.Options{}), rng: rand.New(rand.NewPCG(seed, 0)),
+			least: map[point.ID]floor{}}
 		r.first()
 		for n := 1; n <= count; n++ {
 			r.round(n, n == count)
@@ -103,14 +104,16 @@ func (r *rounds) takePoint() point.RecoveryPoint {
 	return p
 }
 
-// disturb takes a point and does something to it. What it leaves is cleaned up by a reconcile, or by the next backup.
+// disturb takes a point and does something to it. What it leaves is cleaned up by a reconcile, or
+// by the next backup.
 func (r *rounds) disturb() {
 	r.t.Helper()
 	least := r.floor()
 	level := r.level()
 	cmd := r.start(r.backupArgs(level)...)
 	when := r.moment(cmd, level)
-	what := []func(*program.Run) string{r.killMain, r.killAllOfIt, r.stopAndGoOn, r.stopAndKill, r.interrupt, r.killQEMU, r.restartLibvirtd}[r.rng.IntN(7)]
+	what := []func(*program.Run) string{r.killMain, r.killAllOfIt, r.stopAndGoOn, r.stopAndKill, r.interrupt,
+		r.killQEMU, r.restartLibvirtd}[r.rng.IntN(7)]
 	r.tell("%s %s", what(cmd), when)
 	cmd.Wait(r.t)
 	if cmd.Status() > 0 {

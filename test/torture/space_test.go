@@ -10,7 +10,8 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
-// smallDisk mounts a file system of that many MiB, and returns what fills it up but for some MiB, and frees it again.
+// smallDisk mounts a file system of that many MiB, and returns what fills it up but for some MiB,
+// and frees it again.
 func (l *lab) smallDisk(mib int) (dir string, fill func(leave int64), free func()) {
 	l.t.Helper()
 	dir = filepath.Join(l.dir, fmt.Sprintf("small%d", mib))
@@ -75,7 +76,8 @@ func noScratch(l *lab) {
 	l.tracked(l.takes(), "vda", "vdb")
 }
 
-// Somebody else fills the scratch's disk while QEMU writes there: the backup gives up, or makes do, and no write of the guest fails.
+// Somebody else fills the scratch's disk while QEMU writes there: the backup gives up, or makes do,
+// and no write of the guest fails.
 func filledScratch(l *lab) {
 	dir, fill, free := l.smallDisk(400)
 	cmd := l.start(l.backupArgs("--full-read", "--scratch", dir)...)
@@ -93,7 +95,8 @@ func filledScratch(l *lab) {
 	l.takes()
 }
 
-// The vault's disk is full: the earlier points are whole, and with room again the next one counts from the last that was made.
+// The vault's disk is full: the earlier points are whole, and with room again the next one counts
+// from the last that was made.
 func fullVault(l *lab) {
 	dir, fill, free := l.smallDisk(300)
 	usual := l.vault

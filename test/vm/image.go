@@ -24,7 +24,8 @@ type Image struct {
 }
 
 // recipe is everything that decides what is in the image, below the repository's root.
-var recipe = []string{"test/vm/image", "test/vm/wgen", "packaging/guest/fsfreeze-hook", "packaging/guest/fsfreeze-hook.d/sqlite.sh"}
+var recipe = []string{"test/vm/image", "test/vm/wgen", "packaging/guest/fsfreeze-hook",
+	"packaging/guest/fsfreeze-hook.d/sqlite.sh"}
 
 // FindImage returns the cached guest, or builds it, which takes a minute or two, with the build's
 // output going to log. Only one process builds at a time; the others wait for it.

@@ -76,7 +76,8 @@ func (o Options) withDefaults() Options {
 
 // commandLine is what the kernel is told.
 func (o Options) commandLine() string {
-	return fmt.Sprintf("console=ttyS0 quiet panic=1 no_timer_check hf.work=%s hf.rate=%d hf.seed=%d hf.span=%d", o.Work, o.Rate, o.Seed, o.Span)
+	return fmt.Sprintf("console=ttyS0 quiet panic=1 no_timer_check hf.work=%s hf.rate=%d hf.seed=%d hf.span=%d", o.Work,
+		o.Rate, o.Seed, o.Span)
 }
 
 func newUUID() string {
@@ -97,7 +98,9 @@ func (o Options) disks(image Image) ([]Disk, error) {
 		name, file, format string
 		create             func(path string) error
 	}{
-		{"vda", "vda.qcow2", "qcow2", func(path string) error { return run("cp", "--reflink=auto", "--sparse=always", image.Disk, path) }},
+		{"vda", "vda.qcow2", "qcow2", func(path string) error {
+			return run("cp", "--reflink=auto", "--sparse=always", image.Disk, path)
+		}},
 		{"vdb", "vdb.qcow2", "qcow2", func(path string) error {
 			return run("qemu-img", "create", "-q", "-f", "qcow2", path, fmt.Sprint(o.DataSize))
 		}},

@@ -44,7 +44,8 @@ type VM struct {
 	sockets string          // directory of the sockets
 }
 
-// StartQEMU boots a lab guest as a plain QEMU process and waits until it is up. It ends with the test.
+// StartQEMU boots a lab guest as a plain QEMU process and waits until it is up. It ends with the
+// test.
 func StartQEMU(t testing.TB, o Options) *VM {
 	t.Helper()
 	if o.Dir == "" {
@@ -162,7 +163,8 @@ func (v *VM) WaitEnded(timeout time.Duration) error {
 }
 
 // Exec runs a shell command in the guest, through the lab's own agent, which also answers while the
-// file systems are frozen. It returns what the command wrote to stdout and stderr, and its exit status.
+// file systems are frozen. It returns what the command wrote to stdout and stderr, and its exit
+// status.
 func (v *VM) Exec(command string) (output string, status int, err error) {
 	agent, err := dialAgent(v.LabPath, time.Now().Add(callTimeout))
 	if err != nil {
@@ -192,7 +194,8 @@ func (v *VM) Exec(command string) (output string, status int, err error) {
 	return string(text), ended.ExitCode, err
 }
 
-// MustExec is [VM.Exec] for a command that must succeed. It returns its output without the last line's end.
+// MustExec is [VM.Exec] for a command that must succeed. It returns its output without the last
+// line's end.
 func (v *VM) MustExec(t testing.TB, command string) string {
 	t.Helper()
 	output, status, err := v.Exec(command)

@@ -92,7 +92,8 @@ func hooksHold(t *testing.T, v *vm.VM) {
 	if err := v.WaitAcked("ACKED", v.Acked("ACKED")+50, patience); err != nil {
 		t.Fatal(err)
 	}
-	if rows := v.MustExec(t, "sqlite3 -readonly 'file:/var/lib/app/app.db?immutable=1' 'SELECT max(n) FROM entry'"); rows != held {
+	if rows := v.MustExec(t,
+		"sqlite3 -readonly 'file:/var/lib/app/app.db?immutable=1' 'SELECT max(n) FROM entry'"); rows != held {
 		t.Errorf("row %s was committed after the hook held row %s", rows, held)
 	}
 	if thawed := a.must("guest-fsfreeze-thaw"); thawed != "1" {

@@ -130,14 +130,16 @@ func content(seed uint64, size int) []byte {
 
 func (s *subject) testNames(t *testing.T) {
 	for _, name := range []string{
-		"a", "0", "packs/ab/abcdef0123", "a.b_c-d", "...", ".hidden", "x/.../y", "tmpx/a", "x/tmp", "y/tmp/a", "-", "_/-/.a",
+		"a", "0", "packs/ab/abcdef0123", "a.b_c-d", "...", ".hidden", "x/.../y", "tmpx/a", "x/tmp", "y/tmp/a", "-",
+		"_/-/.a",
 		strings.Repeat("n", 255), strings.Repeat("d/", 127) + "e",
 	} {
 		s.put(t, name, []byte(name))
 		s.wantContent(t, name, []byte(name))
 	}
 	for _, name := range []string{
-		"", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "../a", "A", "a b", "a\x00", "a\n", "ä", "a\\b", "tmp", "tmp/a",
+		"", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "../a", "A", "a b", "a\x00", "a\n", "ä", "a\\b",
+		"tmp", "tmp/a",
 		strings.Repeat("n", 256), "a:b", "a*", "a+b",
 	} {
 		if w, err := s.Create(s.ctx, name); err == nil {

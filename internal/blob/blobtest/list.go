@@ -13,7 +13,8 @@ func (s *subject) testList(t *testing.T) {
 	}
 	// Names around "/" in the order of bytes: "-" and "." come before it, "0" and "_" after.
 	names := []string{
-		"a-", "a-b/c", "a.", "a.b", "a/-", "a/b", "a/b-c/d", "a/b.c", "a/c/d", "a/c0", "a0", "a_", "b", "packs/00/1", "packs/01/0",
+		"a-", "a-b/c", "a.", "a.b", "a/-", "a/b", "a/b-c/d", "a/b.c", "a/c/d", "a/c0", "a0", "a_", "b", "packs/00/1",
+		"packs/01/0",
 		"packs/0a/2", "packs0", "z/y/x/w/v",
 	}
 	names = slices.DeleteFunc(names, func(n string) bool { return n == "a/b" }) // a folder's neighbour, not its twin
@@ -27,7 +28,8 @@ func (s *subject) testList(t *testing.T) {
 		t.Errorf("list:\n got %q\nwant %q", got, names)
 	}
 	for _, prefix := range []string{
-		"a", "a-", "a/", "a/b", "a/b-c/", "packs", "packs/", "packs/0", "packs/00/", "packs/00/1", "packs/00/11", "z", "z/y/x", "zz", "c",
+		"a", "a-", "a/", "a/b", "a/b-c/", "packs", "packs/", "packs/0", "packs/00/", "packs/00/1", "packs/00/11", "z",
+		"z/y/x", "zz", "c",
 		"A", "/", "a//", "..", "a/b-c/d/",
 	} {
 		want := []string{}
@@ -70,7 +72,8 @@ func (s *subject) testListStops(t *testing.T) {
 	}
 }
 
-// What is there from before the call until after it is listed, whatever else comes and goes meanwhile.
+// What is there from before the call until after it is listed, whatever else comes and goes
+// meanwhile.
 func (s *subject) testListDuringChange(t *testing.T) {
 	want := []string{}
 	for i := range 20 {

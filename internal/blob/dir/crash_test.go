@@ -16,8 +16,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/durable"
 )
 
-// session does random work on a store and knows what may be found there: per name the possible contents, nil being
-// none. Exactly one is possible unless a call on the name failed.
+// session does random work on a store and knows what may be found there: per name the possible
+// contents, nil being none. Exactly one is possible unless a call on the name failed.
 type session struct {
 	store    *dir.Store
 	rng      *rand.Rand
@@ -152,8 +152,9 @@ func checkList(ctx context.Context, store *dir.Store, found map[string][][]byte)
 	return nil
 }
 
-// Whatever was written and wherever the power failed: what was acknowledged is there, whole; what was deleted stays
-// away; what was neither is whole or not there; and the store goes on, until the next crash.
+// Whatever was written and wherever the power failed: what was acknowledged is there, whole; what
+// was deleted stays away; what was neither is whole or not there; and the store goes on, until the
+// next crash.
 func TestSurvivesCrashAtEveryCall(t *testing.T) {
 	for seed := range uint64(4) {
 		crashed := true
@@ -163,7 +164,8 @@ func TestSurvivesCrashAtEveryCall(t *testing.T) {
 	}
 }
 
-// crashAt runs the session of a seed, with power failing at call n, and reports whether it came to that.
+// crashAt runs the session of a seed, with power failing at call n, and reports whether it came to
+// that.
 func crashAt(t *testing.T, seed uint64, n int) bool {
 	t.Helper()
 	fsys := durable.NewCrashable(durable.Never)
@@ -210,8 +212,8 @@ func recoverTwice(ctx context.Context, before *session, fsys *durable.Crashable,
 	return nil
 }
 
-// Whichever call fails: the error is reported, nothing acknowledged is hurt, and the store goes on. What was listed
-// then, acknowledged or not, is what a crash leaves.
+// Whichever call fails: the error is reported, nothing acknowledged is hurt, and the store goes on.
+// What was listed then, acknowledged or not, is what a crash leaves.
 func TestFaultAtEveryCall(t *testing.T) {
 	for seed := range uint64(4) {
 		for n := 0; ; n++ {

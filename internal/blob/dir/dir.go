@@ -1,8 +1,9 @@
 // Package dir keeps objects as files below one directory.
 //
-// An object's name is its path. docs/formats/store-directory.md has the layout. An object becomes visible by getting
-// its name, after its bytes are on disk; so whatever has a name is whole, also after power loss. Several processes,
-// on several hosts if the file system is shared, may use one directory at once.
+// An object's name is its path. docs/formats/store-directory.md has the layout. An object becomes
+// visible by getting its name, after its bytes are on disk; so whatever has a name is whole, also
+// after power loss. Several processes, on several hosts if the file system is shared, may use one
+// directory at once.
 package dir
 
 import (
@@ -70,14 +71,15 @@ func On(fsys durable.FS, root string) *Store {
 // Root returns the absolute path of the directory.
 func (s *Store) Root() string { return s.root }
 
-// Close closes the files that are kept open for reading. Calls that are under way end as if it had not happened.
+// Close closes the files that are kept open for reading. Calls that are under way end as if it had
+// not happened.
 func (s *Store) Close() error {
 	s.files.close()
 	return nil
 }
 
-// SweepTemp removes what writers left behind that died before Commit, and returns how many files that were.
-// Those of living writers, in whichever process, stay.
+// SweepTemp removes what writers left behind that died before Commit, and returns how many files
+// that were. Those of living writers, in whichever process, stay.
 func (s *Store) SweepTemp() (int, error) {
 	n, err := durable.Sweep(s.fs, s.path(tempDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

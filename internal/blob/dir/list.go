@@ -27,12 +27,15 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, er
 // Names is List without the sizes, which would have to be asked for one by one.
 func (s *Store) Names(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		l := lister{store: s, ctx: ctx, prefix: prefix, yield: func(i blob.Info, err error) bool { return yield(i.Name, err) }}
+		l := lister{store: s, ctx: ctx, prefix: prefix, yield: func(i blob.Info, err error) bool {
+			return yield(i.Name, err)
+		}}
 		l.run()
 	}
 }
 
-// innermost returns the innermost folder known to be on disk that has all objects whose name begins with prefix.
+// innermost returns the innermost folder known to be on disk that has all objects whose name begins
+// with prefix.
 func (s *Store) innermost(prefix string) string {
 	for dir := path.Dir(prefix + "x"); dir != "/"; dir = path.Dir(dir) {
 		if s.isKnown(dir) {
@@ -62,11 +65,14 @@ func (l *lister) run() {
 
 // folder is a directory as it was read.
 type folder struct {
-	entries []durable.Entry // folders, and the objects that are asked for, in the order of the names of objects, by which they go here
+	// folders, and the objects that are asked for, in the order of the names of objects, by which
+	// they go here
+	entries []durable.Entry
 	err     error
 }
 
-// read reads a directory and syncs it: who put an object there may have been killed before doing so. Nobody can on a read-only file system.
+// read reads a directory and syncs it: who put an object there may have been killed before doing
+// so. Nobody can on a read-only file system.
 func (l *lister) read(dir string) folder {
 	if err := l.ctx.Err(); err != nil {
 		return folder{err: err}
@@ -94,7 +100,8 @@ func (l *lister) read(dir string) folder {
 	return folder{entries: entries}
 }
 
-// readAhead is how many folders are read at once: syncs that are under way together cost a disk little more than one.
+// readAhead is how many folders are read at once: syncs that are under way together cost a disk
+// little more than one.
 const readAhead = 32
 
 // folder yields the objects in a directory that was read, and those below it.

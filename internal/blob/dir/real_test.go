@@ -79,7 +79,8 @@ func TestListPassesOverStrangers(t *testing.T) {
 	}
 }
 
-// Another store on the directory, as another process would have, may delete and make anew what this one holds open.
+// Another store on the directory, as another process would have, may delete and make anew what this
+// one holds open.
 func TestSeesWhatOthersDo(t *testing.T) {
 	mine := create(t)
 	theirs, err := dir.Open(mine.Root())
@@ -168,7 +169,8 @@ func TestFewFilesStayOpen(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, fd := range fds { // the store's own: what another test left to the garbage collector is closed any time
-			if file, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(file, s.Root()+"/a/") {
+			if file, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil &&
+				strings.HasPrefix(file, s.Root()+"/a/") {
 				n++
 			}
 		}

@@ -11,7 +11,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/durable"
 )
 
-// writeBackStep is after how many bytes the kernel is asked to begin writing, so that Commit waits for the rest only.
+// writeBackStep is after how many bytes the kernel is asked to begin writing, so that Commit waits
+// for the rest only.
 const writeBackStep = 8 << 20
 
 // Create implements [blob.Store].
@@ -63,7 +64,8 @@ func (s *Store) ensureDir(dir string) error {
 	return nil
 }
 
-// nowKnown notes that the directories among the entries of parent, which was synced after it was read, are on disk.
+// nowKnown notes that the directories among the entries of parent, which was synced after it was
+// read, are on disk.
 func (s *Store) nowKnown(parent string, entries []durable.Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

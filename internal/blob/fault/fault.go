@@ -1,7 +1,8 @@
 // Package fault wraps a store and lets its calls fail, for tests.
 //
-// Calls are counted from 0: Create, Write, Commit, ReadAt, Stat, Delete, each step of a List and its end. Abort is none.
-// A test fails call i for i = 0, 1, 2... until [Store.Calls] says that there were no more than i.
+// Calls are counted from 0: Create, Write, Commit, ReadAt, Stat, Delete, each step of a List and
+// its end. Abort is none. A test fails call i for i = 0, 1, 2... until [Store.Calls] says that
+// there were no more than i.
 package fault
 
 import (
@@ -32,7 +33,8 @@ const (
 	Delete Method = "delete"
 )
 
-// Store is a [blob.Store] that does what another one does until it is told to fail. It may be told so at any time.
+// Store is a [blob.Store] that does what another one does until it is told to fail. It may be told
+// so at any time.
 type Store struct {
 	inner blob.Store
 
@@ -46,7 +48,8 @@ type Store struct {
 
 // New returns a store that fails no call of inner yet.
 func New(inner blob.Store) *Store {
-	return &Store{inner: inner, before: map[int]error{}, after: map[int]error{}, methods: map[Method]error{}, powerAt: -1}
+	return &Store{inner: inner, before: map[int]error{}, after: map[int]error{}, methods: map[Method]error{},
+		powerAt: -1}
 }
 
 // Calls returns how many calls were made.

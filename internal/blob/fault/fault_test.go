@@ -57,7 +57,8 @@ func TestFailCall(t *testing.T) {
 }
 
 func TestFailMethod(t *testing.T) {
-	for _, m := range []fault.Method{fault.Create, fault.Write, fault.Commit, fault.ReadAt, fault.Stat, fault.List, fault.Delete} {
+	for _, m := range []fault.Method{fault.Create, fault.Write, fault.Commit, fault.ReadAt, fault.Stat, fault.List,
+		fault.Delete} {
 		s := fault.New(mem.New())
 		s.FailMethod(m, errTest)
 		if err := session(t.Context(), s); !errors.Is(err, errTest) {

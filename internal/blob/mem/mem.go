@@ -1,7 +1,7 @@
 // Package mem keeps objects in memory, for tests.
 //
-// It keeps the contract of package blob but for power loss: nothing outlives the Store. Objects can be damaged with
-// [Store.Corrupt].
+// It keeps the contract of package blob but for power loss: nothing outlives the Store. Objects can
+// be damaged with [Store.Corrupt].
 package mem
 
 import (
@@ -27,7 +27,8 @@ type Store struct {
 // New returns an empty store.
 func New() *Store { return &Store{objects: map[string][]byte{}} }
 
-// Corrupt replaces an object's bytes by what change returns for a copy of them, or returns blob.ErrNotExist.
+// Corrupt replaces an object's bytes by what change returns for a copy of them, or returns
+// blob.ErrNotExist.
 func (s *Store) Corrupt(name string, change func([]byte) []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,7 +59,8 @@ func (s *Store) ReadAt(ctx context.Context, name string, p []byte, off int64) (i
 	}
 	n := copy(p, data[min(off, int64(len(data))):])
 	if n < len(p) {
-		return n, fmt.Errorf("read object %s: %d bytes at %d of %d: %w", name, len(p), off, len(data), io.ErrUnexpectedEOF)
+		return n, fmt.Errorf("read object %s: %d bytes at %d of %d: %w", name, len(p), off, len(data),
+			io.ErrUnexpectedEOF)
 	}
 	return n, nil
 }

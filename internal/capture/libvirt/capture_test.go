@@ -8,7 +8,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// The first capture reads all, the next ones what changed; what is written after the instant belongs to the next.
+// The first capture reads all, the next ones what changed; what is written after the instant
+// belongs to the next.
 func testCaptureFollowsChanges(l *lab) {
 	l.write("vda", 0, 128<<10, 1)
 	l.write("vdb", 1<<20, 4096, 2)
@@ -54,7 +55,8 @@ func testFailedCaptureLosesNothing(l *lab) {
 
 	broken := errors.New("broken")
 	fail := func(context.Context) error { return broken }
-	for name, hooks := range map[string]capture.Hooks{"quiesce": {Quiesce: fail}, "frozen": {Frozen: fail}, "thaw": {Thaw: fail}} {
+	for name, hooks := range map[string]capture.Hooks{"quiesce": {Quiesce: fail}, "frozen": {Frozen: fail},
+		"thaw": {Thaw: fail}} {
 		if _, err := l.capturer.Capture(l.ctx, "one", l.plan(), hooks, l.sink); !errors.Is(err, broken) {
 			l.Errorf("%s fails: %v", name, err)
 		}

@@ -1,11 +1,14 @@
 // Package libvirt is a capture.Capturer for machines of libvirtd.
 //
-// The default rung is libvirt's backup job in push mode, begun in one transaction with a checkpoint: QEMU writes the disks, or what
-// changed since the last committed checkpoint, into scratch images that were made and reserved beforehand; the job ends, and the
-// images are read here. Checkpoints exist for qcow2 disks; other disks are read whole each time, in the same instant.
+// The default rung is libvirt's backup job in push mode, begun in one transaction with a
+// checkpoint: QEMU writes the disks, or what changed since the last committed checkpoint, into
+// scratch images that were made and reserved beforehand; the job ends, and the images are read
+// here. Checkpoints exist for qcow2 disks; other disks are read whole each time, in the same
+// instant.
 //
-// Before anything is changed it is noted in a state file, one per machine, that also is the lock against a second capture of the
-// machine. Whoever finds a state file whose owner is dead undoes what it notes: that is [Capturer.Reconcile].
+// Before anything is changed it is noted in a state file, one per machine, that also is the lock
+// against a second capture of the machine. Whoever finds a state file whose owner is dead undoes
+// what it notes: that is [Capturer.Reconcile].
 package libvirt
 
 import (
@@ -23,20 +26,23 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// undoTimeout bounds what is done after the caller's context has ended: abort, resume, thaw, delete.
+// undoTimeout bounds what is done after the caller's context has ended: abort, resume, thaw,
+// delete.
 const undoTimeout = 60 * time.Second
 
 var _ capture.Capturer = (*Capturer)(nil)
 
-// Capturer captures the machines of one libvirtd. It is safe for concurrent use; captures of one machine exclude each other.
+// Capturer captures the machines of one libvirtd. It is safe for concurrent use; captures of one
+// machine exclude each other.
 type Capturer struct {
 	host     *hypervisor.Host
 	stateDir string
 	watch    []string // see WithWatch
 }
 
-// New returns a Capturer that notes what it does in stateDir, which is made when it is needed. It must be the same directory each time,
-// on a local file system; "" means /run/holdfast, and a directory of their own for who is not root.
+// New returns a Capturer that notes what it does in stateDir, which is made when it is needed. It
+// must be the same directory each time, on a local file system; "" means /run/holdfast, and a
+// directory of their own for who is not root.
 func New(host *hypervisor.Host, stateDir string) *Capturer {
 	if stateDir == "" {
 		stateDir = defaultStateDir()
@@ -79,14 +85,16 @@ type rung interface {
 	prepare(ctx context.Context, s *session) error
 	// backupXML describes the job.
 	backupXML(s *session) string
-	// read waits for the job and hands the disks to sink. No job runs when it returns, whatever it returns.
+	// read waits for the job and hands the disks to sink. No job runs when it returns, whatever it
+	// returns.
 	read(ctx context.Context, s *session, sink capture.Sink) error
 	// close releases what prepare took of libvirtd, which may be called again then.
 	close()
 }
 
 // Capture takes the instant and reads it all into sink.
-func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks, sink capture.Sink) (*capture.Result, error) {
+func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks,
+	sink capture.Sink) (*capture.Result, error) {
 	s, err := c.begin(ctx, machine, plan)
 	if err != nil {
 		return nil, fmt.Errorf("capture %s: %w", machine, err)
@@ -123,7 +131,8 @@ func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan)
 	if err != nil {
 		return nil, err
 	}
-	return &session{host: c.host, client: client, dom: dom, plan: plan, state: state, qemu: version, startWatch: c.startWatch}, nil
+	return &session{host: c.host, client: client, dom: dom, plan: plan, state: state, qemu: version,
+		startWatch: c.startWatch}, nil
 }
 
 func active(st rpc.State) bool {
@@ -206,7 +215,8 @@ func (s *session) finish(ctx context.Context, step func(context.Context) error) 
 	return err
 }
 
-// reconnect makes sure of a connection: libvirtd may have been restarted, and a machine must not stay suspended for that.
+// reconnect makes sure of a connection: libvirtd may have been restarted, and a machine must not
+// stay suspended for that.
 func (s *session) reconnect(ctx context.Context) error {
 	select {
 	case <-s.client.Closed():
@@ -220,8 +230,8 @@ func (s *session) reconnect(ctx context.Context) error {
 			if len(s.disks) == 0 {
 				return nil
 			}
-			// A libvirtd that begins to serve has yet to find its machines and their jobs; this waits for ours. If the machine is gone,
-			// what follows finds out.
+			// A libvirtd that begins to serve has yet to find its machines and their jobs; this
+			// waits for ours. If the machine is gone, what follows finds out.
 			_, err = client.DomainBlockInfo(ctx, s.dom, s.disks[0].Name)
 			if !errors.Is(err, rpc.ErrClosed) {
 				return ctx.Err()

@@ -33,10 +33,12 @@ func (d *disk) qcow2() bool { return d.Format == "qcow2" }
 func (d *disk) whole(why string) { d.since, d.why = "", why }
 
 func (d *disk) result() capture.DiskResult {
-	return capture.DiskResult{Name: d.Name, Size: d.Size, Read: d.read, Tracked: d.since != "", Reason: d.why, Bitmap: d.bitmap}
+	return capture.DiskResult{Name: d.Name, Size: d.Size, Read: d.read, Tracked: d.since != "", Reason: d.why,
+		Bitmap: d.bitmap}
 }
 
-// examine finds the disks of the plan, and decides of each whether its record of changes can be trusted.
+// examine finds the disks of the plan, and decides of each whether its record of changes can be
+// trusted.
 func (s *session) examine(ctx context.Context, h *host.Host) error {
 	m, err := h.Machine(ctx, s.dom.Name)
 	if err != nil {
@@ -114,7 +116,8 @@ func (s *session) checkpoints(ctx context.Context) (map[string]bool, error) {
 	return out, nil
 }
 
-// judge decides whether a disk's last bitmap can be trusted, and says why not. A wrong yes loses data, a wrong no costs a read.
+// judge decides whether a disk's last bitmap can be trusted, and says why not. A wrong yes loses
+// data, a wrong no costs a read.
 func (s *session) judge(ctx context.Context, d *disk, checkpoints map[string]bool) {
 	last := d.plan.LastBitmap
 	switch {
@@ -139,8 +142,8 @@ func (s *session) judge(ctx context.Context, d *disk, checkpoints map[string]boo
 	}
 }
 
-// dirtyBytes asks libvirt what changed on a disk since a checkpoint. libvirt looks at the bitmap in QEMU for that, and refuses
-// if it is missing or inconsistent.
+// dirtyBytes asks libvirt what changed on a disk since a checkpoint. libvirt looks at the bitmap in
+// QEMU for that, and refuses if it is missing or inconsistent.
 func (s *session) dirtyBytes(ctx context.Context, checkpoint, name string) (int64, error) {
 	text, err := s.client.CheckpointXML(ctx, s.dom, checkpoint, checkpointSizeFlags)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 // suspendedTimeout bounds what happens while the machine is suspended.
 const suspendedTimeout = 10 * time.Second
 
-// transactionsDrainAll is the first QEMU whose disks without an iothread can write between two actions of a transaction.
+// transactionsDrainAll is the first QEMU whose disks without an iothread can write between two
+// actions of a transaction.
 const transactionsDrainAll = 8_001_000
 
 // instant takes the instant: all disks at one moment, and the checkpoint that counts from it.
@@ -41,11 +42,13 @@ func (s *session) instant(ctx context.Context, hooks capture.Hooks) error {
 	return err
 }
 
-// instantTries is how often the instant is tried if the machine had to be resumed in the middle of it: on a very busy host a try can take too long.
+// instantTries is how often the instant is tried if the machine had to be resumed in the middle of
+// it: on a very busy host a try can take too long.
 const instantTries = 2
 
-// take begins the job. Where a record of changes turns out to be broken only then, or can not be had without holding the machine still for too
-// long, it reads whole disks instead, for which the machine need not be held still.
+// take begins the job. Where a record of changes turns out to be broken only then, or can not be
+// had without holding the machine still for too long, it reads whole disks instead, for which the
+// machine need not be held still.
 func (s *session) take(ctx context.Context) error {
 	err := s.beginJob(ctx)
 	if leftBitmaps(err) {
@@ -64,7 +67,8 @@ func (s *session) take(ctx context.Context) error {
 		return err
 	case errors.Is(err, errWoken):
 		s.plan.Log("the instant took too long again: all is read, for which the machine need not be held still")
-		s.wholeDisks("the host was too busy to take the instant with the machine held still for no more than " + maxSuspended.String())
+		s.wholeDisks("the host was too busy to take the instant with the machine held still for no more than " +
+			maxSuspended.String())
 		return s.retake(ctx)
 	case aboutBitmaps(err):
 		return s.takeWhole(ctx, err)
@@ -72,10 +76,12 @@ func (s *session) take(ctx context.Context) error {
 	return err
 }
 
-// jobBitmap begins the names of the bitmaps that libvirt makes of a job's checkpoint, one for each disk.
+// jobBitmap begins the names of the bitmaps that libvirt makes of a job's checkpoint, one for each
+// disk.
 const jobBitmap = "backup-"
 
-// leftBitmaps reports whether libvirt failed to make the bitmaps of a job because they are there, of a job that nobody knows any more.
+// leftBitmaps reports whether libvirt failed to make the bitmaps of a job because they are there,
+// of a job that nobody knows any more.
 func leftBitmaps(err error) bool {
 	var e *rpc.Error
 	return errors.As(err, &e) && strings.Contains(e.Message, "Bitmap already exists: "+jobBitmap)
@@ -138,8 +144,9 @@ func aboutBitmaps(err error) bool {
 		strings.Contains(text, "bitmap") || strings.Contains(text, "checkpoint")
 }
 
-// beginJob starts job and checkpoint. libvirt copies the list of changed blocks before it stops the disks from being written, so the
-// machine is suspended meanwhile where a write could fall between. It is resumed before beginJob returns, come what may.
+// beginJob starts job and checkpoint. libvirt copies the list of changed blocks before it stops the
+// disks from being written, so the machine is suspended meanwhile where a write could fall between.
+// It is resumed before beginJob returns, come what may.
 func (s *session) beginJob(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -179,7 +186,8 @@ func (s *session) beginJob(ctx context.Context) error {
 	return err
 }
 
-// mustSuspend reports whether a guest write could fall between libvirt's reading of the bitmaps and the instant.
+// mustSuspend reports whether a guest write could fall between libvirt's reading of the bitmaps and
+// the instant.
 func (s *session) mustSuspend(ctx context.Context) (bool, error) {
 	if s.since() == "" {
 		return false, nil

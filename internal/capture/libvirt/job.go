@@ -18,7 +18,8 @@ const pollEvery = 200 * time.Millisecond
 // errNoJob reports that the job is gone and libvirt does not say how it ended.
 var errNoJob = errors.New("the backup job is gone")
 
-// awaitJob waits until the session's job has ended, and returns why if not well. watch is called now and then; its error ends the job.
+// awaitJob waits until the session's job has ended, and returns why if not well. watch is called
+// now and then; its error ends the job.
 func (s *session) awaitJob(ctx context.Context, events <-chan rpc.Event, watch func() error) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
@@ -81,10 +82,11 @@ func (s *session) ended(ctx context.Context) error {
 	return errors.New("the backup job did not end well")
 }
 
-// closed waits until QEMU has closed the scratch images. libvirt says that the job has ended before it has QEMU do so, and only then
-// are the tables of an image in the file.
+// closed waits until QEMU has closed the scratch images. libvirt says that the job has ended before
+// it has QEMU do so, and only then are the tables of an image in the file.
 func (s *session) closed(ctx context.Context) error {
-	// libvirt closes the images within the same job on the machine that told of the end: what needs a job of its own comes after.
+	// libvirt closes the images within the same job on the machine that told of the end: what needs
+	// a job of its own comes after.
 	if _, err := s.client.DomainBlockInfo(ctx, s.dom, s.disks[0].Name); err != nil {
 		return fmt.Errorf("wait until QEMU has closed the scratch images: %w", err)
 	}
@@ -111,7 +113,8 @@ func (s *session) closed(ctx context.Context) error {
 	return nil
 }
 
-// lockedByQEMU reports whether a QEMU has an image open: it then holds locks on some of the bytes 100 to 299.
+// lockedByQEMU reports whether a QEMU has an image open: it then holds locks on some of the bytes
+// 100 to 299.
 func lockedByQEMU(path string) (bool, error) {
 	f, err := os.Open(path)
 	if err != nil {

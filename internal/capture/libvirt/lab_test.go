@@ -67,8 +67,9 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.Close() })
-	l := &lab{T: t, daemon: d, client: d.Client(), host: h, ctx: ctx, state: t.TempDir(), scratch: filepath.Join(d.Dir, "s"),
-		model: map[string][]byte{}, replica: map[string][]byte{}, last: map[string]capture.DiskResult{}}
+	l := &lab{T: t, daemon: d, client: d.Client(), host: h, ctx: ctx, state: t.TempDir(),
+		scratch: filepath.Join(d.Dir, "s"),
+		model:   map[string][]byte{}, replica: map[string][]byte{}, last: map[string]capture.DiskResult{}}
 	l.capturer = capturer.New(h, l.state)
 	l.ok(os.Mkdir(l.scratch, 0o755))
 	var xml strings.Builder
@@ -87,7 +88,8 @@ func newLab(t *testing.T) *lab {
 			l.ok(os.WriteFile(path, nil, 0o600))
 			l.ok(os.Truncate(path, diskSize))
 		}
-		fmt.Fprintf(&xml, "<disk type='file' device='disk'><driver name='qemu' type='%s'%s/><source file='%s'/><target dev='%s' bus='virtio'/></disk>\n",
+		fmt.Fprintf(&xml, "<disk type='file' device='disk'><driver name='qemu' type='%s'%s/><source "+
+			"file='%s'/><target dev='%s' bus='virtio'/></disk>\n",
 			format, extra, path, name)
 		l.model[name] = make([]byte, diskSize)
 		l.replica[name] = make([]byte, diskSize)
@@ -138,7 +140,8 @@ func (l *lab) with(t *testing.T) *lab {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testTime)
 	t.Cleanup(cancel)
-	n := &lab{T: t, daemon: l.daemon, client: l.daemon.Client(), host: l.host, capturer: l.capturer, ctx: ctx, dom: l.dom, state: l.state, scratch: l.scratch,
+	n := &lab{T: t, daemon: l.daemon, client: l.daemon.Client(), host: l.host, capturer: l.capturer, ctx: ctx,
+		dom: l.dom, state: l.state, scratch: l.scratch,
 		model: l.model, replica: map[string][]byte{}, epoch: epochs.Add(100), last: map[string]capture.DiskResult{}}
 	var err error
 	n.dom, err = n.client.DomainByName(n.ctx, "one")
@@ -200,7 +203,8 @@ func (l *lab) plan() capture.Plan {
 	p := capture.Plan{Machine: "one", Vault: vault, Epoch: fmt.Sprintf("%08x", l.epoch), Granule: granule,
 		Scratch: capture.Scratch{Dir: l.scratch}, Log: l.Logf}
 	for _, name := range disks {
-		p.Disks = append(p.Disks, capture.DiskPlan{Name: name, LastBitmap: l.last[name].Bitmap, LastSize: l.last[name].Size})
+		p.Disks = append(p.Disks, capture.DiskPlan{Name: name, LastBitmap: l.last[name].Bitmap,
+			LastSize: l.last[name].Size})
 	}
 	return p
 }
@@ -258,7 +262,8 @@ func (l *lab) same(want map[string][]byte) {
 			for l.replica[name][at] == want[name][at] {
 				at++
 			}
-			l.Errorf("replica of %s differs from the disk: byte %d is %d, want %d; last read %+v", name, at, l.replica[name][at], want[name][at], l.reads[name])
+			l.Errorf("replica of %s differs from the disk: byte %d is %d, want %d; last read %+v", name, at,
+				l.replica[name][at], want[name][at], l.reads[name])
 		}
 	}
 }

@@ -14,11 +14,13 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// closeTime is how long QEMU may take to close an image after libvirt has said that the job is over.
+// closeTime is how long QEMU may take to close an image after libvirt has said that the job is
+// over.
 const closeTime = 2 * time.Second
 
-// closeScratch has QEMU close scratch images that no job uses any more. A libvirtd that is killed between having an image opened and noting it
-// forgets it, and QEMU would keep it, and the space of the removed file, for the rest of its life. It is a last resort, taken only when some process is
+// closeScratch has QEMU close scratch images that no job uses any more. A libvirtd that is killed
+// between having an image opened and noting it forgets it, and QEMU would keep it, and the space of
+// the removed file, for the rest of its life. It is a last resort, taken only when some process is
 // seen to hold one of the files: libvirt marks the machine as tainted.
 func closeScratch(ctx context.Context, c *rpc.Client, dom rpc.Domain, files []string) (bool, error) {
 	for until := time.Now().Add(closeTime); heldOpen(files); {
@@ -34,7 +36,8 @@ func closeScratch(ctx context.Context, c *rpc.Client, dom rpc.Domain, files []st
 	return false, nil
 }
 
-// heldOpen reports whether a process other than this one has one of the files open, as far as we may look.
+// heldOpen reports whether a process other than this one has one of the files open, as far as we
+// may look.
 func heldOpen(files []string) bool {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/[0-9]*") // the pattern is well-formed
 	own := "/proc/" + strconv.Itoa(os.Getpid()) + "/"
@@ -75,7 +78,8 @@ func dropNodes(ctx context.Context, c *rpc.Client, dom rpc.Domain, files []strin
 	}
 }
 
-// nodesOn returns the block nodes in a reply of query-named-block-nodes that stand on the files, formats before the files below them.
+// nodesOn returns the block nodes in a reply of query-named-block-nodes that stand on the files,
+// formats before the files below them.
 func nodesOn(text string, files []string) (out []string, err error) {
 	var reply struct {
 		Return []struct {

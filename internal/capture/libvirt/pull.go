@@ -24,8 +24,9 @@ const (
 	dirty        = "qemu:dirty-bitmap:" + exportBitmap
 )
 
-// pull reads the disks over a unix socket from an NBD server in QEMU, which keeps them as they were by moving what the guest overwrites
-// into scratch images. Each reader stays connected until the job has ended: on some QEMUs one that leaves takes the machine with it.
+// pull reads the disks over a unix socket from an NBD server in QEMU, which keeps them as they were
+// by moving what the guest overwrites into scratch images. Each reader stays connected until the
+// job has ended: on some QEMUs one that leaves takes the machine with it.
 type pull struct {
 	why     string
 	limit   int64  // bytes that all scratch images together may take
@@ -104,7 +105,8 @@ func (p *pull) read(ctx context.Context, s *session, sink capture.Sink) error {
 		defer close(finished)
 		readers, rctx := errgroup.WithContext(gctx)
 		for _, d := range s.disks {
-			c, err := nbd.Dial(gctx, nbd.Options{Network: "unix", Address: p.socket(), Export: d.Name, MetaContexts: []string{allocation, dirty}})
+			c, err := nbd.Dial(gctx, nbd.Options{Network: "unix", Address: p.socket(), Export: d.Name,
+				MetaContexts: []string{allocation, dirty}})
 			if err != nil {
 				return errors.Join(fmt.Errorf("connect to the export of disk %s: %w", d.Name, err), readers.Wait())
 			}
@@ -145,7 +147,8 @@ func (p *pull) guard(ctx context.Context, s *session, finished <-chan struct{}) 
 
 func (p *pull) readDisk(ctx context.Context, s *session, d *disk, c *nbd.Client, sink capture.Sink) error {
 	if c.Size() != d.Size {
-		return fmt.Errorf("disk %s changed its size from %d bytes to %d while it was captured", d.Name, d.Size, c.Size())
+		return fmt.Errorf("disk %s changed its size from %d bytes to %d while it was captured", d.Name, d.Size,
+			c.Size())
 	}
 	all := extent.Set{{Len: d.Size}}
 	changed, err := all, error(nil)
@@ -161,7 +164,8 @@ func (p *pull) readDisk(ctx context.Context, s *session, d *disk, c *nbd.Client,
 	changed = changed.Align(s.plan.Granule, d.Size)
 	data := filled.Align(s.plan.Granule, d.Size).Intersect(changed)
 	d.read = data.Bytes()
-	return sink(ctx, capture.Read{Disk: d.Name, Size: d.Size, Data: data, Zero: changed.Subtract(data), Whole: d.since == "", Source: c})
+	return sink(ctx, capture.Read{Disk: d.Name, Size: d.Size, Data: data, Zero: changed.Subtract(data),
+		Whole: d.since == "", Source: c})
 }
 
 // ranges returns where a meta context has flags that are wanted.

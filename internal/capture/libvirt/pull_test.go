@@ -11,8 +11,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// Where scratch can not hold the read, disks without an iothread are pulled: first whole, then by their changes, as of the instant
-// although the guest writes on.
+// Where scratch can not hold the read, disks without an iothread are pulled: first whole, then by
+// their changes, as of the instant although the guest writes on.
 func testPull(l *lab) {
 	plan := func() capture.Plan {
 		p := l.plan()
@@ -25,13 +25,14 @@ func testPull(l *lab) {
 	for round := range 3 {
 		want := l.snapshot()
 		var once sync.Once
-		r, err := l.capturer.Capture(l.ctx, "one", plan(), capture.Hooks{}, func(ctx context.Context, r capture.Read) error {
-			once.Do(func() {
-				l.write("vdb", 1<<20, 64<<10, byte(10+round))
-				l.write("vdc", 2<<20, 64<<10, byte(20+round))
+		r, err := l.capturer.Capture(l.ctx, "one", plan(), capture.Hooks{},
+			func(ctx context.Context, r capture.Read) error {
+				once.Do(func() {
+					l.write("vdb", 1<<20, 64<<10, byte(10+round))
+					l.write("vdc", 2<<20, 64<<10, byte(20+round))
+				})
+				return l.sink(ctx, r)
 			})
-			return l.sink(ctx, r)
-		})
 		l.ok(err)
 		if r.Rung != point.Pull || !strings.Contains(r.Reason, "scratch") {
 			l.Errorf("rung %s, reason %q", r.Rung, r.Reason)

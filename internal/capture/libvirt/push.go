@@ -24,7 +24,8 @@ type push struct {
 	stop   func()
 }
 
-// prepare makes the scratch images and reserves their space, so that QEMU can not run out of it: a guest's write would fail.
+// prepare makes the scratch images and reserves their space, so that QEMU can not run out of it: a
+// guest's write would fail.
 func (p *push) prepare(ctx context.Context, s *session) error {
 	if err := s.makeScratch(); err != nil {
 		return err
@@ -66,8 +67,8 @@ func (p *push) close() {
 	}
 }
 
-// watch ends the job before scratch images take more than was granted. An image can outgrow its bound only if the
-// disk was written to in a way that nobody foresaw.
+// watch ends the job before scratch images take more than was granted. An image can outgrow its
+// bound only if the disk was written to in a way that nobody foresaw.
 func (p *push) watch(s *session) error {
 	used, err := s.scratchUsed()
 	if err != nil {
@@ -79,8 +80,8 @@ func (p *push) watch(s *session) error {
 	return nil
 }
 
-// scratchUsed returns the bytes that QEMU has written into the scratch images. A qcow2 image grows at its end; what was reserved does
-// not make it longer.
+// scratchUsed returns the bytes that QEMU has written into the scratch images. A qcow2 image grows
+// at its end; what was reserved does not make it longer.
 func (s *session) scratchUsed() (n int64, err error) {
 	for _, d := range s.disks {
 		info, err := os.Stat(d.scratch)
@@ -129,8 +130,9 @@ func (s *session) endJob() error {
 	return err
 }
 
-// makeScratch makes an empty image per disk, of the disk's size. The cluster size is what QEMU copies at a time, so a scratch image
-// holds whole granules. What is made besides is noted to be removed with them.
+// makeScratch makes an empty image per disk, of the disk's size. The cluster size is what QEMU
+// copies at a time, so a scratch image holds whole granules. What is made besides is noted to be
+// removed with them.
 func (s *session) makeScratch(besides ...string) error {
 	dir := s.plan.Scratch.Dir
 	var paths []string
@@ -154,7 +156,8 @@ func (s *session) makeScratch(besides ...string) error {
 	return nil
 }
 
-// reserve allocates n bytes to a file without making it longer. Where the file system does not know how, nothing is reserved.
+// reserve allocates n bytes to a file without making it longer. Where the file system does not know
+// how, nothing is reserved.
 func reserve(path string, n int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

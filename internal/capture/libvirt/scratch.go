@@ -19,7 +19,8 @@ const (
 	minBitmap  = 4 << 10  // smallest default granularity of QEMU's bitmaps, in bytes
 	maxBitmap  = 64 << 10 // largest default granularity
 
-	// slack is what a guest may write between the look at a disk and the instant, in bytes per disk.
+	// slack is what a guest may write between the look at a disk and the instant, in bytes per
+	// disk.
 	slack = 32 << 20
 )
 
@@ -71,7 +72,8 @@ func (s *session) bound(d *disk) int64 {
 		data = min(data, n+slack)
 	}
 	clusters := d.Size/s.cluster() + 1
-	metadata := clusters*10 + clusters/1024*s.cluster()/8 + 8*s.cluster() // tables, reference counts, and their own granularity
+	// tables, reference counts, and their own granularity
+	metadata := clusters*10 + clusters/1024*s.cluster()/8 + 8*s.cluster()
 	return data + metadata
 }
 
@@ -83,7 +85,8 @@ func bitmapGranularity(d *disk) int64 {
 	return minBitmap
 }
 
-// occupied returns the bytes of the scratch clusters that a disk's data touches, if that can be told from outside.
+// occupied returns the bytes of the scratch clusters that a disk's data touches, if that can be
+// told from outside.
 func (s *session) occupied(d *disk) (int64, bool) {
 	switch d.Format {
 	case "raw":
@@ -97,7 +100,8 @@ func (s *session) occupied(d *disk) (int64, bool) {
 	return 0, false
 }
 
-// clusterSize returns that of a qcow2 image, 0 if it can not be told. The header is read only, of an image that QEMU writes.
+// clusterSize returns that of a qcow2 image, 0 if it can not be told. The header is read only, of
+// an image that QEMU writes.
 func clusterSize(path string) int64 {
 	img, err := qcow2.Open(path)
 	if err != nil {

@@ -27,8 +27,8 @@ type verdict struct {
 	Why  string `json:"why,omitempty"` // why not
 }
 
-// disconnectsSafely returns nil if this QEMU survives that a reader of an export on an iothread leaves, in order and not. It is found out once per
-// binary, with a process of its own.
+// disconnectsSafely returns nil if this QEMU survives that a reader of an export on an iothread
+// leaves, in order and not. It is found out once per binary, with a process of its own.
 func (c *Capturer) disconnectsSafely(ctx context.Context, emulator string) error {
 	hash, err := hashFile(emulator)
 	if err != nil {
@@ -74,7 +74,8 @@ func hashFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// diesOfDisconnect starts a QEMU without a guest, exports a null disk on an iothread, and reports whether it died when readers left.
+// diesOfDisconnect starts a QEMU without a guest, exports a null disk on an iothread, and reports
+// whether it died when readers left.
 func diesOfDisconnect(ctx context.Context, emulator string) (bool, error) {
 	dir, err := os.MkdirTemp("", "hf")
 	if err != nil {
@@ -82,7 +83,8 @@ func diesOfDisconnect(ctx context.Context, emulator string) (bool, error) {
 	}
 	defer os.RemoveAll(dir)
 	monitor, export := filepath.Join(dir, "qmp"), filepath.Join(dir, "nbd")
-	cmd := exec.CommandContext(ctx, emulator, "-machine", "none", "-accel", "tcg", "-nodefaults", "-display", "none", "-S",
+	cmd := exec.CommandContext(ctx, emulator, "-machine", "none", "-accel", "tcg", "-nodefaults", "-display", "none",
+		"-S",
 		"-object", "iothread,id=io", "-blockdev", "null-co,node-name=n,size=1048576,read-zeroes=on",
 		"-qmp", "unix:"+monitor+",server=on,wait=off")
 	if err := cmd.Start(); err != nil {
@@ -106,8 +108,10 @@ func diesOfDisconnect(ctx context.Context, emulator string) (bool, error) {
 		name string
 		args map[string]any
 	}{
-		{"nbd-server-start", map[string]any{"addr": map[string]any{"type": "unix", "data": map[string]any{"path": export}}}},
-		{"block-export-add", map[string]any{"type": "nbd", "id": "x", "node-name": "n", "name": "n", "iothread": "io", "fixed-iothread": true}},
+		{"nbd-server-start", map[string]any{"addr": map[string]any{"type": "unix",
+			"data": map[string]any{"path": export}}}},
+		{"block-export-add", map[string]any{"type": "nbd", "id": "x", "node-name": "n", "name": "n", "iothread": "io",
+			"fixed-iothread": true}},
 	} {
 		if err := q.Execute(ctx, step.name, step.args, nil); err != nil {
 			return false, err

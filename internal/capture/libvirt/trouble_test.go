@@ -68,7 +68,8 @@ func die(text string) {
 	panic("still alive")
 }
 
-// killedAt runs a capture in another process that is killed at a stage. It returns the epoch's bitmap.
+// killedAt runs a capture in another process that is killed at a stage. It returns the epoch's
+// bitmap.
 func (l *lab) killedAt(stage string) string {
 	l.Helper()
 	p := l.plan()
@@ -79,7 +80,8 @@ func (l *lab) killedAt(stage string) string {
 func (l *lab) killed(p capture.Plan, stage string) {
 	l.Helper()
 	text, err := json.Marshal(map[string]any{"URI": l.daemon.URI, "State": l.state, "At": stage, "Plan": map[string]any{
-		"Machine": p.Machine, "Vault": p.Vault, "Epoch": p.Epoch, "Disks": p.Disks, "Granule": p.Granule, "Scratch": p.Scratch,
+		"Machine": p.Machine, "Vault": p.Vault, "Epoch": p.Epoch, "Disks": p.Disks, "Granule": p.Granule,
+		"Scratch":   p.Scratch,
 		"AllowPull": p.AllowPull}})
 	l.ok(err)
 	exe, err := os.Executable()
@@ -93,7 +95,8 @@ func (l *lab) killed(p capture.Plan, stage string) {
 	}
 }
 
-// Wherever a capture is killed, Reconcile leaves nothing of it, and the next capture loses no change.
+// Wherever a capture is killed, Reconcile leaves nothing of it, and the next capture loses no
+// change.
 func testKilledCapture(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
 	first := l.current()
@@ -112,7 +115,8 @@ func testKilledCapture(l *lab) {
 	l.commit(r)
 }
 
-// A capture cleans up after one that was killed, without being asked; and a point that was committed keeps its bitmap.
+// A capture cleans up after one that was killed, without being asked; and a point that was
+// committed keeps its bitmap.
 func testCaptureAfterKill(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
 	l.write("vdb", 0, 4096, 1)
@@ -164,7 +168,8 @@ func testCapturesExclude(l *lab) {
 	l.clean(r.Disks[0].Bitmap)
 }
 
-// Machines that are off or missing, disks that are missing and scratch that is too small each have their error, and nothing is changed.
+// Machines that are off or missing, disks that are missing and scratch that is too small each have
+// their error, and nothing is changed.
 func testRefusals(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
 	keep := l.current()
@@ -178,17 +183,22 @@ func testRefusals(l *lab) {
 	if err := try("none", func(*capture.Plan) {}); !errors.Is(err, hypervisor.ErrNoMachine) {
 		l.Errorf("missing machine: %v", err)
 	}
-	if err := try("one", func(p *capture.Plan) { p.Disks[0].Name = "vdx" }); err == nil || !strings.Contains(err.Error(), "vdx") {
+	if err := try("one", func(p *capture.Plan) {
+		p.Disks[0].Name = "vdx"
+	}); err == nil || !strings.Contains(err.Error(), "vdx") {
 		l.Errorf("missing disk: %v", err)
 	}
 	var need *capture.NeedScratch
-	if err := try("one", func(p *capture.Plan) { p.Scratch.Limit = 1 << 20 }); !errors.As(err, &need) || need.Have != 1<<20 || need.Need <= need.Have {
+	if err := try("one", func(p *capture.Plan) {
+		p.Scratch.Limit = 1 << 20
+	}); !errors.As(err, &need) || need.Have != 1<<20 || need.Need <= need.Have {
 		l.Errorf("small scratch: %v", err)
 	}
 	target := filepath.Join(l.daemon.Dir, "copy")
 	xml := "<disk type='file'><source file='" + target + "'/><driver type='raw'/></disk>"
 	l.ok(l.client.BlockCopy(l.ctx, l.dom, "vdb", xml, 1, rpc.BlockCopyTransientJob))
-	if err := try("one", func(*capture.Plan) {}); !errors.Is(err, capture.ErrCopied) || !strings.Contains(err.Error(), "vdb") {
+	if err := try("one", func(*capture.Plan) {}); !errors.Is(err, capture.ErrCopied) ||
+		!strings.Contains(err.Error(), "vdb") {
 		l.Errorf("disk that is being copied: %v", err)
 	}
 	l.ok(l.client.BlockJobAbort(l.ctx, l.dom, "vdb", 0))
@@ -199,7 +209,8 @@ func testRefusals(l *lab) {
 	}
 }
 
-// Every doubt of a record of changes ends in a whole read with the reason told, and a correct replica.
+// Every doubt of a record of changes ends in a whole read with the reason told, and a correct
+// replica.
 func testDoubtReadsAll(l *lab) {
 	for _, tt := range []struct {
 		name, reason string
@@ -278,7 +289,8 @@ func testRestartKeepsTracking(l *lab) {
 	l.commit(r)
 }
 
-// A QEMU that dies in mid-capture ends the capture with an error; afterwards all is as if it had not been.
+// A QEMU that dies in mid-capture ends the capture with an error; afterwards all is as if it had
+// not been.
 func testQEMUDies(l *lab) {
 	l.write("vdb", 0, 1<<20, 7)
 	pid := l.daemon.QEMU("one")
@@ -297,8 +309,8 @@ func testQEMUDies(l *lab) {
 	}
 }
 
-// A libvirtd that is killed in mid-capture ends the capture with an error and nothing is left; restarted between two captures it
-// is not noticed, and neither is it before the commit.
+// A libvirtd that is killed in mid-capture ends the capture with an error and nothing is left;
+// restarted between two captures it is not noticed, and neither is it before the commit.
 func testLibvirtdRestarts(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
 	first := l.current()
@@ -352,7 +364,8 @@ func testGranules(l *lab) {
 	}
 }
 
-// A scratch image that QEMU has open and a killed libvirtd has not noted is closed when the killed capture is cleaned up.
+// A scratch image that QEMU has open and a killed libvirtd has not noted is closed when the killed
+// capture is cleaned up.
 func testForgottenScratch(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))
 	first := l.current()
@@ -363,12 +376,14 @@ func testForgottenScratch(l *lab) {
 		l.Fatalf("scratch images %v", files)
 	}
 	l.qmp("blockdev-add", map[string]any{"driver": "qcow2", "node-name": "forgotten", "read-only": true,
-		"file": map[string]any{"driver": "file", "node-name": "forgotten-file", "filename": files[0], "locking": "off"}})
+		"file": map[string]any{"driver": "file", "node-name": "forgotten-file", "filename": files[0],
+			"locking": "off"}})
 	done, err := l.capturer.Reconcile(l.ctx, "one", "", nil)
 	if err != nil || !slices.Contains(done, "closed scratch images that libvirt had forgotten") {
 		l.Errorf("reconcile: %q, %v", done, err)
 	}
-	if nodes := l.qmp("query-named-block-nodes", map[string]bool{"flat": true}); bytes.Contains(nodes, []byte("forgotten")) {
+	if nodes := l.qmp("query-named-block-nodes", map[string]bool{"flat": true}); bytes.Contains(nodes,
+		[]byte("forgotten")) {
 		l.Error("QEMU has the scratch image open still")
 	}
 	l.clean(first)

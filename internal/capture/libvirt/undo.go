@@ -16,7 +16,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// Reconcile removes what a killed capture left in the machine, and checkpoints of vault that are not named in keep.
+// Reconcile removes what a killed capture left in the machine, and checkpoints of vault that are
+// not named in keep.
 func (c *Capturer) Reconcile(ctx context.Context, machine string, vault string, keep []string) ([]string, error) {
 	client, dom, err := c.host.Domain(ctx, machine)
 	if err != nil {
@@ -45,7 +46,8 @@ func (c *Capturer) Reconcile(ctx context.Context, machine string, vault string, 
 	return done, nil
 }
 
-// recoverState undoes what the record notes, the machine's own running first. It does as much as it can.
+// recoverState undoes what the record notes, the machine's own running first. It does as much as it
+// can.
 func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateFile) (done []string, err error) {
 	r := st.record
 	if r.Suspended {
@@ -93,7 +95,8 @@ func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateF
 	return done, err
 }
 
-func dropUnknown(ctx context.Context, c *rpc.Client, dom rpc.Domain, vault string, keep []string) (done []string, err error) {
+func dropUnknown(ctx context.Context, c *rpc.Client, dom rpc.Domain, vault string, keep []string) (done []string,
+	err error) {
 	names, err := c.Checkpoints(ctx, dom)
 	if err != nil {
 		return nil, fmt.Errorf("list checkpoints: %w", err)
@@ -141,7 +144,8 @@ func abortJob(ctx context.Context, c *rpc.Client, dom rpc.Domain, ours []string)
 		}
 		if !aborted {
 			err := c.AbortJob(ctx, dom)
-			if err != nil && !rpc.Is(err, rpc.OperationInvalid) { // invalid while it is ending, or libvirtd has just been started
+			// invalid while it is ending, or libvirtd has just been started
+			if err != nil && !rpc.Is(err, rpc.OperationInvalid) {
 				return false, fmt.Errorf("abort the backup job: %w", err)
 			}
 			aborted = err == nil
@@ -170,20 +174,23 @@ func writesTo(text string, files []string) bool {
 	return false
 }
 
-// dropCheckpoint deletes a checkpoint and its bitmaps. Where libvirt can not, because a bitmap is missing or inconsistent, libvirt
-// is made to forget it, and what is left of the bitmaps is removed from QEMU.
+// dropCheckpoint deletes a checkpoint and its bitmaps. Where libvirt can not, because a bitmap is
+// missing or inconsistent, libvirt is made to forget it, and what is left of the bitmaps is removed
+// from QEMU.
 func dropCheckpoint(ctx context.Context, c *rpc.Client, dom rpc.Domain, name string) error {
 	err := c.CheckpointDelete(ctx, dom, name, 0)
 	if err == nil || rpc.Is(err, rpc.NoCheckpoint) {
 		return nil
 	}
-	if errForget := c.CheckpointDelete(ctx, dom, name, rpc.CheckpointMetadataOnly); errForget != nil && !rpc.Is(errForget, rpc.NoCheckpoint) {
+	if errForget := c.CheckpointDelete(ctx, dom, name, rpc.CheckpointMetadataOnly); errForget != nil &&
+		!rpc.Is(errForget, rpc.NoCheckpoint) {
 		return fmt.Errorf("delete checkpoint %s: %w", name, errors.Join(err, errForget))
 	}
 	return dropBitmap(ctx, c, dom, name)
 }
 
-// dropBitmap removes all bitmaps of a name from a running QEMU. It is a last resort: libvirt marks the machine as tainted.
+// dropBitmap removes all bitmaps of a name from a running QEMU. It is a last resort: libvirt marks
+// the machine as tainted.
 func dropBitmap(ctx context.Context, c *rpc.Client, dom rpc.Domain, name string) error {
 	st, err := c.DomainState(ctx, dom)
 	if err != nil {
@@ -209,7 +216,8 @@ func dropBitmap(ctx context.Context, c *rpc.Client, dom rpc.Domain, name string)
 	return nil
 }
 
-// nodesWith returns the block nodes in a reply of query-named-block-nodes that carry a bitmap of that name.
+// nodesWith returns the block nodes in a reply of query-named-block-nodes that carry a bitmap of
+// that name.
 func nodesWith(text, bitmap string) ([]string, error) {
 	var reply struct {
 		Return []struct {

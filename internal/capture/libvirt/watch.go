@@ -13,20 +13,26 @@ import (
 	hypervisor "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 )
 
-// A machine that is suspended for the instant runs again even if this process is stopped or killed meanwhile: a process of its own watches.
-// The two speak in lines: the watch says "ready", is told "suspending" and then "resumed", and answers "unharmed" or "woken".
+// A machine that is suspended for the instant runs again even if this process is stopped or killed
+// meanwhile: a process of its own watches. The two speak in lines: the watch says "ready", is told
+// "suspending" and then "resumed", and answers "unharmed" or "woken".
 
-// maxSuspended is how long the watch leaves a machine suspended. The instant itself takes about 0.3 s.
+// maxSuspended is how long the watch leaves a machine suspended. The instant itself takes about 0.3
+// s.
 const maxSuspended = 2 * time.Second
 
-// wakeEvery is how often the watch looks again, once it had to wake the machine: a process that was only stopped may go on and suspend it after all.
+// wakeEvery is how often the watch looks again, once it had to wake the machine: a process that was
+// only stopped may go on and suspend it after all.
 const wakeEvery = 500 * time.Millisecond
 
-// errWoken reports that the watch resumed the machine while the instant was being taken, because this process was stopped for too long.
-var errWoken = errors.New("this process was stopped while the machine was suspended for the instant, and the machine was resumed meanwhile; back it up again")
+// errWoken reports that the watch resumed the machine while the instant was being taken, because
+// this process was stopped for too long.
+var errWoken = errors.New("this process was stopped while the machine was suspended for the instant, and the machine " +
+	"was resumed meanwhile; back it up again")
 
-// WithWatch names the command, this program's, that runs [Watch] with two more arguments, the host's URI and the machine. Without it a
-// machine stays suspended if this process dies at the wrong moment, until Reconcile.
+// WithWatch names the command, this program's, that runs [Watch] with two more arguments, the
+// host's URI and the machine. Without it a machine stays suspended if this process dies at the
+// wrong moment, until Reconcile.
 func (c *Capturer) WithWatch(command ...string) *Capturer {
 	c.watch = command
 	return c
@@ -104,7 +110,8 @@ func (w *watcher) end() {
 	_ = w.cmd.Wait() // it has said what there was to say
 }
 
-// Watch is the other end: it runs until in ends or says that the machine was resumed, and resumes the machine if that does not happen in time.
+// Watch is the other end: it runs until in ends or says that the machine was resumed, and resumes
+// the machine if that does not happen in time.
 func Watch(ctx context.Context, in io.Reader, out io.Writer, uri, machine string) error {
 	host, err := hypervisor.New(uri)
 	if err != nil {
@@ -130,7 +137,8 @@ func Watch(ctx context.Context, in io.Reader, out io.Writer, uri, machine string
 	return watchSuspended(ctx, host, machine, lines, out)
 }
 
-func watchSuspended(ctx context.Context, host *hypervisor.Host, machine string, lines <-chan string, out io.Writer) error {
+func watchSuspended(ctx context.Context, host *hypervisor.Host, machine string, lines <-chan string,
+	out io.Writer) error {
 	verdict := "unharmed\n"
 	timer := time.NewTimer(maxSuspended)
 	defer timer.Stop()
@@ -150,7 +158,8 @@ func watchSuspended(ctx context.Context, host *hypervisor.Host, machine string, 
 	}
 }
 
-// wake resumes the machine if it is suspended. It keeps trying for a while: libvirtd may be busy or starting.
+// wake resumes the machine if it is suspended. It keeps trying for a while: libvirtd may be busy or
+// starting.
 func wake(ctx context.Context, host *hypervisor.Host, machine string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()

@@ -11,7 +11,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// watch starts a watch over the machine, which has been told that it is about to be suspended, and suspends the machine.
+// watch starts a watch over the machine, which has been told that it is about to be suspended, and
+// suspends the machine.
 func (l *lab) watch() (in io.WriteCloser, out *bufio.Reader, done chan error) {
 	fromUs, in := io.Pipe()
 	toUs, itsOut := io.Pipe()
@@ -46,8 +47,9 @@ func (l *lab) requireRuns() {
 	}
 }
 
-// A machine that was suspended for the instant runs again when the process that suspended it dies, and when it only stops; what was captured
-// in the latter case is known to be in doubt. Where all goes well the watch does nothing.
+// A machine that was suspended for the instant runs again when the process that suspended it dies,
+// and when it only stops; what was captured in the latter case is known to be in doubt. Where all
+// goes well the watch does nothing.
 func testWatch(l *lab) {
 	in, _, done := l.watch()
 	l.ok(in.Close())
@@ -55,7 +57,8 @@ func testWatch(l *lab) {
 	l.requireRuns()
 
 	in, out, done := l.watch()
-	for st, err := l.client.DomainState(l.ctx, l.dom); st.State != rpc.StateRunning; st, err = l.client.DomainState(l.ctx, l.dom) {
+	for st, err := l.client.DomainState(l.ctx, l.dom); st.State != rpc.StateRunning; st,
+		err = l.client.DomainState(l.ctx, l.dom) {
 		l.ok(err)
 	}
 	_, err := io.WriteString(in, "resumed\n")

@@ -8,8 +8,8 @@ import (
 
 const checkpointSizeFlags = rpc.CheckpointXMLSize | rpc.CheckpointXMLNoDomain
 
-// jobXML describes a backup job of the session's disks. Disks that are not captured are left out by name: libvirt would take
-// them in otherwise.
+// jobXML describes a backup job of the session's disks. Disks that are not captured are left out by
+// name: libvirt would take them in otherwise.
 func jobXML(s *session, mode string, place func(*etree.Element, *disk)) *etree.Document {
 	doc := etree.NewDocument()
 	root := doc.CreateElement("domainbackup")

@@ -11,7 +11,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// cycle takes one point of v into w and checks it against what the guest had at the instant; the guest writes on while the copy runs.
+// cycle takes one point of v into w and checks it against what the guest had at the instant; the
+// guest writes on while the copy runs.
 func cycle(t *testing.T, v *vm, w *vault, c *Capturer, rng *rand.Rand, limit int64) *capture.Result {
 	t.Helper()
 	var want map[string][]byte
@@ -78,7 +79,8 @@ func TestAbortedPointLosesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, w.take); !errors.Is(err, capture.ErrBusy) {
+	if _, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, w.take); !errors.Is(err,
+		capture.ErrBusy) {
 		t.Errorf("second capture at the same time: %v", err)
 	}
 	if _, err := c.Reconcile(t.Context(), "guest", vaultID, nil); !errors.Is(err, capture.ErrBusy) {
@@ -95,7 +97,8 @@ func TestAbortedPointLosesNothing(t *testing.T) {
 	}
 }
 
-// Any disk goes through little scratch, and what the guest writes while slices are copied is in the point.
+// Any disk goes through little scratch, and what the guest writes while slices are copied is in the
+// point.
 func TestSlices(t *testing.T) {
 	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(3, 1))
@@ -135,7 +138,8 @@ func TestTooLittleScratch(t *testing.T) {
 	v.requireClean()
 }
 
-// Whatever the quiesce, the sink or the machine's files do, an error leaves nothing and the guest is thawed.
+// Whatever the quiesce, the sink or the machine's files do, an error leaves nothing and the guest
+// is thawed.
 func TestFailuresOfTheCaller(t *testing.T) {
 	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(5, 1))

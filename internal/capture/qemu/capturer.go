@@ -12,7 +12,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// Host is what a Capturer needs of a hypervisor host: the machine and the connection to its monitor, which stays the host's.
+// Host is what a Capturer needs of a hypervisor host: the machine and the connection to its
+// monitor, which stays the host's.
 type Host interface {
 	Machines(ctx context.Context) ([]hypervisor.Machine, error)
 	Client(ctx context.Context) (*qmp.Client, error)
@@ -20,8 +21,10 @@ type Host interface {
 
 // Options tunes a Capturer. The zero value of each field is its default.
 type Options struct {
-	StateDir string // where unfinished captures are noted; "" means $HOLDFAST_STATE, else /run/holdfast or the user's run directory
-	Floor    int64  // least scratch space that slices are tried with, in bytes; 0 means 64 MiB
+	// where unfinished captures are noted; "" means $HOLDFAST_STATE, else /run/holdfast or the
+	// user's run directory
+	StateDir string
+	Floor    int64 // least scratch space that slices are tried with, in bytes; 0 means 64 MiB
 }
 
 // Capturer captures the one machine of a host.
@@ -63,8 +66,10 @@ func defaultStateDir() string {
 // cleanupTime bounds the removal of what a failed capture left.
 const cleanupTime = 60 * time.Second
 
-// Capture implements [capture.Capturer]. Call the result's Commit or Abort: until then no other capture of the machine begins.
-func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks, sink capture.Sink) (*capture.Result, error) {
+// Capture implements [capture.Capturer]. Call the result's Commit or Abort: until then no other
+// capture of the machine begins.
+func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks,
+	sink capture.Sink) (*capture.Result, error) {
 	res, err := c.capture(ctx, machine, withDefaults(plan), hooks, sink)
 	if err != nil {
 		return nil, fmt.Errorf("capture machine %s: %w", machine, err)
@@ -82,7 +87,8 @@ func withDefaults(plan capture.Plan) capture.Plan {
 	return plan
 }
 
-func (c *Capturer) capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks, sink capture.Sink) (*capture.Result, error) {
+func (c *Capturer) capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks,
+	sink capture.Sink) (*capture.Result, error) {
 	m, err := c.machine(ctx, machine)
 	if err != nil {
 		return nil, err

@@ -15,13 +15,15 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// commit drops the older epochs of the vault from the captured disks, but for those that other points count from.
+// commit drops the older epochs of the vault from the captured disks, but for those that other
+// points count from.
 func (s *session) commit(ctx context.Context) error {
 	if s.plan.NoEpoch {
 		return s.state.finish()
 	}
 	err := s.removeBitmaps(ctx, func(name string) bool {
-		return strings.HasPrefix(name, capture.BitmapPrefix(s.plan.Vault)) && name != s.epoch() && !slices.Contains(s.plan.Keep, name)
+		return strings.HasPrefix(name, capture.BitmapPrefix(s.plan.Vault)) && name != s.epoch() &&
+			!slices.Contains(s.plan.Keep, name)
 	})
 	if err != nil && !machineOff(err) { // the next capture drops them
 		err = fmt.Errorf("drop older records of changes of machine %s: %w", s.plan.Machine, err)
@@ -30,7 +32,8 @@ func (s *session) commit(ctx context.Context) error {
 	return s.state.finish()
 }
 
-// abort drops the epoch that this capture began. If it can not, the state file is left to say that the capture is unfinished.
+// abort drops the epoch that this capture began. If it can not, the state file is left to say that
+// the capture is unfinished.
 func (s *session) abort(ctx context.Context) error {
 	err := s.removeBitmaps(ctx, func(name string) bool { return name == s.epoch() })
 	if err != nil && !machineOff(err) {
@@ -71,7 +74,8 @@ func machineOff(err error) bool {
 	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// reopen returns a monitor that answers. While QEMU is ending its socket still takes connections, which are not greeted or closed.
+// reopen returns a monitor that answers. While QEMU is ending its socket still takes connections,
+// which are not greeted or closed.
 func (s *session) reopen(ctx context.Context) (monitor, error) {
 	for {
 		mon, err := s.capturer.open(ctx)
@@ -105,7 +109,8 @@ func (s *session) cleanUp(ctx context.Context) error {
 	return errors.Join(s.emptyImages(), s.state.finish())
 }
 
-// Reconcile implements [capture.Capturer]. It returns [capture.ErrBusy] while a capture of the machine runs.
+// Reconcile implements [capture.Capturer]. It returns [capture.ErrBusy] while a capture of the
+// machine runs.
 func (c *Capturer) Reconcile(ctx context.Context, machine, vault string, keep []string) ([]string, error) {
 	done, err := c.reconcile(ctx, machine, vault, keep)
 	if err != nil {
@@ -130,7 +135,8 @@ func (c *Capturer) reconcile(ctx context.Context, machine, vault string, keep []
 	return done, state.finish()
 }
 
-func (c *Capturer) reconcileLocked(ctx context.Context, m hypervisor.Machine, state *stateFile, vault string, keep []string) ([]string, error) {
+func (c *Capturer) reconcileLocked(ctx context.Context, m hypervisor.Machine, state *stateFile, vault string,
+	keep []string) ([]string, error) {
 	mon, err := c.open(ctx)
 	if err != nil {
 		return nil, err

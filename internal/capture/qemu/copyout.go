@@ -13,7 +13,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
 
-// diskCopy is one disk, or what a bitmap marks of it, copied into a scratch image by one backup job.
+// diskCopy is one disk, or what a bitmap marks of it, copied into a scratch image by one backup
+// job.
 type diskCopy struct {
 	disk   *disk
 	bitmap string // "" copies everything
@@ -27,8 +28,9 @@ type diskCopy struct {
 
 func (c *diskCopy) job() string { return fmt.Sprint(ours, "j", c.index) }
 
-// copyOut runs the copies: scratch images, then take with the actions that begin the jobs, then the jobs, and when nothing of
-// them is in QEMU any more, the sink. When it returns nil or an error of the scratch, QEMU has nothing of them left.
+// copyOut runs the copies: scratch images, then take with the actions that begin the jobs, then the
+// jobs, and when nothing of them is in QEMU any more, the sink. When it returns nil or an error of
+// the scratch, QEMU has nothing of them left.
 func (s *session) copyOut(ctx context.Context, copies []*diskCopy, take func(context.Context, []action) error) error {
 	var actions []action
 	for i, c := range copies {
@@ -57,8 +59,8 @@ func (s *session) copyOut(ctx context.Context, copies []*diskCopy, take func(con
 	return s.emptyImages()
 }
 
-// unlessShort passes err on; if it says that scratch was short, so that another way will be tried, it first removes
-// everything from QEMU.
+// unlessShort passes err on; if it says that scratch was short, so that another way will be tried,
+// it first removes everything from QEMU.
 func (s *session) unlessShort(ctx context.Context, err error) error {
 	if !errors.Is(err, capture.ErrScratch) {
 		return err
@@ -135,5 +137,6 @@ func (s *session) deliverOne(ctx context.Context, c *diskCopy) error {
 	if !c.whole && len(data) == 0 && len(zero) == 0 {
 		return nil
 	}
-	return s.sink(ctx, capture.Read{Disk: c.disk.Name, Size: c.disk.Size, Data: data, Zero: zero, Whole: c.whole, Source: img})
+	return s.sink(ctx, capture.Read{Disk: c.disk.Name, Size: c.disk.Size, Data: data, Zero: zero, Whole: c.whole,
+		Source: img})
 }

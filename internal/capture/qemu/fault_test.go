@@ -16,8 +16,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// Holdfast dies at any command. The guest goes on, Reconcile leaves nothing but the epoch of the last point, and the next point is
-// exact and counted from that epoch.
+// Holdfast dies at any command. The guest goes on, Reconcile leaves nothing but the epoch of the
+// last point, and the next point is exact and counted from that epoch.
 func TestDeathAtEveryCommand(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -57,7 +57,8 @@ func TestDeathAtEveryCommand(t *testing.T) {
 	}
 }
 
-// die runs a capture that loses its monitor at the i-th command for good, as its process would, and reports whether it got that far.
+// die runs a capture that loses its monitor at the i-th command for good, as its process would, and
+// reports whether it got that far.
 func die(t *testing.T, v *vm, w *vault, i int, limit int64) bool {
 	t.Helper()
 	c := v.capturer()
@@ -119,7 +120,8 @@ func TestBrokenConnectionLeavesNothing(t *testing.T) {
 	}
 }
 
-// QEMU dies in mid-capture: a clear error. After its restart the disks are read whole, since no record can be trusted.
+// QEMU dies in mid-capture: a clear error. After its restart the disks are read whole, since no
+// record can be trusted.
 func TestQEMUDies(t *testing.T) {
 	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(8, 1))
@@ -155,7 +157,8 @@ func TestQEMUDies(t *testing.T) {
 	}
 }
 
-// A QEMU that is just dying may still take a connection, but says nothing. Nothing is left unfinished for that.
+// A QEMU that is just dying may still take a connection, but says nothing. Nothing is left
+// unfinished for that.
 func TestQEMUDiesUnderSink(t *testing.T) {
 	t.Parallel()
 	for _, point := range []string{"taken", "refused"} {
@@ -163,13 +166,14 @@ func TestQEMUDiesUnderSink(t *testing.T) {
 		v.write(rng, 10)
 		c := v.capturer()
 		var once sync.Once
-		res, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, func(ctx context.Context, r capture.Read) error {
-			once.Do(func() { v.cmd.Process.Signal(syscall.SIGKILL) })
-			if point == "refused" {
-				return errors.New("no room")
-			}
-			return w.take(ctx, r)
-		})
+		res, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{},
+			func(ctx context.Context, r capture.Read) error {
+				once.Do(func() { v.cmd.Process.Signal(syscall.SIGKILL) })
+				if point == "refused" {
+					return errors.New("no room")
+				}
+				return w.take(ctx, r)
+			})
 		if point == "taken" {
 			if err != nil {
 				t.Fatalf("all had been read when QEMU died: %v", err)
@@ -194,7 +198,8 @@ func TestFullReadGivenUp(t *testing.T) {
 		plan.Disks[i].LastBitmap = ""
 	}
 	full := errors.New("the vault is full")
-	_, err := v.capturer().Capture(t.Context(), "guest", plan, capture.Hooks{}, func(context.Context, capture.Read) error { return full })
+	_, err := v.capturer().Capture(t.Context(), "guest", plan, capture.Hooks{},
+		func(context.Context, capture.Read) error { return full })
 	if !errors.Is(err, full) {
 		t.Fatalf("the sink's error: %v", err)
 	}
@@ -217,7 +222,8 @@ func TestDoubtfulRecords(t *testing.T) {
 	v.model["vda"] = append(v.model["vda"], make([]byte, 3<<20)...)
 	v.execute("block-dirty-bitmap-disable", args{"node": v.node("vdb"), "name": w.last["vdb"].LastBitmap}, nil)
 	v.execute("block-dirty-bitmap-remove", args{"node": v.node("vdc"), "name": w.last["vdc"].LastBitmap}, nil)
-	v.execute("block-dirty-bitmap-add", args{"node": v.node("vdc"), "name": w.last["vdc"].LastBitmap, "granularity": 512}, nil)
+	v.execute("block-dirty-bitmap-add",
+		args{"node": v.node("vdc"), "name": w.last["vdc"].LastBitmap, "granularity": 512}, nil)
 	v.write(rng, 30)
 	res := cycle(t, v, w, c, rng, 0)
 	for i, want := range []string{"resized", "stopped", "blocks of 512 bytes"} {
@@ -230,7 +236,8 @@ func TestDoubtfulRecords(t *testing.T) {
 	}
 	plan := w.plan(v.scratch(), 0)
 	plan.Disks = append(plan.Disks, capture.DiskPlan{Name: "vdx"})
-	if _, err := c.Capture(t.Context(), "guest", plan, capture.Hooks{}, w.take); err == nil || !strings.Contains(err.Error(), "vdx") {
+	if _, err := c.Capture(t.Context(), "guest", plan, capture.Hooks{}, w.take); err == nil ||
+		!strings.Contains(err.Error(), "vdx") {
 		t.Errorf("a disk that is gone: %v", err)
 	}
 }
@@ -249,7 +256,8 @@ func (v *vm) node(disk string) string {
 	return ""
 }
 
-// A process that was killed between making a scratch file and unlinking it leaves the file; the state file tells which.
+// A process that was killed between making a scratch file and unlinking it leaves the file; the
+// state file tells which.
 func TestReconcileScratchAndBitmaps(t *testing.T) {
 	t.Parallel()
 	v, w, rng := newVM(t), newVault(t), rand.New(rand.NewPCG(10, 1))

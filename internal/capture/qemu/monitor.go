@@ -12,7 +12,8 @@ import (
 // ours begins the names of jobs, nodes and bitmaps that live no longer than a capture.
 const ours = "hf-cap-"
 
-// commandTime bounds one monitor command. A healthy QEMU needs milliseconds, a transaction as long as the slowest request in flight.
+// commandTime bounds one monitor command. A healthy QEMU needs milliseconds, a transaction as long
+// as the slowest request in flight.
 const commandTime = 30 * time.Second
 
 // monitor is what a capture needs of a QMP connection.
@@ -85,7 +86,8 @@ func queryNodes(ctx context.Context, m monitor) (map[string]*node, error) {
 }
 
 func addBitmap(name, node string, granule int64, persistent bool) action {
-	return action{"block-dirty-bitmap-add", args{"node": node, "name": name, "granularity": granule, "persistent": persistent}}
+	return action{"block-dirty-bitmap-add",
+		args{"node": node, "name": name, "granularity": granule, "persistent": persistent}}
 }
 
 func removeBitmap(ctx context.Context, m monitor, node, name string) error {
@@ -118,7 +120,8 @@ func queryJobs(ctx context.Context, m monitor) (map[string]job, error) {
 	return jobs, nil
 }
 
-// breaksSnapshot reports whether this QEMU can give up a backup instead of a guest's write when the scratch fails.
+// breaksSnapshot reports whether this QEMU can give up a backup instead of a guest's write when the
+// scratch fails.
 func breaksSnapshot(ctx context.Context, m monitor) (bool, error) {
 	if !m.Version().AtLeast(9, 0) {
 		return false, nil

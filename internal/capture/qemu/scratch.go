@@ -19,7 +19,8 @@ const (
 	backupBlock = 64 << 10 // QEMU copies no less at a time
 )
 
-// measureScratch returns how many bytes may be used: the limit, but never the last tenth of what is free.
+// measureScratch returns how many bytes may be used: the limit, but never the last tenth of what is
+// free.
 func measureScratch(sc capture.Scratch) (int64, error) {
 	if err := os.MkdirAll(sc.Dir, 0o700); err != nil {
 		return 0, fmt.Errorf("make scratch directory: %w", err)
@@ -43,8 +44,9 @@ func freeBytes(dir string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
-// need returns how much scratch a push of d takes at most. For a whole disk it is an estimate: compressed images hold more than they
-// occupy, and sparse ones are copied in larger blocks; the copy is watched.
+// need returns how much scratch a push of d takes at most. For a whole disk it is an estimate:
+// compressed images hold more than they occupy, and sparse ones are copied in larger blocks; the
+// copy is watched.
 func (s *session) need(d *disk) int64 {
 	if d.tracked() {
 		return s.needFor(d, d.dirty)
@@ -62,7 +64,8 @@ func (s *session) needFor(d *disk, dirty int64) int64 {
 	return data + s.overhead(d.Size, data)
 }
 
-// overhead returns what a qcow2 image of a disk of size bytes occupies beside data bytes, wherever on the disk they are.
+// overhead returns what a qcow2 image of a disk of size bytes occupies beside data bytes, wherever
+// on the disk they are.
 func (s *session) overhead(size, data int64) int64 {
 	g := s.plan.Granule
 	perTable := g / 8 * g // bytes of disk that one table maps
@@ -83,8 +86,9 @@ type image struct {
 	reserved int64
 }
 
-// empty gives the space back even if QEMU still has the file open, as it has descriptors of sets while its machine is stopped.
-// No job may write to it any more: a scratch image that breaks under a job costs the guest its write.
+// empty gives the space back even if QEMU still has the file open, as it has descriptors of sets
+// while its machine is stopped. No job may write to it any more: a scratch image that breaks under
+// a job costs the guest its write.
 func (m *image) empty() error {
 	err := m.file.Truncate(0)
 	if err == nil || errors.Is(err, syscall.EINVAL) { // a descriptor for reading can not
@@ -96,7 +100,8 @@ func (m *image) empty() error {
 // path leads to the file in spite of its having no name.
 func (m *image) path() string { return fmt.Sprintf("/proc/self/fd/%d", m.file.Fd()) }
 
-// size returns how far the file reaches. QEMU writes from the front, so that this is the space it took.
+// size returns how far the file reaches. QEMU writes from the front, so that this is the space it
+// took.
 func (m *image) size() (int64, error) {
 	st, err := m.file.Stat()
 	if err != nil {
@@ -107,7 +112,8 @@ func (m *image) size() (int64, error) {
 
 // addScratch makes the scratch image of c, reserves its space and gives it to QEMU.
 func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
-	img, err := s.newImage(c.disk, fmt.Sprint(ours, "s", c.index), os.O_RDWR, qcow2.CreateOptions{ClusterSize: int(s.plan.Granule)})
+	img, err := s.newImage(c.disk, fmt.Sprint(ours, "s", c.index), os.O_RDWR,
+		qcow2.CreateOptions{ClusterSize: int(s.plan.Granule)})
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +123,8 @@ func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
 	return img, s.addImage(ctx, img, false)
 }
 
-// newImage makes an image of the disk's size. It is open until emptyImages or closeImages, and has no name but where QEMU is to open it by its name.
+// newImage makes an image of the disk's size. It is open until emptyImages or closeImages, and has
+// no name but where QEMU is to open it by its name.
 func (s *session) newImage(d *disk, node string, flag int, o qcow2.CreateOptions) (*image, error) {
 	path := filepath.Join(s.plan.Scratch.Dir, scratchPrefix(s.plan)+d.Name+node+".qcow2")
 	if err := qcow2.Create(path, d.Size, o); err != nil {

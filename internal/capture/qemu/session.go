@@ -104,7 +104,8 @@ func (s *session) push(ctx context.Context) error {
 	return s.copyOut(ctx, copies, s.takeInstant)
 }
 
-// prepare does all that is slow, cleans what an earlier capture left, and decides which records of changes to trust.
+// prepare does all that is slow, cleans what an earlier capture left, and decides which records of
+// changes to trust.
 func (s *session) prepare(ctx context.Context, m hypervisor.Machine) error {
 	var err error
 	if s.mon, err = s.capturer.open(ctx); err != nil {
@@ -212,17 +213,18 @@ func doubt(n *node, size int64, p capture.DiskPlan, granule int64) string {
 	return ""
 }
 
-// stray reports whether b is of no use. A capture that counts from no bitmap can not tell; it must not take the record of changes from
-// the next one, should it fail.
+// stray reports whether b is of no use. A capture that counts from no bitmap can not tell; it must
+// not take the record of changes from the next one, should it fail.
 func stray(b bitmap, p capture.DiskPlan, vault string, keep []string) bool {
-	if b.Busy || !strings.HasPrefix(b.Name, capture.BitmapPrefix(vault)) || slices.Contains(keep, b.Name) && !b.Inconsistent {
+	if b.Busy || !strings.HasPrefix(b.Name, capture.BitmapPrefix(vault)) ||
+		slices.Contains(keep, b.Name) && !b.Inconsistent {
 		return false
 	}
 	return b.Inconsistent || p.LastBitmap != "" && b.Name != p.LastBitmap
 }
 
-// prepareBitmaps removes our bitmaps that are of no use and finds out how the new epoch can be recorded. A bitmap that
-// QEMU refuses must not be found out while the guest holds its writes.
+// prepareBitmaps removes our bitmaps that are of no use and finds out how the new epoch can be
+// recorded. A bitmap that QEMU refuses must not be found out while the guest holds its writes.
 func (s *session) prepareBitmaps(ctx context.Context, d *disk) error {
 	if s.plan.NoEpoch {
 		return nil
@@ -262,7 +264,8 @@ func (s *session) tryBitmap(ctx context.Context, d *disk, persistent bool) error
 	return removeBitmap(ctx, s.mon, d.Node, s.epoch())
 }
 
-// takeInstant is the transaction at the point in time, with the hooks around it and the new epoch begun in it.
+// takeInstant is the transaction at the point in time, with the hooks around it and the new epoch
+// begun in it.
 func (s *session) takeInstant(ctx context.Context, actions []action) error {
 	for _, d := range s.disks {
 		if d.tracking {

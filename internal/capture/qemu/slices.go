@@ -126,10 +126,12 @@ func (s *session) copyWindow(ctx context.Context, d *disk, set extent.Set) (used
 	return c.used, err
 }
 
-// setWindow gives d's node a bitmap that marks set. QEMU has no command for that; it merges bitmaps that an image brings.
+// setWindow gives d's node a bitmap that marks set. QEMU has no command for that; it merges bitmaps
+// that an image brings.
 func (s *session) setWindow(ctx context.Context, d *disk, set extent.Set) error {
 	bits := qcow2.Bitmap{Name: "w", Granularity: s.plan.Granule, Set: set}
-	img, err := s.newImage(d, helperNode, os.O_RDONLY, qcow2.CreateOptions{ClusterSize: int(s.plan.Granule), Bitmaps: []qcow2.Bitmap{bits}})
+	img, err := s.newImage(d, helperNode, os.O_RDONLY,
+		qcow2.CreateOptions{ClusterSize: int(s.plan.Granule), Bitmaps: []qcow2.Bitmap{bits}})
 	if err != nil {
 		return err
 	}
@@ -205,7 +207,8 @@ func (s *session) meanwhileBytes(ctx context.Context) (dirty []int64, need int64
 	return dirty, need, nil
 }
 
-// catchUp copies what was written meanwhile if that is more than limit bytes, and says whether it was.
+// catchUp copies what was written meanwhile if that is more than limit bytes, and says whether it
+// was.
 func (s *session) catchUp(ctx context.Context, limit int64) (copied bool, err error) {
 	dirty, _, err := s.meanwhileBytes(ctx)
 	if err != nil {

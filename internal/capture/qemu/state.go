@@ -103,7 +103,8 @@ func (s *stateFile) begin(p capture.Plan) error {
 	return nil
 }
 
-// read returns the unfinished capture, nil if there is none. What is cut off by a kill in begin is none: nothing was begun.
+// read returns the unfinished capture, nil if there is none. What is cut off by a kill in begin is
+// none: nothing was begun.
 func (s *stateFile) read() (*record, error) {
 	line, err := io.ReadAll(io.NewSectionReader(s.f, 0, 1<<20))
 	if err != nil {
@@ -116,8 +117,8 @@ func (s *stateFile) read() (*record, error) {
 	return &r, nil
 }
 
-// recover removes what an unfinished capture left, in QEMU if m is not nil and on disk, but for bitmaps in keep. The file then says
-// that nothing is unfinished.
+// recover removes what an unfinished capture left, in QEMU if m is not nil and on disk, but for
+// bitmaps in keep. The file then says that nothing is unfinished.
 func (s *stateFile) recover(ctx context.Context, m monitor, keep map[string]bool) ([]string, error) {
 	r, err := s.read()
 	if err != nil {
@@ -171,7 +172,8 @@ func (s *stateFile) finish() error {
 	return errors.Join(os.Remove(s.f.Name()), s.f.Close())
 }
 
-// release gives up the lock, and leaves the file to the next Reconcile if it names anything unfinished.
+// release gives up the lock, and leaves the file to the next Reconcile if it names anything
+// unfinished.
 func (s *stateFile) release() error {
 	if r, err := s.read(); err == nil && r == nil {
 		return s.finish()

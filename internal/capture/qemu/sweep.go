@@ -15,7 +15,8 @@ const (
 	brokenNodes = 64                   // scratch nodes that are tried where QEMU can not list them
 )
 
-// sweep removes all that captures put into QEMU for their own duration and returns what it did, in words.
+// sweep removes all that captures put into QEMU for their own duration and returns what it did, in
+// words.
 func sweep(ctx context.Context, m monitor) ([]string, error) {
 	done, err := sweepJobs(ctx, m)
 	if err != nil {
@@ -28,7 +29,8 @@ func sweep(ctx context.Context, m monitor) ([]string, error) {
 // sweepJobs removes jobs with their filters, exports, nodes and descriptors of ours.
 func sweepJobs(ctx context.Context, m monitor) ([]string, error) {
 	var done []string
-	for _, step := range []func(context.Context, monitor) ([]string, error){cancelJobs, dropExports, dropNodes, dropDescriptors} {
+	for _, step := range []func(context.Context, monitor) ([]string, error){cancelJobs, dropExports, dropNodes,
+		dropDescriptors} {
 		more, err := step(ctx, m)
 		done = append(done, more...)
 		if err != nil {
@@ -86,7 +88,8 @@ func dropExports(ctx context.Context, m monitor) ([]string, error) {
 	return done, nil
 }
 
-// dropNodes removes nodes. QEMU does not list any while an image among them is broken; such a one has one of few names.
+// dropNodes removes nodes. QEMU does not list any while an image among them is broken; such a one
+// has one of few names.
 func dropNodes(ctx context.Context, m monitor) ([]string, error) {
 	var done []string
 	nodes, err := queryNodes(ctx, m)

@@ -29,8 +29,10 @@ const (
 	vaultID  = "0badcafe"
 )
 
-// devices are the guest's view of the three disks: qcow2 on an iothread, qcow2 as a plain drive, raw.
-var devices = map[string]string{"vda": "/machine/peripheral/vda/virtio-backend", "vdb": "/machine/peripheral/vdb/virtio-backend",
+// devices are the guest's view of the three disks: qcow2 on an iothread, qcow2 as a plain drive,
+// raw.
+var devices = map[string]string{"vda": "/machine/peripheral/vda/virtio-backend",
+	"vdb": "/machine/peripheral/vdb/virtio-backend",
 	"vdc": "/machine/peripheral/vdc/virtio-backend"}
 
 var diskNames = []string{"vda", "vdb", "vdc"}
@@ -76,9 +78,11 @@ func (v *vm) start() {
 	v.t.Helper()
 	sock := filepath.Join(v.dir, "guest.sock")
 	os.Remove(sock)
-	v.cmd = exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32", "-name", "guest",
+	v.cmd = exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32",
+		"-name", "guest",
 		"-qmp", "unix:"+sock+",server=on,wait=off", "-object", "iothread,id=io0",
-		"-blockdev", "driver=file,filename="+v.dir+"/vda,node-name=a-file", "-blockdev", "driver=qcow2,file=a-file,node-name=a",
+		"-blockdev", "driver=file,filename="+v.dir+"/vda,node-name=a-file", "-blockdev",
+		"driver=qcow2,file=a-file,node-name=a",
 		"-device", "virtio-blk-pci,drive=a,id=vda,iothread=io0",
 		"-drive", "file="+v.dir+"/vdb,if=none,id=b", "-device", "virtio-blk-pci,drive=b,id=vdb",
 		"-drive", "file="+v.dir+"/vdc,if=none,id=c,format=raw", "-device", "virtio-blk-pci,drive=c,id=vdc")
@@ -136,7 +140,8 @@ func (v *vm) execute(command string, a, result any) {
 func (v *vm) guest(disk, command string) {
 	v.t.Helper()
 	var out string
-	v.execute("human-monitor-command", args{"command-line": fmt.Sprintf("qemu-io -d %s %q", devices[disk], command)}, &out)
+	v.execute("human-monitor-command", args{"command-line": fmt.Sprintf("qemu-io -d %s %q", devices[disk], command)},
+		&out)
 	if out != "" {
 		v.t.Fatalf("guest %s: %s: %s", disk, command, out)
 	}
@@ -164,8 +169,9 @@ func (v *vm) write(rng *rand.Rand, n int) {
 
 const slot = 64 << 10
 
-// writeDuring has the guest begin n writes while backup jobs run, in slots of the disks that are even or odd. None overlaps another in
-// flight: qemu-io can not wait for one without holding up the jobs, so that settle waits for them when the jobs have ended.
+// writeDuring has the guest begin n writes while backup jobs run, in slots of the disks that are
+// even or odd. None overlaps another in flight: qemu-io can not wait for one without holding up the
+// jobs, so that settle waits for them when the jobs have ended.
 func (v *vm) writeDuring(rng *rand.Rand, n int, odd int) {
 	v.t.Helper()
 	v.mu.Lock()
@@ -217,7 +223,8 @@ func (w *vault) take(_ context.Context, r capture.Read) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	all := r.Data.Union(r.Zero)
-	if r.Whole && all.Bytes() != r.Size || len(r.Data.Intersect(r.Zero)) != 0 || !slices.Equal(all, all.Align(granule, r.Size)) {
+	if r.Whole && all.Bytes() != r.Size || len(r.Data.Intersect(r.Zero)) != 0 ||
+		!slices.Equal(all, all.Align(granule, r.Size)) {
 		return fmt.Errorf("disk %s: batch is malformed: data %v, zero %v", r.Disk, r.Data, r.Zero)
 	}
 	disk := w.disks[r.Disk]
@@ -238,7 +245,8 @@ func (w *vault) take(_ context.Context, r capture.Read) error {
 
 func (w *vault) plan(scratch string, limit int64) capture.Plan {
 	w.epochs++
-	p := capture.Plan{Machine: "guest", Vault: vaultID, Epoch: fmt.Sprintf("%08x", w.epochs), Granule: granule, Log: w.t.Logf,
+	p := capture.Plan{Machine: "guest", Vault: vaultID, Epoch: fmt.Sprintf("%08x", w.epochs), Granule: granule,
+		Log:     w.t.Logf,
 		Scratch: capture.Scratch{Dir: scratch, Limit: limit}}
 	for _, name := range diskNames {
 		d := w.last[name]
@@ -319,7 +327,8 @@ func (v *vm) requireNoState() {
 	}
 }
 
-// requireNoScratch demands that QEMU holds no scratch space: while its machine is stopped it keeps the descriptors, of empty files.
+// requireNoScratch demands that QEMU holds no scratch space: while its machine is stopped it keeps
+// the descriptors, of empty files.
 func (v *vm) requireNoScratch() {
 	v.t.Helper()
 	fds := fmt.Sprintf("/proc/%d/fd", v.cmd.Process.Pid)
@@ -330,7 +339,8 @@ func (v *vm) requireNoScratch() {
 	for _, e := range entries {
 		fd := filepath.Join(fds, e.Name())
 		target, _ := os.Readlink(fd)
-		if st, err := os.Stat(fd); strings.HasPrefix(target, v.scratch()) && err == nil && st.Mode().Perm()&0o200 != 0 && st.Sys().(*syscall.Stat_t).Blocks > 256 {
+		if st, err := os.Stat(fd); strings.HasPrefix(target, v.scratch()) && err == nil &&
+			st.Mode().Perm()&0o200 != 0 && st.Sys().(*syscall.Stat_t).Blocks > 256 {
 			v.t.Fatalf("QEMU still holds %s with %d blocks", target, st.Sys().(*syscall.Stat_t).Blocks)
 		}
 	}

@@ -10,12 +10,12 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// watchPause is how often the scratch is looked at while jobs run. QEMU writes no more than some 100 MiB in that time, which
-// the tenth of the file system that is never planned for takes in.
+// watchPause is how often the scratch is looked at while jobs run. QEMU writes no more than some
+// 100 MiB in that time, which the tenth of the file system that is never planned for takes in.
 const watchPause = 50 * time.Millisecond
 
-// waitJobs waits until every copy's job has ended well. It ends early if a job fails, QEMU goes away, or the scratch
-// threatens to overflow; then jobs may still run.
+// waitJobs waits until every copy's job has ended well. It ends early if a job fails, QEMU goes
+// away, or the scratch threatens to overflow; then jobs may still run.
 func (s *session) waitJobs(ctx context.Context, copies []*diskCopy) error {
 	events := s.mon.Subscribe()
 	defer events.Close()

@@ -1,6 +1,7 @@
 // Package inside runs commands in a guest through its agent.
 //
-// A [Guest] is not safe for concurrent use. What the guest says is not trusted: output is cut to a limit and made printable.
+// A [Guest] is not safe for concurrent use. What the guest says is not trusted: output is cut to a
+// limit and made printable.
 package inside
 
 import (
@@ -16,7 +17,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
-// ErrNoExec reports that the agent runs no commands: whoever set up the guest has forbidden it, or its agent is too old.
+// ErrNoExec reports that the agent runs no commands: whoever set up the guest has forbidden it, or
+// its agent is too old.
 var ErrNoExec = errors.New("the guest agent runs no commands")
 
 const (
@@ -78,8 +80,8 @@ func (g *Guest) Windows() bool { return g.windows }
 // System is what the guest calls itself, "" if it does not say.
 func (g *Guest) System() string { return g.name }
 
-// Run runs a command to its end. It returns [ErrNoExec], an error of the guest's, such as that there is no such program, or ctx's when that ends first; the
-// command then goes on in the guest.
+// Run runs a command to its end. It returns [ErrNoExec], an error of the guest's, such as that
+// there is no such program, or ctx's when that ends first; the command then goes on in the guest.
 func (g *Guest) Run(ctx context.Context, c Command) (Outcome, error) {
 	pid, err := g.start(ctx, c)
 	if err != nil {

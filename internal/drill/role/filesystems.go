@@ -1,12 +1,14 @@
 package role
 
-// FileSystems is the check that every drill makes: local file systems are mounted as the guest wants them, and none of them is damaged.
+// FileSystems is the check that every drill makes: local file systems are mounted as the guest
+// wants them, and none of them is damaged.
 func FileSystems() Check {
 	return Check{Name: "file systems", Unix: shell(fileSystems), Windows: powershell(windowsVolumes)}
 }
 
-// fileSystems says no with status 1 while something may still be mounted, and with 3 when damage was met. What ext4 has counted before the point was
-// taken counts too: it stays in the superblock until fsck is run.
+// fileSystems says no with status 1 while something may still be mounted, and with 3 when damage
+// was met. What ext4 has counted before the point was taken counts too: it stays in the superblock
+// until fsck is run.
 const fileSystems = `bad=0
 # read-only says whether the guest wants $1 so.
 wants_ro() {

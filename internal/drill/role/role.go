@@ -1,7 +1,8 @@
 // Package role knows by what commands a system shows that it does what it is there for.
 //
-// Everything here is a pure function that returns commands to be run in the guest. An exit status of 0 says yes, [Final] that trying again can not help, any
-// other not yet. A Windows is asked by PowerShell, in commands that no program between here and there has to quote; see windows.go.
+// Everything here is a pure function that returns commands to be run in the guest. An exit status
+// of 0 says yes, [Final] that trying again can not help, any other not yet. A Windows is asked by
+// PowerShell, in commands that no program between here and there has to quote; see windows.go.
 package role
 
 import (
@@ -27,7 +28,8 @@ const MaxScript = 1 << 20
 type Check struct {
 	Name string // for people
 	Unix inside.Command
-	// Windows is what a Windows is asked instead; without a path it is not asked at all, and NotWindows says why.
+	// Windows is what a Windows is asked instead; without a path it is not asked at all, and
+	// NotWindows says why.
 	Windows    inside.Command
 	NotWindows string
 }
@@ -45,7 +47,8 @@ func (c Check) For(windows bool) (inside.Command, error) {
 
 // known are the roles.
 var known = map[string]func(arg string) (Check, error){
-	"systemd": systemd, "service": service, "tcp": tcp, "postgresql": postgresql, "http": web, "file": file, "sqlite": sqlite,
+	"systemd": systemd, "service": service, "tcp": tcp, "postgresql": postgresql, "http": web, "file": file,
+	"sqlite": sqlite,
 }
 
 // Names returns the roles that are known.
@@ -88,8 +91,8 @@ func Given(command string) Check {
 	return c
 }
 
-// Script is a check by a script of the user's. In a Unix it may have an interpreter of its own; in a Windows it is one of PowerShell, or by its name's end
-// (.cmd, .bat) one of cmd.exe.
+// Script is a check by a script of the user's. In a Unix it may have an interpreter of its own; in
+// a Windows it is one of PowerShell, or by its name's end (.cmd, .bat) one of cmd.exe.
 func Script(name string, text []byte) (Check, error) {
 	if len(text) > MaxScript {
 		return Check{}, fmt.Errorf("script %s has %d bytes, %d are the most", name, len(text), MaxScript)
@@ -113,7 +116,9 @@ rm -f "$f"
 exit $s`
 
 func shell(script string) inside.Command {
-	return inside.Command{Path: "/bin/sh", Args: []string{"-c", "exec 2>&1; PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n" + script}, Shown: script}
+	return inside.Command{Path: "/bin/sh",
+		Args: []string{"-c", "exec 2>&1; PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n" +
+			script}, Shown: script}
 }
 
 // quote writes s as one word of a shell.
@@ -122,7 +127,8 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 func systemd(unit string) (Check, error) {
 	const windows = "it has no systemd; use --role service"
 	if unit != "" {
-		return Check{Unix: shell("s=$(systemctl is-active -- " + quote(unit) + ")\necho \"$s\"\n[ \"$s\" = active ]"), NotWindows: windows}, nil
+		return Check{Unix: shell("s=$(systemctl is-active -- " + quote(unit) + ")\necho \"$s\"\n[ \"$s\" = active ]"),
+			NotWindows: windows}, nil
 	}
 	return Check{NotWindows: windows, Unix: shell(`s=$(systemctl is-system-running)
 case $s in
@@ -150,12 +156,14 @@ func tcp(port string) (Check, error) {
 	}
 	row := fmt.Sprintf(`^ *[0-9]+: [0-9A-F]+:%04X [0-9A-F]+:0000 0A `, n)
 	return Check{
-		Unix:    shell(fmt.Sprintf("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qE %s && exit 0\necho \"nothing listens on TCP port %d\"\nexit 1", quote(row), n)),
+		Unix: shell(fmt.Sprintf("cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -qE %s && exit 0\necho "+
+			"\"nothing listens on TCP port %d\"\nexit 1", quote(row), n)),
 		Windows: powershell(listens(n)),
 	}, nil
 }
 
-// postgresql asks the server whether it takes connections, and reads its catalog of databases as its own user.
+// postgresql asks the server whether it takes connections, and reads its catalog of databases as
+// its own user.
 func postgresql(port string) (Check, error) {
 	if port == "" {
 		port = "5432"
@@ -202,7 +210,9 @@ func sqlite(path string) (Check, error) {
 	if path == "" {
 		return Check{}, errors.New("it needs the path of a database")
 	}
-	return Check{NotWindows: "use --check with sqlite3", Unix: shell("[ -f " + quote(path) + " ] || { echo 'no such database'; exit 1; }\n" +
-		"s=$(sqlite3 -cmd '.timeout 20000' " + quote(path) + " 'PRAGMA quick_check(5)') || { echo \"$s\"; exit 1; }\n" +
-		"[ \"$s\" = ok ] && exit 0\necho \"$s\"\nexit 3")}, nil
+	return Check{NotWindows: "use --check with sqlite3",
+		Unix: shell("[ -f " + quote(path) + " ] || { echo 'no such database'; exit 1; }\n" +
+			"s=$(sqlite3 -cmd '.timeout 20000' " + quote(path) +
+			" 'PRAGMA quick_check(5)') || { echo \"$s\"; exit 1; }\n" +
+			"[ \"$s\" = ok ] && exit 0\necho \"$s\"\nexit 3")}, nil
 }

@@ -51,7 +51,8 @@ func TestRoles(t *testing.T) {
 		status int
 		says   string
 	}{
-		{fmt.Sprintf("tcp=%d", open), 0, ""}, {fmt.Sprintf("tcp=%d", free), 1, fmt.Sprintf("nothing listens on TCP port %d", free)},
+		{fmt.Sprintf("tcp=%d", open), 0, ""},
+		{fmt.Sprintf("tcp=%d", free), 1, fmt.Sprintf("nothing listens on TCP port %d", free)},
 		{"file=" + odd, 0, ""}, {"file=" + odd + "'", 1, "can not be read"},
 		{"sqlite=" + odd + "none", 1, "no such database"},
 	} {
@@ -87,12 +88,14 @@ func TestScript(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	for _, s := range []string{"", "nothing", "tcp", "tcp=0", "tcp=65536", "tcp=x", "tcp=", "http", "http=ftp://x", "http=http://x/ y", "http=http://x/\"", "file", "sqlite", "postgresql=a b", "file=a\nb"} {
+	for _, s := range []string{"", "nothing", "tcp", "tcp=0", "tcp=65536", "tcp=x", "tcp=", "http", "http=ftp://x",
+		"http=http://x/ y", "http=http://x/\"", "file", "sqlite", "postgresql=a b", "file=a\nb"} {
 		if _, err := role.Parse(s); !errors.Is(err, role.ErrRole) {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
-	for _, s := range []string{"systemd", "systemd=ssh.service", "service", "service=ssh", "tcp=5432", "postgresql", "postgresql=5433", "http=http://localhost/", "file=/etc/passwd", "sqlite=/a"} {
+	for _, s := range []string{"systemd", "systemd=ssh.service", "service", "service=ssh", "tcp=5432", "postgresql",
+		"postgresql=5433", "http=http://localhost/", "file=/etc/passwd", "sqlite=/a"} {
 		c, err := role.Parse(s)
 		if err != nil || c.Name != s {
 			t.Errorf("%q: %+v, %v", s, c, err)

@@ -20,13 +20,16 @@ const (
 )
 
 // prelude makes what PowerShell writes UTF-8, and keeps its progress bars out of it.
-const prelude = "$ProgressPreference = 'SilentlyContinue'\ntry { [Console]::OutputEncoding = [Text.Encoding]::UTF8 } catch { }\n"
+const prelude = "$ProgressPreference = 'SilentlyContinue'\ntry { [Console]::OutputEncoding = [Text.Encoding]::UTF8 } " +
+	"catch { }\n"
 
-// powershell runs a script of PowerShell 2 or later. The guest agent joins arguments to one command line, which each program takes apart by rules of its
-// own, and escapes quotes in a way that cmd.exe and PowerShell do not understand: base64 has nothing to escape.
+// powershell runs a script of PowerShell 2 or later. The guest agent joins arguments to one command
+// line, which each program takes apart by rules of its own, and escapes quotes in a way that
+// cmd.exe and PowerShell do not understand: base64 has nothing to escape.
 func powershell(script string) inside.Command {
-	return inside.Command{Path: powershellPath, Shown: script, Args: []string{"-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass",
-		"-InputFormat", "Text", "-OutputFormat", "Text", "-EncodedCommand", encode(prelude + script)}}
+	return inside.Command{Path: powershellPath, Shown: script,
+		Args: []string{"-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass",
+			"-InputFormat", "Text", "-OutputFormat", "Text", "-EncodedCommand", encode(prelude + script)}}
 }
 
 // encode is base64 of UTF-16, as -EncodedCommand wants it.
@@ -43,7 +46,8 @@ func quotePS(s string) string {
 	return "'" + strings.NewReplacer("'", "''", "‘", "‘‘", "’", "’’", "‚", "‚‚", "‛", "‛‛").Replace(s) + "'"
 }
 
-// cmdLine runs a line as if it were typed at cmd.exe's prompt: with /s it takes off the outermost quotes and leaves the rest alone.
+// cmdLine runs a line as if it were typed at cmd.exe's prompt: with /s it takes off the outermost
+// quotes and leaves the rest alone.
 func cmdLine(line string) inside.Command {
 	c := powershell("$line = " + quotePS(line) + `
 $start = New-Object Diagnostics.ProcessStartInfo -ArgumentList $env:ComSpec, ('/d /s /c "' + $line + '"')
@@ -55,7 +59,8 @@ exit $process.ExitCode`)
 	return c
 }
 
-// windowsScript copies standard input, which is base64 since PowerShell reads it as text, to a file and runs that.
+// windowsScript copies standard input, which is base64 since PowerShell reads it as text, to a file
+// and runs that.
 func windowsScript(name string, text []byte) inside.Command {
 	ext := strings.ToLower(filepath.Ext(name))
 	if ext != ".cmd" && ext != ".bat" {
@@ -92,8 +97,9 @@ func lines64(text []byte) []byte {
 	return out
 }
 
-// windowsVolumes asks for the bit that makes Windows run chkdsk at the next start, the bit that "fsutil dirty query" shows, but in no language; for what
-// Windows thinks of its volumes; and for damage that NTFS has met since the start.
+// windowsVolumes asks for the bit that makes Windows run chkdsk at the next start, the bit that
+// "fsutil dirty query" shows, but in no language; for what Windows thinks of its volumes; and for
+// damage that NTFS has met since the start.
 const windowsVolumes = `$ErrorActionPreference = 'Stop'
 $status = 0
 foreach ($v in @(Get-WmiObject Win32_Volume -Filter 'DriveType=3')) {
@@ -109,7 +115,8 @@ $met = @(Get-WinEvent -FilterHashtable @{LogName='System'; Id=55; StartTime=$boo
 foreach ($e in $met) { Write-Output $e.Message; $status = 3 }
 exit $status`
 
-// failedServices are those that Windows starts by itself and that have ended with an error; 1077 is one that nobody has started yet.
+// failedServices are those that Windows starts by itself and that have ended with an error; 1077 is
+// one that nobody has started yet.
 const failedServices = `$ErrorActionPreference = 'Stop'
 $status = 0
 foreach ($s in @(Get-WmiObject Win32_Service -Filter "StartMode='Auto' AND State<>'Running'")) {
@@ -134,7 +141,8 @@ Write-Output 'nothing listens on TCP port %d'
 exit 1`, port, port)
 }
 
-// postgresReady asks whether the server takes connections. To read its tables takes a password: there is no user of the system's that it trusts.
+// postgresReady asks whether the server takes connections. To read its tables takes a password:
+// there is no user of the system's that it trusts.
 func postgresReady(port string) string {
 	return `$tool = @(Get-ChildItem -Path "$env:ProgramFiles\PostgreSQL\*\bin\pg_isready.exe" -ErrorAction SilentlyContinue)
 if ($tool.Count -eq 0) { Write-Output 'there is no pg_isready in Program Files'; exit 3 }

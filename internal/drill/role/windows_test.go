@@ -22,14 +22,16 @@ func scriptOf(t *testing.T, args []string) string {
 	return string(utf16.Decode(u))
 }
 
-// No argument has anything in it that the agent, Windows or a program would quote, escape or take apart.
+// No argument has anything in it that the agent, Windows or a program would quote, escape or take
+// apart.
 func TestNothingToQuote(t *testing.T) {
 	script, err := Script("it's \"odd\" %PATH%.ps1", []byte("Write-Output \"x\""))
 	if err != nil {
 		t.Fatal(err)
 	}
 	checks := []Check{script, FileSystems(), Given(`findstr "a b" C:\x\y.txt & echo %PATH%^|'it''s'`)}
-	for _, s := range []string{"service", "service=My \"odd\" service's", "tcp=80", "postgresql", "http=https://localhost/?a=b&c='d'", `file=C:\Program Files\it's`} {
+	for _, s := range []string{"service", "service=My \"odd\" service's", "tcp=80", "postgresql",
+		"http=https://localhost/?a=b&c='d'", `file=C:\Program Files\it's`} {
 		c, err := Parse(s)
 		if err != nil {
 			t.Fatal(err)
@@ -47,13 +49,15 @@ func TestNothingToQuote(t *testing.T) {
 				t.Errorf("%s: argument %q", c.Name, arg)
 			}
 		}
-		if command.Path != powershellPath || command.Shown == "" || !strings.HasPrefix(scriptOf(t, command.Args), prelude) {
+		if command.Path != powershellPath || command.Shown == "" ||
+			!strings.HasPrefix(scriptOf(t, command.Args), prelude) {
 			t.Errorf("%s: %+v", c.Name, command)
 		}
 	}
 }
 
-// What cmd.exe can not run is said before it is asked; what it can has room on the command line that PowerShell is started with.
+// What cmd.exe can not run is said before it is asked; what it can has room on the command line
+// that PowerShell is started with.
 func TestCmdLine(t *testing.T) {
 	long := strings.Repeat("é\"", maxCmdLine/3)
 	c, err := Given(long).For(true)
@@ -70,7 +74,8 @@ func TestCmdLine(t *testing.T) {
 // A script arrives byte for byte, with the mark that PowerShell knows UTF-8 by.
 func TestWindowsScript(t *testing.T) {
 	text := []byte("Write-Output 'größe'\r\n" + strings.Repeat("# long\n", 2000))
-	for name, want := range map[string]string{"a.ps1": "\ufeff" + string(text), "a": "\ufeff" + string(text), "a.CMD": string(text), "b.bat": string(text)} {
+	for name, want := range map[string]string{"a.ps1": "\ufeff" + string(text), "a": "\ufeff" + string(text),
+		"a.CMD": string(text), "b.bat": string(text)} {
 		c := windowsScript(name, text)
 		var all []byte
 		for line := range bytes.Lines(c.Input) {
@@ -93,7 +98,8 @@ func TestWindowsScript(t *testing.T) {
 	}
 }
 
-// readPS reads a single-quoted word as PowerShell does: five characters are quotes, and two in a row are one.
+// readPS reads a single-quoted word as PowerShell does: five characters are quotes, and two in a
+// row are one.
 func readPS(s string) (word string, ok bool) {
 	isQuote := func(r rune) bool { return strings.ContainsRune("'‘’‚‛", r) }
 	runes := []rune(s)

@@ -1,9 +1,11 @@
 // Package mount shows a recovery point as a directory, through FUSE, read-only.
 //
-// Below it are disks/vda, a file for each disk; volumes/vda1/, a tree for each file system that can be read; and root/, the
-// machine's own tree, where there is one. Nothing in it ever changes, and the kernel is told so: what it has read it keeps.
-// Inode numbers are the file system's own, made unique among volumes; hard links have one. Holes are seen by SEEK_HOLE. A named
-// stream of an NTFS file is read as NAME:STREAM, which no directory lists, and as the attribute user.STREAM if it is short.
+// Below it are disks/vda, a file for each disk; volumes/vda1/, a tree for each file system that can
+// be read; and root/, the machine's own tree, where there is one. Nothing in it ever changes, and
+// the kernel is told so: what it has read it keeps. Inode numbers are the file system's own, made
+// unique among volumes; hard links have one. Holes are seen by SEEK_HOLE. A named stream of an NTFS
+// file is read as NAME:STREAM, which no directory lists, and as the attribute user.STREAM if it is
+// short.
 package mount
 
 import (
@@ -36,8 +38,8 @@ type Options struct {
 	Source     string    // what df shows; "" means holdfast
 	Time       time.Time // of directories and disks that are no files of the machine; the zero time means now
 	AllowOther bool      // other users than the caller may look, as far as the machine's own permissions let them
-	// Trouble is told of files that can not be read, each time: programs only see an I/O error. It is called from several goroutines; nil
-	// discards.
+	// Trouble is told of files that can not be read, each time: programs only see an I/O error. It
+	// is called from several goroutines; nil discards.
 	Trouble func(where string, err error)
 }
 
@@ -52,8 +54,8 @@ type Mount struct {
 	Root    bool // whether root/ is there
 }
 
-// New mounts p on dir, which is made if its parent exists, and returns when it can be used. The disks must stay open until Wait
-// returns.
+// New mounts p on dir, which is made if its parent exists, and returns when it can be used. The
+// disks must stay open until Wait returns.
 func New(dir string, disks []volume.Disk, p *files.Point, o Options) (*Mount, error) {
 	m := &Mount{dir: dir}
 	if err := available(); err != nil {
@@ -77,10 +79,12 @@ func New(dir string, disks []volume.Disk, p *files.Point, o Options) (*Mount, er
 	}
 	root := m.tree(disks, p, &shared{opts: o, names: newNameCache(), inos: map[inoKey]uint64{}})
 	timeout := immutable
-	opts := &fs.Options{EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true, Logger: log.New(io.Discard, "", 0)}
+	opts := &fs.Options{EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true,
+		Logger: log.New(io.Discard, "", 0)}
 	opts.MountOptions = fuse.MountOptions{
-		FsName: o.Source, Name: "holdfast", DirectMount: os.Geteuid() == 0, Options: []string{"ro"}, AllowOther: o.AllowOther,
-		MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, MaxBackground: 32, Logger: log.New(io.Discard, "", 0),
+		FsName: o.Source, Name: "holdfast", DirectMount: os.Geteuid() == 0, Options: []string{"ro"},
+		AllowOther: o.AllowOther,
+		MaxWrite:   1 << 20, MaxReadAhead: 1 << 20, MaxBackground: 32, Logger: log.New(io.Discard, "", 0),
 	}
 	if o.AllowOther {
 		opts.Options = append(opts.Options, "default_permissions")
@@ -120,7 +124,8 @@ func (m *Mount) Wait() {
 	m.cleanUp()
 }
 
-// Unmount ends the mount. Where programs still use it, it goes out of sight now, and the error says that.
+// Unmount ends the mount. Where programs still use it, it goes out of sight now, and the error says
+// that.
 func (m *Mount) Unmount() error {
 	err := m.server.Unmount()
 	if err == nil {

@@ -47,7 +47,8 @@ func (tr *troubles) has(text string) bool {
 func mounted(t *testing.T, tr *troubles, disks []volume.Disk, volumes ...*volume.Volume) (string, *mount.Mount) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "m")
-	m, err := mount.New(dir, disks, files.Of(&volume.Volumes{List: volumes}), mount.Options{Source: "point", Time: time.Unix(1e9, 0), Trouble: tr.add})
+	m, err := mount.New(dir, disks, files.Of(&volume.Volumes{List: volumes}),
+		mount.Options{Source: "point", Time: time.Unix(1e9, 0), Trouble: tr.add})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +64,8 @@ func mounted(t *testing.T, tr *troubles, disks []volume.Disk, volumes ...*volume
 
 func TestMount(t *testing.T) {
 	when := time.Date(2020, 1, 2, 3, 4, 5, 123456789, time.UTC)
-	a, b := memfs.New(filesystem.Info{Type: "ext4", Size: 1 << 30, Used: 1 << 29}), memfs.New(filesystem.Info{Type: "ntfs", Size: 1 << 20})
+	a, b := memfs.New(filesystem.Info{Type: "ext4", Size: 1 << 30, Used: 1 << 29}),
+		memfs.New(filesystem.Info{Type: "ntfs", Size: 1 << 20})
 	a.Dir("/etc")
 	a.Text("/etc/fstab", "x /srv nfs4\n")
 	a.Dir("/srv")
@@ -71,21 +73,27 @@ func TestMount(t *testing.T) {
 	for i := range 3000 {
 		a.Text(fmt.Sprintf("/big/file with a name that is long enough to fill pages %04d", i), "")
 	}
-	two := a.Add("/file", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeSetuid | 0o751, UID: 5, GID: 6, Links: 2, Modified: when, Accessed: when, Changed: when},
-		Data: bytes.Repeat([]byte("data"), 500_000), Stored: extent.Of(extent.Extent{Off: 4096, Len: 8192}), Attrs: map[string][]byte{"user.k": []byte("v")}})
+	two := a.Add("/file", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeSetuid | 0o751, UID: 5, GID: 6, Links: 2,
+		Modified: when, Accessed: when, Changed: when},
+		Data: bytes.Repeat([]byte("data"), 500_000), Stored: extent.Of(extent.Extent{Off: 4096, Len: 8192}),
+		Attrs: map[string][]byte{"user.k": []byte("v")}})
 	a.Name("/etc", "hard", two)
 	a.Link("/link", "etc/fstab")
-	a.Add("/null", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666, Rdev: unix.Mkdev(259, 70_000)}})
-	a.Add("/unreadable", memfs.File{Attr: filesystem.Attr{Mode: 0o644}, Data: []byte("x"), ReadErr: filesystem.ErrCorrupt})
+	a.Add("/null", memfs.File{Attr: filesystem.Attr{Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666,
+		Rdev: unix.Mkdev(259, 70_000)}})
+	a.Add("/unreadable", memfs.File{Attr: filesystem.Attr{Mode: 0o644}, Data: []byte("x"),
+		ReadErr: filesystem.ErrCorrupt})
 	a.Add("/unknown", memfs.File{Damage: errors.New("a damaged inode")})
 	a.Add("/short", memfs.File{Attr: filesystem.Attr{Mode: 0o644, Size: 100}, Data: []byte("x")})
 	a.Dir("/evil")
 	a.Name("/evil", "a/b", two)
-	b.Add("/a.txt", memfs.File{Attr: filesystem.Attr{Mode: 0o755}, Data: []byte("main"), Names: []string{"short", "long"},
+	b.Add("/a.txt", memfs.File{Attr: filesystem.Attr{Mode: 0o755}, Data: []byte("main"),
+		Names: []string{"short", "long"},
 		Named: map[string][]byte{"short": []byte("[zone]"), "long": make([]byte, 100_000)}})
 	raw := bytes.Repeat([]byte("disk"), 300_000)
 	var tr troubles
-	dir, m := mounted(t, &tr, []volume.Disk{{Name: "vda", Size: int64(len(raw)), Reader: bytes.NewReader(raw)}}, volume.Of("vda1", a), volume.Of("vg0/data", b))
+	dir, m := mounted(t, &tr, []volume.Disk{{Name: "vda", Size: int64(len(raw)), Reader: bytes.NewReader(raw)}},
+		volume.Of("vda1", a), volume.Of("vg0/data", b))
 	if !slices.Equal(m.Disks, []string{"vda"}) || !slices.Equal(m.Volumes, []string{"vda1", "vg0/data"}) || !m.Root {
 		t.Errorf("%+v", m)
 	}
@@ -94,14 +102,17 @@ func TestMount(t *testing.T) {
 	if data, err := os.ReadFile(at("disks/vda")); err != nil || !bytes.Equal(data, raw) {
 		t.Errorf("the disk: %d bytes, %v", len(data), err)
 	}
-	if data, err := os.ReadFile(at("volumes/vda1/file")); err != nil || !bytes.Equal(data, bytes.Repeat([]byte("data"), 500_000)) {
+	if data, err := os.ReadFile(at("volumes/vda1/file")); err != nil ||
+		!bytes.Equal(data, bytes.Repeat([]byte("data"), 500_000)) {
 		t.Errorf("a file: %d bytes, %v", len(data), err)
 	}
 	var st, hard, other unix.Stat_t
-	if err := errors.Join(unix.Lstat(at("root/file"), &st), unix.Lstat(at("root/etc/hard"), &hard), unix.Lstat(at("volumes/vda1/file"), &other)); err != nil {
+	if err := errors.Join(unix.Lstat(at("root/file"), &st), unix.Lstat(at("root/etc/hard"), &hard),
+		unix.Lstat(at("volumes/vda1/file"), &other)); err != nil {
 		t.Fatal(err)
 	}
-	if st.Mode != unix.S_IFREG|0o4751 || st.Uid != 5 || st.Gid != 6 || st.Nlink != 2 || st.Size != 2_000_000 || st.Blocks != 16 || !time.Unix(st.Mtim.Unix()).Equal(when) {
+	if st.Mode != unix.S_IFREG|0o4751 || st.Uid != 5 || st.Gid != 6 || st.Nlink != 2 || st.Size != 2_000_000 ||
+		st.Blocks != 16 || !time.Unix(st.Mtim.Unix()).Equal(when) {
 		t.Errorf("%+v", st)
 	}
 	if st.Ino != hard.Ino || st.Ino == other.Ino {
@@ -117,7 +128,8 @@ func TestMount(t *testing.T) {
 	for _, tt := range []struct {
 		off, want int64
 		whence    int
-	}{{0, 4096, unix.SEEK_DATA}, {0, 0, unix.SEEK_HOLE}, {5000, 12288, unix.SEEK_HOLE}, {5000, 5000, unix.SEEK_DATA}, {12288, 12288, unix.SEEK_HOLE}} {
+	}{{0, 4096, unix.SEEK_DATA}, {0, 0, unix.SEEK_HOLE}, {5000, 12288, unix.SEEK_HOLE}, {5000, 5000, unix.SEEK_DATA},
+		{12288, 12288, unix.SEEK_HOLE}} {
 		if got, err := f.Seek(tt.off, tt.whence); err != nil || got != tt.want {
 			t.Errorf("seek %+v: %d, %v", tt, got, err)
 		}
@@ -148,11 +160,13 @@ func TestMount(t *testing.T) {
 		t.Errorf("a stream: %d bytes, %v", len(data), err)
 	}
 	var sf unix.Statfs_t
-	if err := unix.Statfs(at("root"), &sf); err != nil || int64(sf.Blocks)*sf.Frsize != 1<<30 || int64(sf.Bfree)*sf.Frsize != 1<<29 {
+	if err := unix.Statfs(at("root"), &sf); err != nil || int64(sf.Blocks)*sf.Frsize != 1<<30 ||
+		int64(sf.Bfree)*sf.Frsize != 1<<29 {
 		t.Errorf("%+v, %v", sf, err)
 	}
 	for name, want := range map[string]error{
-		"root/none": fs.ErrNotExist, "root/srv": syscall.EIO, "root/unknown": syscall.EIO, "root/a.txt:x": fs.ErrNotExist, "volumes/vg0/data/a.txt:no": fs.ErrNotExist,
+		"root/none": fs.ErrNotExist, "root/srv": syscall.EIO, "root/unknown": syscall.EIO,
+		"root/a.txt:x": fs.ErrNotExist, "volumes/vg0/data/a.txt:no": fs.ErrNotExist,
 	} {
 		if _, err := os.Lstat(at(name)); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
@@ -201,7 +215,8 @@ func TestUnmountInUse(t *testing.T) {
 }
 
 func TestWhereNothingCanBeMounted(t *testing.T) {
-	if _, err := mount.New(filepath.Join(t.TempDir(), "no", "dir"), nil, files.Of(&volume.Volumes{}), mount.Options{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := mount.New(filepath.Join(t.TempDir(), "no", "dir"), nil, files.Of(&volume.Volumes{}),
+		mount.Options{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
 	file := filepath.Join(t.TempDir(), "file")

@@ -19,8 +19,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
 )
 
-// idBits of an inode number are the file system's own; those above say which volume in which view it is. Two views of a volume have nodes
-// of their own: in the machine's tree other things are mounted below.
+// idBits of an inode number are the file system's own; those above say which volume in which view
+// it is. Two views of a volume have nodes of their own: in the machine's tree other things are
+// mounted below.
 const idBits = 48
 
 // view is a tree in the mount.
@@ -35,7 +36,8 @@ type inoKey struct {
 	id   filesystem.ID
 }
 
-// ino returns the inode number of a file. IDs that do not fit get numbers of the upper half, in the order they are asked for.
+// ino returns the inode number of a file. IDs that do not fit get numbers of the upper half, in the
+// order they are asked for.
 func (v *view) ino(n volume.Node) uint64 {
 	base := v.base[n.Volume]
 	const half = 1 << (idBits - 1)
@@ -110,7 +112,8 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 		return nil, n.errno(err)
 	}
 	fill(&out.Attr, attr, child)
-	return n.NewInode(ctx, &node{v: n.v, n: child}, fs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.v.ino(child)}), 0
+	return n.NewInode(ctx, &node{v: n.v, n: child},
+		fs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.v.ino(child)}), 0
 }
 
 // Getattr returns what is known of the file.

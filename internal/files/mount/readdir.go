@@ -62,7 +62,8 @@ func (l *listing) Readdirent(context.Context) (*fuse.DirEntry, syscall.Errno) {
 		return nil, l.n.errno(filesystem.ErrCorrupt)
 	}
 	l.n.v.s.names.add(l.n, e.Name, e.ID)
-	return &fuse.DirEntry{Name: e.Name, Mode: unixType(e.Type), Ino: l.n.v.ino(volume.Node{Volume: l.n.n.Volume, FS: l.n.n.FS, ID: e.ID}), Off: l.at}, 0
+	return &fuse.DirEntry{Name: e.Name, Mode: unixType(e.Type),
+		Ino: l.n.v.ino(volume.Node{Volume: l.n.n.Volume, FS: l.n.n.FS, ID: e.ID}), Off: l.at}, 0
 }
 
 // Seekdir goes to where an entry said that it was, from the beginning.
@@ -90,8 +91,9 @@ func (l *listing) Seekdir(_ context.Context, off uint64) syscall.Errno {
 // Releasedir closes the directory.
 func (l *listing) Releasedir(context.Context, uint32) { l.stop() }
 
-// nameCache knows what names mean in directories that were listed lately: who lists one looks at each file of it next, and a directory that
-// is not indexed would be read from its beginning for each. It is safe for concurrent use.
+// nameCache knows what names mean in directories that were listed lately: who lists one looks at
+// each file of it next, and a directory that is not indexed would be read from its beginning for
+// each. It is safe for concurrent use.
 type nameCache struct {
 	mu    sync.Mutex
 	dirs  map[inoKey]map[string]filesystem.ID

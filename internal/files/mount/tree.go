@@ -60,7 +60,8 @@ func (m *Mount) tree(disks []volume.Disk, p *files.Point, s *shared) *dir {
 	for i, v := range p.Volumes().List {
 		if t, err := v.Tree(); err == nil {
 			m.Volumes = append(m.Volumes, v.Name)
-			trees = append(trees, mounted{name: v.Name, tree: t, view: &view{s: s, tree: t, base: map[*volume.Volume]uint64{v: uint64(i+1) << idBits}}})
+			trees = append(trees, mounted{name: v.Name, tree: t,
+				view: &view{s: s, tree: t, base: map[*volume.Volume]uint64{v: uint64(i+1) << idBits}}})
 		}
 	}
 	guest, err := p.Tree("")

@@ -10,7 +10,8 @@ const (
 	aclNobody        = 0xFFFFFFFF // the id of an entry that is not for one user or group
 )
 
-// kernelACL converts an access control list from the form on disk, which leaves out ids that mean nothing, to the kernel's.
+// kernelACL converts an access control list from the form on disk, which leaves out ids that mean
+// nothing, to the kernel's.
 func kernelACL(disk []byte) ([]byte, error) {
 	if len(disk) < 4 || le32(disk, 0) != aclDiskVersion {
 		return nil, damaged("an access control list without its version")

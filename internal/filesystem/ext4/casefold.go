@@ -25,8 +25,8 @@ func (f *FS) comparison(dir *inode, name string) (func(stored string) bool, erro
 	}, nil
 }
 
-// folded returns what names that are the same without regard to case have in common: canonically decomposed, folded, and without
-// what is not to be seen.
+// folded returns what names that are the same without regard to case have in common: canonically
+// decomposed, folded, and without what is not to be seen.
 func folded(name string) string {
 	visible := strings.Map(func(r rune) rune {
 		if ignorable(r) {
@@ -43,7 +43,8 @@ func ignorable(r rune) bool {
 		return false
 	}
 	switch {
-	case r >= 0xFFF9 && r <= 0xFFFB, r >= 0x13430 && r <= 0x13440, unicode.Is(unicode.White_Space, r), unicode.Is(unicode.Prepended_Concatenation_Mark, r):
+	case r >= 0xFFF9 && r <= 0xFFFB, r >= 0x13430 && r <= 0x13440, unicode.Is(unicode.White_Space, r),
+		unicode.Is(unicode.Prepended_Concatenation_Mark, r):
 		return false
 	}
 	return unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Cf, unicode.Variation_Selector)

@@ -18,14 +18,23 @@ var variants = []struct {
 	{"ext4", 96 << 20, 10000, "", []string{"-t", "ext4"}, "ext4"},
 	{"ext4 of 1 KiB blocks", 96 << 20, 600, "", []string{"-t", "ext4", "-b", "1024"}, "ext4"},
 	{"ext4 with data in inodes", 96 << 20, 600, "", []string{"-t", "ext4", "-O", "inline_data", "-I", "256"}, "ext4"},
-	{"ext4 with data in large inodes", 96 << 20, 300, "", []string{"-t", "ext4", "-O", "inline_data,ea_inode", "-I", "1024", "-b", "4096"}, "ext4"},
-	{"ext4 without checksums and 64 bits", 96 << 20, 300, "", []string{"-t", "ext4", "-O", "^metadata_csum,^64bit,^flex_bg"}, "ext4"},
-	{"ext4 with group checksums", 96 << 20, 300, "", []string{"-t", "ext4", "-O", "^metadata_csum,uninit_bg,^resize_inode", "-G", "4"}, "ext4"},
-	{"ext4 with meta_bg", 300 << 20, 300, "", []string{"-t", "ext4", "-O", "meta_bg,^resize_inode,metadata_csum_seed,orphan_file", "-b", "1024", "-g", "1024"}, "ext4"},
-	{"ext4 with bigalloc", 96 << 20, 300, "", []string{"-t", "ext4", "-O", "bigalloc,ea_inode,large_dir,sparse_super2,^resize_inode", "-b", "1024", "-C", "8192"}, "ext4"},
-	{"ext4 with all else", 96 << 20, 300, "", []string{"-t", "ext4", "-O", "encrypt,verity,mmp,stable_inodes,^has_journal"}, "ext4"},
+	{"ext4 with data in large inodes", 96 << 20, 300, "",
+		[]string{"-t", "ext4", "-O", "inline_data,ea_inode", "-I", "1024", "-b", "4096"}, "ext4"},
+	{"ext4 without checksums and 64 bits", 96 << 20, 300, "",
+		[]string{"-t", "ext4", "-O", "^metadata_csum,^64bit,^flex_bg"}, "ext4"},
+	{"ext4 with group checksums", 96 << 20, 300, "",
+		[]string{"-t", "ext4", "-O", "^metadata_csum,uninit_bg,^resize_inode", "-G", "4"}, "ext4"},
+	{"ext4 with meta_bg", 300 << 20, 300, "",
+		[]string{"-t", "ext4", "-O", "meta_bg,^resize_inode,metadata_csum_seed,orphan_file", "-b", "1024", "-g",
+			"1024"}, "ext4"},
+	{"ext4 with bigalloc", 96 << 20, 300, "",
+		[]string{"-t", "ext4", "-O", "bigalloc,ea_inode,large_dir,sparse_super2,^resize_inode", "-b", "1024", "-C",
+			"8192"}, "ext4"},
+	{"ext4 with all else", 96 << 20, 300, "",
+		[]string{"-t", "ext4", "-O", "encrypt,verity,mmp,stable_inodes,^has_journal"}, "ext4"},
 	{"ext4 with data in the journal", 96 << 20, 300, "data=journal", []string{"-t", "ext4"}, "ext4"},
-	{"ext4 without types in directories", 96 << 20, 600, "", []string{"-t", "ext4", "-O", "^filetype,^dir_index"}, "ext4"},
+	{"ext4 without types in directories", 96 << 20, 600, "", []string{"-t", "ext4", "-O", "^filetype,^dir_index"},
+		"ext4"},
 	{"ext3", 96 << 20, 600, "", []string{"-t", "ext3", "-I", "128"}, "ext3"},
 	{"ext2", 96 << 20, 600, "", []string{"-t", "ext2", "-b", "1024"}, "ext2"},
 	{"ext2 of revision 0", 96 << 20, 300, "", []string{"-t", "ext2", "-r", "0", "-b", "4096"}, "ext2"},
@@ -40,7 +49,8 @@ func TestKernelCorpus(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
-			image := makeImage(t, v.size, append(v.options, "-L", "holdfast", "-U", "01234567-89ab-cdef-0123-456789abcdef")...)
+			image := makeImage(t, v.size, append(v.options, "-L", "holdfast", "-U",
+				"01234567-89ab-cdef-0123-456789abcdef")...)
 			dir, unmount := mounted(t, image, v.mount)
 			fill(t, dir, v.entries)
 			unmount()
@@ -60,7 +70,8 @@ func TestKernelCorpus(t *testing.T) {
 			if sum, err := f.countFree(); err != nil || int64(sum) != int64(st.Bfree) {
 				t.Errorf("groups have %d free blocks, want %d: %v", sum, st.Bfree, err)
 			}
-			if info := f.Info(); info.Type != v.kind || info.Label != "holdfast" || info.UUID != "01234567-89ab-cdef-0123-456789abcdef" || info.Size != v.size {
+			if info := f.Info(); info.Type != v.kind || info.Label != "holdfast" ||
+				info.UUID != "01234567-89ab-cdef-0123-456789abcdef" || info.Size != v.size {
 				t.Errorf("Info is %+v", info)
 			}
 		})

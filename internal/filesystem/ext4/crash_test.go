@@ -24,16 +24,20 @@ var journals = []struct {
 }{
 	{"checksums", "", []string{"-t", "ext4", "-J", "size=4"}, 2},
 	{"small and of 1 KiB blocks", "", []string{"-t", "ext4", "-b", "1024", "-J", "size=1"}, 4},
-	{"orphan file and data in inodes", "", []string{"-t", "ext4", "-O", "inline_data,orphan_file,ea_inode", "-J", "size=4"}, 2},
+	{"orphan file and data in inodes", "",
+		[]string{"-t", "ext4", "-O", "inline_data,orphan_file,ea_inode", "-J", "size=4"}, 2},
 	{"no checksums", "", []string{"-t", "ext4", "-O", "^metadata_csum,^64bit", "-J", "size=4"}, 2},
 	{"first kind of checksums", "journal_checksum", []string{"-t", "ext4", "-O", "^metadata_csum", "-J", "size=4"}, 2},
-	{"asynchronous commits", "journal_async_commit,data=writeback", []string{"-t", "ext4", "-O", "^metadata_csum,^64bit", "-J", "size=4"}, 2},
-	{"asynchronous commits with checksums", "journal_async_commit,data=writeback", []string{"-t", "ext4", "-J", "size=4"}, 2},
+	{"asynchronous commits", "journal_async_commit,data=writeback",
+		[]string{"-t", "ext4", "-O", "^metadata_csum,^64bit", "-J", "size=4"}, 2},
+	{"asynchronous commits with checksums", "journal_async_commit,data=writeback",
+		[]string{"-t", "ext4", "-J", "size=4"}, 2},
 	{"data too", "data=journal", []string{"-t", "ext4", "-J", "size=8"}, 2},
 	{"ext3", "", []string{"-t", "ext3", "-b", "1024", "-J", "size=4"}, 2},
 }
 
-// Wherever the machine stopped, our reader shows of the disk what a mount that replays the journal shows of it.
+// Wherever the machine stopped, our reader shows of the disk what a mount that replays the journal
+// shows of it.
 func TestCrashes(t *testing.T) {
 	if !mayMount() {
 		t.Log("only root with loop devices can compare with the kernel")
@@ -61,7 +65,8 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// compareAfterCrash compares the views of an image that was not unmounted, and tells whether there was something to replay.
+// compareAfterCrash compares the views of an image that was not unmounted, and tells whether there
+// was something to replay.
 func compareAfterCrash(t *testing.T, image string) bool {
 	t.Helper()
 	f := opened(t, image)
@@ -93,7 +98,8 @@ type writer struct {
 	seed uint64
 }
 
-// crash changes a file system from two sides, and stops it while both still write: nothing more reaches the disk.
+// crash changes a file system from two sides, and stops it while both still write: nothing more
+// reaches the disk.
 func (w *writer) crash(image, options string, round int) {
 	w.t.Helper()
 	dir, unmount := mounted(w.t, image, options)
@@ -136,7 +142,8 @@ func shutDown(t testing.TB, top *os.File) {
 }
 
 func expected(err error) bool {
-	for _, e := range []error{unix.EIO, unix.ENOENT, unix.EEXIST, unix.ENOSPC, unix.EOPNOTSUPP, unix.ENOTEMPTY, unix.EISDIR, unix.ENOTDIR, unix.EINVAL, unix.EROFS, unix.EMLINK, unix.EPERM} {
+	for _, e := range []error{unix.EIO, unix.ENOENT, unix.EEXIST, unix.ENOSPC, unix.EOPNOTSUPP, unix.ENOTEMPTY,
+		unix.EISDIR, unix.ENOTDIR, unix.EINVAL, unix.EROFS, unix.EMLINK, unix.EPERM} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -192,7 +199,8 @@ func writeSome(name string, data []byte, at int64, durable bool) error {
 	return errors.Join(err, file.Close())
 }
 
-// manyNames fills a directory of several blocks, and takes it away again: its blocks become revoked.
+// manyNames fills a directory of several blocks, and takes it away again: its blocks become
+// revoked.
 func manyNames(dir string, rng *rand.Rand) error {
 	sub := filepath.Join(dir, "names")
 	if err := os.RemoveAll(sub); err != nil || rng.IntN(3) == 0 {
@@ -209,7 +217,8 @@ func manyNames(dir string, rng *rand.Rand) error {
 	return writeSome(filepath.Join(dir, "durable"), []byte("x"), 0, true)
 }
 
-// A disk that is copied while it is in use, as it is at one instant, is read as a mount of the copy shows it.
+// A disk that is copied while it is in use, as it is at one instant, is read as a mount of the copy
+// shows it.
 func TestCopiedWhileMounted(t *testing.T) {
 	if !mayMount() {
 		t.Log("only root with loop devices can compare with the kernel")
@@ -239,7 +248,8 @@ func TestCopiedWhileMounted(t *testing.T) {
 	}
 }
 
-// instant returns a copy of an image that the kernel may be writing to: two copies that are equal are its state at one instant.
+// instant returns a copy of an image that the kernel may be writing to: two copies that are equal
+// are its state at one instant.
 func instant(t *testing.T, image string) string {
 	t.Helper()
 	copies := []string{filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")}

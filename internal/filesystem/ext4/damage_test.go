@@ -66,7 +66,8 @@ func viewBytes(r io.ReaderAt, size int64) (view, error) {
 	return v, walk(f, "/", f.Root(), v)
 }
 
-// With checksums, whatever byte is changed: what is shown, but for the content of files, is right or is an error.
+// With checksums, whatever byte is changed: what is shown, but for the content of files, is right
+// or is an error.
 func TestChecksumsTellDamage(t *testing.T) {
 	t.Parallel()
 	image := readImage(t, 4<<20, "-t", "ext4", "-O", "inline_data", "-b", "1024", "-N", "64", "-d", smallTree(t))
@@ -91,13 +92,15 @@ func TestChecksumsTellDamage(t *testing.T) {
 		if err == nil {
 			for path, got := range described(v) {
 				if isLink := strings.Contains(got, " L"); got != want[path] && !isLink {
-					t.Fatalf("byte %d changed from %d to %d: %s\n got %s\nwant %s", at, old, image[at], path, got, want[path])
+					t.Fatalf("byte %d changed from %d to %d: %s\n got %s\nwant %s", at, old, image[at], path, got,
+						want[path])
 				}
 			}
 			if len(v) != len(want) {
 				t.Fatalf("byte %d changed: %d files, want %d", at, len(v), len(want))
 			}
-		} else if found++; !errors.Is(err, filesystem.ErrCorrupt) && !errors.Is(err, filesystem.ErrUnsupported) && !errors.Is(err, filesystem.ErrNotThis) {
+		} else if found++; !errors.Is(err, filesystem.ErrCorrupt) && !errors.Is(err, filesystem.ErrUnsupported) &&
+			!errors.Is(err, filesystem.ErrNotThis) {
 			t.Fatalf("byte %d changed: %v", at, err)
 		}
 		image[at] = old
@@ -122,7 +125,8 @@ func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 	return f.ReaderAt.ReadAt(p, off)
 }
 
-// A read that fails is an error with its reason, whichever it is, and no excuse to call the file system damaged.
+// A read that fails is an error with its reason, whichever it is, and no excuse to call the file
+// system damaged.
 func TestEveryReadMayFail(t *testing.T) {
 	t.Parallel()
 	image := makeImage(t, 8<<20, "-t", "ext4", "-b", "1024", "-J", "size=1", "-d", smallTree(t))
@@ -220,8 +224,10 @@ func TestModes(t *testing.T) {
 		mode uint16
 		want fs.FileMode
 	}{
-		{0o100644, 0o644}, {0o040755, fs.ModeDir | 0o755}, {0o120777, fs.ModeSymlink | 0o777}, {0o104755, fs.ModeSetuid | 0o755},
-		{0o102755, fs.ModeSetgid | 0o755}, {0o041777, fs.ModeDir | fs.ModeSticky | 0o777}, {0o020620, fs.ModeDevice | fs.ModeCharDevice | 0o620},
+		{0o100644, 0o644}, {0o040755, fs.ModeDir | 0o755}, {0o120777, fs.ModeSymlink | 0o777},
+		{0o104755, fs.ModeSetuid | 0o755},
+		{0o102755, fs.ModeSetgid | 0o755}, {0o041777, fs.ModeDir | fs.ModeSticky | 0o777},
+		{0o020620, fs.ModeDevice | fs.ModeCharDevice | 0o620},
 		{0o060660, fs.ModeDevice | 0o660}, {0o010600, fs.ModeNamedPipe | 0o600}, {0o140755, fs.ModeSocket | 0o755},
 	} {
 		if got := fileMode(tt.mode); got != tt.want {

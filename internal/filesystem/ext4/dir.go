@@ -100,7 +100,8 @@ func (f *FS) dirents(in *inode) iter.Seq2[dirent, error] {
 	}
 }
 
-// blockDir yields the entries of a directory in blocks, one after the other: a hashed one can be read so too.
+// blockDir yields the entries of a directory in blocks, one after the other: a hashed one can be
+// read so too.
 func (f *FS) blockDir(in *inode, yield func(dirent, error) bool) {
 	blocks := f.blocksOf(in.size)
 	if blocks > f.sb.blocks || blocks > f.reach(in) || in.size%f.sb.blockSize != 0 {
@@ -136,7 +137,8 @@ func (f *FS) dirBlock(m *blockMap, n uint64) ([]byte, error) {
 	return f.verifyDirBlock(m.in, n, b)
 }
 
-// direntsOf yields the used entries of one block or inline region. It returns false where the walk is over.
+// direntsOf yields the used entries of one block or inline region. It returns false where the walk
+// is over.
 func (f *FS) direntsOf(in *inode, b []byte, yield func(dirent, error) bool) bool {
 	for at := 0; at < len(b); {
 		d, length, err := f.parseDirent(b[at:])
@@ -152,8 +154,8 @@ func (f *FS) direntsOf(in *inode, b []byte, yield func(dirent, error) bool) bool
 	return true
 }
 
-// parseDirent decodes the entry that b begins with and returns its length. A name that no mount would show is damage:
-// it could lead who writes files by these names to somewhere else.
+// parseDirent decodes the entry that b begins with and returns its length. A name that no mount
+// would show is damage: it could lead who writes files by these names to somewhere else.
 func (f *FS) parseDirent(b []byte) (dirent, int, error) {
 	if len(b) < direntHeader {
 		return dirent{}, 0, damaged("a directory entry is cut off")

@@ -6,7 +6,8 @@ const (
 	dxEntrySize = 8
 )
 
-// verifyDirBlock verifies the checksum of the n-th block of a directory and returns the part that holds entries.
+// verifyDirBlock verifies the checksum of the n-th block of a directory and returns the part that
+// holds entries.
 func (f *FS) verifyDirBlock(in *inode, n uint64, b []byte) ([]byte, error) {
 	if in.has(flagIndex) && f.sb.compat&compatDirIndex != 0 && (n == 0 || f.recordLength(le16(b, 4)) == len(b)) {
 		if !f.indexSumMatches(in, b) {
@@ -25,7 +26,8 @@ func (f *FS) verifyDirBlock(in *inode, n uint64, b []byte) ([]byte, error) {
 	return b[:end], nil
 }
 
-// indexSumMatches verifies a block of a hashed directory's index, which looks like one with no entries but . and ..
+// indexSumMatches verifies a block of a hashed directory's index, which looks like one with no
+// entries but . and ..
 func (f *FS) indexSumMatches(in *inode, b []byte) bool {
 	table := 8 // behind the entry that covers the block
 	if first := le16(b, 4); f.recordLength(first) != len(b) {

@@ -63,7 +63,9 @@ func (d *disk) readAt(p []byte, off int64) error {
 		return nil
 	}
 	first, end := off/d.blockSize, (off+int64(len(p))+d.blockSize-1)/d.blockSize
-	at, _ := slices.BinarySearchFunc(d.overlay, uint64(first), func(m moved, b uint64) int { return cmp.Compare(m.block, b) })
+	at, _ := slices.BinarySearchFunc(d.overlay, uint64(first), func(m moved, b uint64) int {
+		return cmp.Compare(m.block, b)
+	})
 	for ; at < len(d.overlay) && d.overlay[at].block < uint64(end); at++ {
 		if err := d.patch(p, off, d.overlay[at]); err != nil {
 			return err

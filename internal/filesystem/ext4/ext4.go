@@ -1,13 +1,17 @@
-// Package ext4 reads ext2, ext3 and ext4 file systems: files, directories, links, attributes, read-only.
+// Package ext4 reads ext2, ext3 and ext4 file systems: files, directories, links, attributes,
+// read-only.
 //
-// [Open] takes the device as it is, also one that was in use when it was copied: the journal and the fast commits after it are
-// replayed into memory, so that reading shows what a mount would show, and nothing is ever written. What carries a checksum is
-// checked when it is used, after the replay; a mismatch is [filesystem.ErrCorrupt]. An incompatible feature that is not known
-// here is [filesystem.ErrUnsupported], as it is for the kernel, and so is a single encrypted file. Files that were removed while
-// open, which a mount would delete, have no name that leads to them; those that it would cut have their new size already.
+// [Open] takes the device as it is, also one that was in use when it was copied: the journal and
+// the fast commits after it are replayed into memory, so that reading shows what a mount would
+// show, and nothing is ever written. What carries a checksum is checked when it is used, after the
+// replay; a mismatch is [filesystem.ErrCorrupt]. An incompatible feature that is not known here is
+// [filesystem.ErrUnsupported], as it is for the kernel, and so is a single encrypted file. Files
+// that were removed while open, which a mount would delete, have no name that leads to them; those
+// that it would cut have their new size already.
 //
-// Memory is bounded: 16 MiB of metadata, a few words for each block that the journal holds, and one mapping block for each open
-// file. An [FS] and its files are safe for concurrent use. Read errors of the device come back as they are, wrapped.
+// Memory is bounded: 16 MiB of metadata, a few words for each block that the journal holds, and one
+// mapping block for each open file. An [FS] and its files are safe for concurrent use. Read errors
+// of the device come back as they are, wrapped.
 package ext4
 
 import (
@@ -34,8 +38,9 @@ type FS struct {
 
 var _ filesystem.FS = (*FS)(nil)
 
-// Open opens the file system that begins at byte 0 of r, a device of size bytes. Its errors are [filesystem.ErrNotThis] where
-// there is none, [filesystem.ErrUnsupported], [filesystem.ErrCorrupt], and those of r.
+// Open opens the file system that begins at byte 0 of r, a device of size bytes. Its errors are
+// [filesystem.ErrNotThis] where there is none, [filesystem.ErrUnsupported],
+// [filesystem.ErrCorrupt], and those of r.
 func Open(r io.ReaderAt, size int64) (*FS, error) {
 	d := newDisk(r, size)
 	sb, err := readSuperblock(d)
@@ -97,7 +102,8 @@ func (f *FS) note(format string, args ...any) {
 	f.notes = append(f.notes, fmt.Sprintf(format, args...))
 }
 
-// Info says what the file system is. Used counts, as df does not, what the file system needs for itself.
+// Info says what the file system is. Used counts, as df does not, what the file system needs for
+// itself.
 func (f *FS) Info() filesystem.Info {
 	return filesystem.Info{
 		Type:  f.sb.kind(),
@@ -109,7 +115,8 @@ func (f *FS) Info() filesystem.Info {
 	}
 }
 
-// usedBytes trusts the superblock's count only after a clean unmount: while mounted, the kernel seldom writes it.
+// usedBytes trusts the superblock's count only after a clean unmount: while mounted, the kernel
+// seldom writes it.
 func (f *FS) usedBytes() int64 {
 	f.usedOnce.Do(func() {
 		free := f.sb.freeBlocks

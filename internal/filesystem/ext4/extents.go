@@ -48,7 +48,8 @@ func (f *FS) extentLeaf(in *inode, block uint64) (*leaf, error) {
 	return f.extentRuns(node, lo, hi)
 }
 
-// extentChild reads a node below another. Its first entry begins where its parent says, so no node can have two parents.
+// extentChild reads a node below another. Its first entry begins where its parent says, so no node
+// can have two parents.
 func (f *FS) extentChild(in *inode, parent extentNode, i int) (extentNode, error) {
 	phys := parent.child(i)
 	if err := f.checkBlocks(phys, 1); err != nil {

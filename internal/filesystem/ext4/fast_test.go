@@ -12,8 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Fast commits are read as the kernel replays them, where it does: some that it wrote itself it refuses. The times of what it
-// touches while it replays are then those of the mount, and directories are written anew.
+// Fast commits are read as the kernel replays them, where it does: some that it wrote itself it
+// refuses. The times of what it touches while it replays are then those of the mount, and
+// directories are written anew.
 func TestFastCommits(t *testing.T) {
 	if !mayMount() {
 		t.Log("only root with loop devices can compare with the kernel")
@@ -21,7 +22,8 @@ func TestFastCommits(t *testing.T) {
 	}
 	t.Parallel()
 	compared := 0
-	for round, features := range []string{"fast_commit", "fast_commit,inline_data", "fast_commit", "fast_commit,^metadata_csum"} {
+	for round, features := range []string{"fast_commit", "fast_commit,inline_data", "fast_commit",
+		"fast_commit,^metadata_csum"} {
 		image := makeImage(t, 24<<20, "-t", "ext4", "-O", features, "-J", "size=8")
 		smallChanges(t, image, rand.New(rand.NewPCG(uint64(round), 3)))
 		f := opened(t, image)
@@ -46,7 +48,8 @@ func TestFastCommits(t *testing.T) {
 	}
 }
 
-// replayedByKernel returns what a mount shows, unless the kernel finds its own fast commits damaged.
+// replayedByKernel returns what a mount shows, unless the kernel finds its own fast commits
+// damaged.
 func replayedByKernel(t *testing.T, image string) (view, bool) {
 	t.Helper()
 	loop := attached(t, image)

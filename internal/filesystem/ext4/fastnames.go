@@ -52,7 +52,8 @@ func (d *fastDir) set(name string, inode uint32) {
 	d.names[name] = inode
 }
 
-// dir returns what is known of a directory, to be changed. Its first use reads which of the wanted names it has.
+// dir returns what is known of a directory, to be changed. Its first use reads which of the wanted
+// names it has.
 func (c *fastCommits) dir(f *FS, n uint32) (*fastDir, error) {
 	if d := c.dirs[uint64(n)]; d != nil {
 		return d, nil
@@ -77,7 +78,8 @@ func (c *fastCommits) dir(f *FS, n uint32) (*fastDir, error) {
 	return d, nil
 }
 
-// names yields the entries of a directory: those that base yields, but for the names that fast commits touched.
+// names yields the entries of a directory: those that base yields, but for the names that fast
+// commits touched.
 func (c *fastCommits) names(in *inode, base func(func(dirent, error) bool), yield func(dirent, error) bool) {
 	if c == nil || c.dirs[in.number] == nil {
 		base(yield)
@@ -86,7 +88,8 @@ func (c *fastCommits) names(in *inode, base func(func(dirent, error) bool), yiel
 	d := c.dirs[in.number]
 	if d.created {
 		base = func(yield func(dirent, error) bool) {
-			_ = yield(dirent{name: ".", inode: uint32(in.number)}, nil) && yield(dirent{name: "..", inode: d.parent}, nil)
+			_ = yield(dirent{name: ".", inode: uint32(in.number)}, nil) && yield(dirent{name: "..", inode: d.parent},
+				nil)
 		}
 	}
 	over := false

@@ -9,11 +9,13 @@ import (
 // maxFastTags bounds what is replayed; the default area has room for some thousands.
 const maxFastTags = 1 << 16
 
-// fastCommits is what fast commits changed, over what the journal left. It is not changed once Open has returned.
+// fastCommits is what fast commits changed, over what the journal left. It is not changed once Open
+// has returned.
 //
-// The kernel replays into its usual functions, which allocate blocks and move entries. Here the changes are kept as what they
-// mean: fields and ranges of inodes, names in directories. All reads the same but for what only the kernel's own work on
-// directories makes: their times are those of the mount there, and their size may differ.
+// The kernel replays into its usual functions, which allocate blocks and move entries. Here the
+// changes are kept as what they mean: fields and ranges of inodes, names in directories. All reads
+// the same but for what only the kernel's own work on directories makes: their times are those of
+// the mount there, and their size may differ.
 type fastCommits struct {
 	inodes map[uint64]*fastState
 	dirs   map[uint64]*fastDir
@@ -37,7 +39,8 @@ func (j *journal) replayFast(sequence uint32) error {
 	if len(tags) > maxFastTags {
 		return unsupported("replaying %d fast commit tags", len(tags))
 	}
-	c := &fastCommits{inodes: map[uint64]*fastState{}, dirs: map[uint64]*fastDir{}, wanted: map[uint32]map[string]bool{}}
+	c := &fastCommits{inodes: map[uint64]*fastState{}, dirs: map[uint64]*fastDir{},
+		wanted: map[uint32]map[string]bool{}}
 	j.fs.fast = c
 	for _, t := range tags {
 		if err := c.want(t); err != nil {
@@ -53,7 +56,8 @@ func (j *journal) replayFast(sequence uint32) error {
 	return nil
 }
 
-// want remembers the name that a tag speaks of, so that each directory is read once and only these are kept.
+// want remembers the name that a tag speaks of, so that each directory is read once and only these
+// are kept.
 func (c *fastCommits) want(t fastTag) error {
 	if !t.isName() {
 		return nil
@@ -82,7 +86,8 @@ func (c *fastCommits) replay(f *FS, t fastTag) error {
 	case fastInode:
 		s.raw, s.links = t.data[4:], -1
 	case fastAddRange:
-		r := run{start: uint64(le32(t.data, 4)), count: uint64(le16(t.data, 8)), phys: uint64(le32(t.data, 12)) | uint64(le16(t.data, 10))<<32}
+		r := run{start: uint64(le32(t.data, 4)), count: uint64(le16(t.data, 8)), phys: uint64(le32(t.data, 12)) |
+			uint64(le16(t.data, 10))<<32}
 		if r.count > maxExtentBlocks {
 			r.count, r.hole = r.count-maxExtentBlocks, true
 		}
@@ -91,7 +96,8 @@ func (c *fastCommits) replay(f *FS, t fastTag) error {
 		}
 		s.replace(fastEdit{run: r})
 	case fastDelRange:
-		s.replace(fastEdit{run: run{start: uint64(le32(t.data, 4)), count: uint64(le32(t.data, 8)), hole: true}, removed: true})
+		s.replace(fastEdit{run: run{start: uint64(le32(t.data, 4)), count: uint64(le32(t.data, 8)), hole: true},
+			removed: true})
 	}
 	return nil
 }
@@ -121,7 +127,8 @@ func (s *fastState) setLinks(n int) {
 	}
 }
 
-// apply changes an inode as it is in its table. Its mapping stays, unless it holds data; ranges are in tags of their own.
+// apply changes an inode as it is in its table. Its mapping stays, unless it holds data; ranges are
+// in tags of their own.
 func (s *fastState) apply(raw []byte) {
 	const behindMapping = inodeBlockOffset + inodeBlockSize
 	mapping := raw[inodeBlockOffset:behindMapping]

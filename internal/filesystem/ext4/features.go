@@ -37,12 +37,15 @@ const (
 	roCompatSharedBlocks = 0x4000
 
 	// readIncompat are the incompatible features that this package reads.
-	readIncompat = incompatFiletype | incompatRecover | incompatMetaBG | incompatExtents | incompat64bit | incompatMMP | incompatFlexBG |
+	readIncompat = incompatFiletype | incompatRecover | incompatMetaBG | incompatExtents | incompat64bit | incompatMMP |
+		incompatFlexBG |
 		incompatEAInode | incompatCsumSeed | incompatLargedir | incompatInlineData | incompatEncrypt | incompatCasefold
-	// knownRoCompat are those that change nothing for who only reads, or that are read: up to orphan_present, without has_snapshot.
+	// knownRoCompat are those that change nothing for who only reads, or that are read: up to
+	// orphan_present, without has_snapshot.
 	knownRoCompat = 0x1ff7f
 
-	// ext3Incompat and ext3RoCompat are what a file system may have and still be called ext2 or ext3.
+	// ext3Incompat and ext3RoCompat are what a file system may have and still be called ext2 or
+	// ext3.
 	ext3Incompat = incompatFiletype | incompatRecover | incompatMetaBG
 	ext3RoCompat = roCompatSparseSuper | roCompatLargeFile | roCompatBtreeDir
 )

@@ -78,7 +78,8 @@ func (m *mappedFile) ReadAt(p []byte, off int64) (int, error) {
 	return done, eof
 }
 
-// clip cuts what is asked for at the end of a file, and returns io.EOF as eof where something is cut off.
+// clip cuts what is asked for at the end of a file, and returns io.EOF as eof where something is
+// cut off.
 func clip(p []byte, off, size int64) (cut []byte, eof, err error) {
 	switch {
 	case off < 0:
@@ -107,7 +108,8 @@ func (m *mappedFile) Extents() (extent.Set, error) {
 	return set, nil
 }
 
-// inlineFile is a file that its inode holds itself. What lies behind the data and before the size was never written.
+// inlineFile is a file that its inode holds itself. What lies behind the data and before the size
+// was never written.
 type inlineFile struct {
 	data []byte
 	size int64

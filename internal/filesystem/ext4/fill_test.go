@@ -33,7 +33,8 @@ func (f *filler) must(err error) {
 // may is must, where some file systems can not do it.
 func (f *filler) may(err error) {
 	f.t.Helper()
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.E2BIG) && !errors.Is(err, unix.ENAMETOOLONG) {
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.E2BIG) &&
+		!errors.Is(err, unix.ENAMETOOLONG) {
 		f.must(err)
 	}
 }
@@ -75,7 +76,8 @@ func fill(t testing.TB, dir string, entries int) {
 }
 
 func (f *filler) sizes() {
-	for _, n := range []int{0, 1, 59, 60, 61, 100, 130, 150, 160, 200, 511, 1023, 1024, 1025, 4095, 4096, 4097, 70000, 1 << 20} {
+	for _, n := range []int{0, 1, 59, 60, 61, 100, 130, 150, 160, 200, 511, 1023, 1024, 1025, 4095, 4096, 4097, 70000,
+		1 << 20} {
 		f.file(fmt.Sprintf("size-%d", n), n)
 	}
 	grown := f.file("grown", 20)
@@ -127,7 +129,8 @@ func (f *filler) links() {
 func (f *filler) names(entries int) {
 	f.must(os.MkdirAll(f.path("deep/a/b/c/d/e/f"), 0o750))
 	f.must(os.Mkdir(f.path("empty"), 0o700))
-	for _, name := range []string{"größe", "日本語", "emoji 😀", "e\u0301", "\xff\xfe not utf-8", "new\nline", strings.Repeat("n", 255), " "} {
+	for _, name := range []string{"größe", "日本語", "emoji 😀", "e\u0301", "\xff\xfe not utf-8", "new\nline",
+		strings.Repeat("n", 255), " "} {
 		f.file("deep/"+name, 10)
 	}
 	f.must(os.Mkdir(f.path("few"), 0o755))
@@ -166,7 +169,8 @@ func (f *filler) attributes() {
 // acl returns rights for the owner, user 1234567, the group, group 42, with a mask, and others.
 func acl() []byte {
 	b := binary.LittleEndian.AppendUint32(nil, 2)
-	for _, e := range [][3]uint32{{1, 6, aclNobody}, {2, 4, 1234567}, {4, 4, aclNobody}, {8, 2, 42}, {16, 6, aclNobody}, {32, 4, aclNobody}} {
+	for _, e := range [][3]uint32{{1, 6, aclNobody}, {2, 4, 1234567}, {4, 4, aclNobody}, {8, 2, 42}, {16, 6, aclNobody},
+		{32, 4, aclNobody}} {
 		b = binary.LittleEndian.AppendUint16(b, uint16(e[0]))
 		b = binary.LittleEndian.AppendUint16(b, uint16(e[1]))
 		b = binary.LittleEndian.AppendUint32(b, e[2])
@@ -196,7 +200,8 @@ func (f *filler) times() {
 	}
 }
 
-// fragments writes every second block of two files in turn, so that no two blocks are next to each other.
+// fragments writes every second block of two files in turn, so that no two blocks are next to each
+// other.
 func (f *filler) fragments() {
 	a, err := os.Create(f.path("fragments-a"))
 	f.must(err)

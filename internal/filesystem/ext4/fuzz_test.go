@@ -39,7 +39,8 @@ func seeds(t testing.TB) (list []seed) {
 	return list
 }
 
-// mutated returns a copy of the image with bytes changed: three bytes say near which used byte, one how far behind it, one to what.
+// mutated returns a copy of the image with bytes changed: three bytes say near which used byte, one
+// how far behind it, one to what.
 func (s seed) mutated(changes []byte) []byte {
 	image := bytes.Clone(s.image)
 	for ; len(changes) >= 5; changes = changes[5:] {
@@ -51,7 +52,8 @@ func (s seed) mutated(changes []byte) []byte {
 	return image
 }
 
-// FuzzOpen walks small images with changed bytes: there is no panic, no walk without end, no memory without bound.
+// FuzzOpen walks small images with changed bytes: there is no panic, no walk without end, no memory
+// without bound.
 func FuzzOpen(f *testing.F) {
 	images := seeds(f)
 	for i := range images {
@@ -115,7 +117,8 @@ func read(t *testing.T, f *FS, id filesystem.ID) {
 	}
 }
 
-// The seeds are what they are to be: without changes they read well, and the dirty ones are replayed.
+// The seeds are what they are to be: without changes they read well, and the dirty ones are
+// replayed.
 func TestSeedsRead(t *testing.T) {
 	for _, s := range seeds(t) {
 		f, err := Open(bytes.NewReader(s.image), int64(len(s.image)))
@@ -127,7 +130,8 @@ func TestSeedsRead(t *testing.T) {
 			t.Errorf("%s has %d files", s.name, len(v))
 		}
 		dirty := strings.HasPrefix(s.name, "journal") || strings.HasPrefix(s.name, "fast")
-		if noted(f, "replayed") != dirty || strings.HasPrefix(s.name, "fast") && !noted(f, "fast commits were replayed") {
+		if noted(f, "replayed") != dirty ||
+			strings.HasPrefix(s.name, "fast") && !noted(f, "fast commits were replayed") {
 			t.Errorf("%s: notes %q", s.name, f.Info().Notes)
 		}
 	}

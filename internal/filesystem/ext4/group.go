@@ -23,7 +23,8 @@ func (f *FS) descriptor(group uint64) ([]byte, error) {
 	return desc, nil
 }
 
-// descriptorBlock returns where the n-th block of descriptors is: behind the superblock, or with meta_bg in the group it describes.
+// descriptorBlock returns where the n-th block of descriptors is: behind the superblock, or with
+// meta_bg in the group it describes.
 func (f *FS) descriptorBlock(n uint64) uint64 {
 	sb := f.sb
 	if sb.incompat&incompatMetaBG == 0 || n < sb.firstMetaBG {

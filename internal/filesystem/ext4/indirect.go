@@ -20,7 +20,8 @@ func (f *FS) indirectLeaf(in *inode, block uint64) (*leaf, error) {
 	return nil, damaged("block %d of the file is behind what pointers reach", block)
 }
 
-// pointerLeaf walks down from a block of pointers that maps span blocks from lo on, with level more below it.
+// pointerLeaf walks down from a block of pointers that maps span blocks from lo on, with level more
+// below it.
 func (f *FS) pointerLeaf(pointers uint64, level int, block, lo, span uint64) (*leaf, error) {
 	for {
 		if pointers == 0 {

@@ -5,7 +5,8 @@ const (
 	inlineAttrName  = "data"
 )
 
-// inlineData returns the two pieces in which an inode holds data itself: 60 bytes, and behind them an attribute, if there is one.
+// inlineData returns the two pieces in which an inode holds data itself: 60 bytes, and behind them
+// an attribute, if there is one.
 func (f *FS) inlineData(in *inode) (head, tail []byte, err error) {
 	body := in.attrBody()
 	if body == nil {
@@ -23,14 +24,16 @@ func (f *FS) inlineData(in *inode) (head, tail []byte, err error) {
 	return in.block(), nil, nil
 }
 
-// inlineDir yields the entries of a directory that its inode holds itself: behind the number of its parent, then in the attribute.
+// inlineDir yields the entries of a directory that its inode holds itself: behind the number of its
+// parent, then in the attribute.
 func (f *FS) inlineDir(in *inode, yield func(dirent, error) bool) {
 	head, tail, err := f.inlineData(in)
 	if err != nil {
 		yield(dirent{}, err)
 		return
 	}
-	dots := []dirent{{name: ".", inode: uint32(in.number), kind: direntDir}, {name: "..", inode: le32(head, 0), kind: direntDir}}
+	dots := []dirent{{name: ".", inode: uint32(in.number), kind: direntDir},
+		{name: "..", inode: le32(head, 0), kind: direntDir}}
 	for _, d := range dots {
 		if !yield(d, nil) {
 			return

@@ -104,7 +104,8 @@ func (f *FS) inode(n uint64) (*inode, error) {
 	return in, nil
 }
 
-// parseInode takes the fields of an inode that is stored in raw; summed tells whether its checksum must match.
+// parseInode takes the fields of an inode that is stored in raw; summed tells whether its checksum
+// must match.
 func (f *FS) parseInode(n uint64, raw []byte, summed bool) (*inode, error) {
 	in := &inode{number: n, raw: raw, mode: le16(raw, 0), flags: le32(raw, 0x20)}
 	in.seed = crc32cNumber(crc32cNumber(f.sb.csumSeed, uint32(n)), le32(raw, 0x64))
@@ -197,7 +198,8 @@ func (in *inode) attrBlock(sb *superblock) uint64 {
 	return n
 }
 
-// deviceNumber unpacks the two forms in which device numbers are stored, and packs them as makedev does.
+// deviceNumber unpacks the two forms in which device numbers are stored, and packs them as makedev
+// does.
 func (in *inode) deviceNumber() uint64 {
 	if old := le32(in.block(), 0); old != 0 {
 		return makedev(old>>8&0xFF, old&0xFF)

@@ -24,7 +24,8 @@ const (
 	journalCsumV2         = 0x8
 	journalCsumV3         = 0x10
 	journalFastCommit     = 0x20
-	journalKnown          = journalRevokes | journal64bit | journalAsyncCommit | journalCsumV2 | journalCsumV3 | journalFastCommit
+	journalKnown          = journalRevokes | journal64bit | journalAsyncCommit | journalCsumV2 | journalCsumV3 |
+		journalFastCommit
 
 	journalWindow       = 256 << 10 // read at once while the log is read
 	defaultFastBlocks   = 256
@@ -115,8 +116,10 @@ func (j *journal) parse(super []byte) error {
 		}
 	}
 	inFile := j.fs.blocksOf(j.file.Size())
-	if j.max > maxJournalBlocks || uint64(j.max) > inFile || j.first == 0 || j.first >= j.end || j.start >= j.end || j.start != 0 && j.start < j.first {
-		return damaged("a journal of blocks %d to %d that begins at %d, in a file of %d", j.first, j.max, j.start, inFile)
+	if j.max > maxJournalBlocks || uint64(j.max) > inFile || j.first == 0 || j.first >= j.end || j.start >= j.end ||
+		j.start != 0 && j.start < j.first {
+		return damaged("a journal of blocks %d to %d that begins at %d, in a file of %d", j.first, j.max, j.start,
+			inFile)
 	}
 	return nil
 }

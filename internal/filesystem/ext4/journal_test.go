@@ -11,7 +11,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
-// Whatever byte of a journal with checksums is changed: what is read is as if the log ended at some transaction, or is an error.
+// Whatever byte of a journal with checksums is changed: what is read is as if the log ended at some
+// transaction, or is an error.
 func TestJournalDamage(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -112,7 +113,8 @@ func TestEditsOfMapping(t *testing.T) {
 			}
 		}
 		for at := l.lo; at < l.hi; {
-			r := run{start: at, count: min(1+rng.Uint64N(8), l.hi-at), phys: 1000 + rng.Uint64N(1000), hole: rng.IntN(4) == 0}
+			r := run{start: at, count: min(1+rng.Uint64N(8), l.hi-at), phys: 1000 + rng.Uint64N(1000),
+				hole: rng.IntN(4) == 0}
 			if rng.IntN(3) > 0 {
 				l.add(r)
 				mark(r, false)
@@ -122,7 +124,8 @@ func TestEditsOfMapping(t *testing.T) {
 		s := &fastState{}
 		for range rng.IntN(10) {
 			start := rng.Uint64N(blocks)
-			e := fastEdit{run: run{start: start, count: rng.Uint64N(blocks - start), phys: 5000 + rng.Uint64N(1000)}, removed: rng.IntN(3) == 0}
+			e := fastEdit{run: run{start: start, count: rng.Uint64N(blocks - start), phys: 5000 + rng.Uint64N(1000)},
+				removed: rng.IntN(3) == 0}
 			s.replace(e)
 			mark(e.run, e.removed)
 		}

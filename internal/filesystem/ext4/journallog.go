@@ -30,7 +30,8 @@ type journalLog struct {
 	revoked      []revocation
 }
 
-// scanner reads the log up to where it was cut off. It decides as the kernel does between a log that ends and one that is damaged.
+// scanner reads the log up to where it was cut off. It decides as the kernel does between a log
+// that ends and one that is damaged.
 type scanner struct {
 	*journal
 	at       uint32 // next block
@@ -195,7 +196,8 @@ func (s *scanner) commit(b []byte) (bool, error) {
 		return false, nil
 	}
 	if s.cut && s.compat&journalCompatChecksum != 0 {
-		return false, damaged("transaction %d was committed behind one whose checksum does not match", s.pending.sequence)
+		return false, damaged("transaction %d was committed behind one whose checksum does not match",
+			s.pending.sequence)
 	}
 	if !s.commitMatches(b) {
 		if now < s.lastTime {

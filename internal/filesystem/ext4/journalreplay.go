@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// overlay returns for each block that the log wrote, and did not revoke later, where its last content is.
+// overlay returns for each block that the log wrote, and did not revoke later, where its last
+// content is.
 func (j *journal) overlay(log journalLog) ([]moved, error) {
 	revoked, err := j.revoked(log)
 	if err != nil {
@@ -38,8 +39,8 @@ func (j *journal) overlay(log journalLog) ([]moved, error) {
 // after tells whether transaction a was made later than b. Their numbers wrap around.
 func after(a, b uint32) bool { return int32(a-b) > 0 }
 
-// revoked returns the last transaction that revoked a block, for the blocks that the log wrote: others do not matter, and
-// a log can revoke very many.
+// revoked returns the last transaction that revoked a block, for the blocks that the log wrote:
+// others do not matter, and a log can revoke very many.
 func (j *journal) revoked(log journalLog) (map[uint64]uint32, error) {
 	if len(log.revoked) == 0 {
 		return nil, nil

@@ -23,8 +23,9 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// mayMount tells whether the kernel's driver is to be compared with: root has loop devices. Where it is so, a mount that does not
-// succeed fails the test. Elsewhere the corpus made without mounts (corpus_test.go) stands alone.
+// mayMount tells whether the kernel's driver is to be compared with: root has loop devices. Where
+// it is so, a mount that does not succeed fails the test. Elsewhere the corpus made without mounts
+// (corpus_test.go) stands alone.
 func mayMount() bool {
 	_, err := os.Stat("/dev/loop-control")
 	return os.Geteuid() == 0 && err == nil

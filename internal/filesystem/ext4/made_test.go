@@ -19,13 +19,14 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
-// madeVariants are kinds of file systems that mke2fs fills itself, without a mount and without root; among them are some that this
-// machine's kernel may not mount.
+// madeVariants are kinds of file systems that mke2fs fills itself, without a mount and without
+// root; among them are some that this machine's kernel may not mount.
 var madeVariants = [][]string{
 	{"-t", "ext4"},
 	{"-t", "ext4", "-b", "1024", "-O", "inline_data,ea_inode"},
 	{"-t", "ext4", "-b", "65536", "-O", "^has_journal"},
-	{"-t", "ext4", "-O", "casefold,encrypt,verity,project,quota,orphan_file,metadata_csum_seed,mmp,large_dir,stable_inodes"},
+	{"-t", "ext4", "-O", "casefold,encrypt,verity,project,quota,orphan_file,metadata_csum_seed,mmp,large_dir," +
+		"stable_inodes"},
 	{"-t", "ext4", "-O", "bigalloc,fast_commit", "-C", "32768"},
 	{"-t", "ext4", "-O", "^metadata_csum,uninit_bg,^64bit,meta_bg,^resize_inode", "-b", "2048"},
 	{"-t", "ext4", "-O", "^extents,^64bit", "-b", "1024"},
@@ -84,7 +85,8 @@ func plainView(t testing.TB, dir string) view {
 }
 
 func plain(s *seen) *seen {
-	out := &seen{data: s.data, attr: filesystem.Attr{Mode: s.attr.Mode, UID: s.attr.UID, GID: s.attr.GID}, xattrs: map[string][]byte{}}
+	out := &seen{data: s.data, attr: filesystem.Attr{Mode: s.attr.Mode, UID: s.attr.UID, GID: s.attr.GID},
+		xattrs: map[string][]byte{}}
 	if s.attr.Mode.IsRegular() {
 		out.attr.Size, out.attr.Links = s.attr.Size, s.attr.Links
 	}
@@ -172,7 +174,8 @@ func contentOf(t testing.TB, f *FS, name string) []byte {
 	return data
 }
 
-// Journals that debugfs wrote, with what kernels wrote in other times, are replayed as e2fsprogs replays them.
+// Journals that debugfs wrote, with what kernels wrote in other times, are replayed as e2fsprogs
+// replays them.
 func TestMadeJournals(t *testing.T) {
 	t.Parallel()
 	for seed, kind := range []string{"", "-c -v 2", "-c -v 3", "-c -v 1"} {
@@ -202,7 +205,8 @@ func TestMadeJournals(t *testing.T) {
 	}
 }
 
-// transactions returns commands that write and revoke blocks in a journal, and do not commit the last transaction.
+// transactions returns commands that write and revoke blocks in a journal, and do not commit the
+// last transaction.
 func transactions(t *testing.T, f *filler, blocks []uint64, kind string) []string {
 	t.Helper()
 	list := []string{strings.TrimSpace("journal_open " + kind)}
@@ -242,8 +246,10 @@ func TestCasefold(t *testing.T) {
 	debug(t, image, "set_inode_field /folded flags 0x40080000")
 	reader := opened(t, image)
 	for _, tt := range []struct{ dir, name, want string }{
-		{"folded", "STRASSE", "Straße"}, {"folded", "straße", "Straße"}, {"folded", "CAFE\u0301", "café"}, {"folded", "σίσυφος", "ΣΊΣΥΦΟΣ"},
-		{"folded", "c\u00ADafé", "café"}, {"folded", "cafe", ""}, {"plain", "STRASSE", ""}, {"plain", "Straße", "Straße"},
+		{"folded", "STRASSE", "Straße"}, {"folded", "straße", "Straße"}, {"folded", "CAFE\u0301", "café"},
+		{"folded", "σίσυφος", "ΣΊΣΥΦΟΣ"},
+		{"folded", "c\u00ADafé", "café"}, {"folded", "cafe", ""}, {"plain", "STRASSE", ""},
+		{"plain", "Straße", "Straße"},
 	} {
 		sub, err := reader.Lookup(reader.Root(), tt.dir)
 		if err != nil {
@@ -276,7 +282,8 @@ func TestUnsupported(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := reader.Open(id); !errors.Is(err, filesystem.ErrUnsupported) || !strings.Contains(err.Error(), "encrypted") {
+	if _, err := reader.Open(id); !errors.Is(err, filesystem.ErrUnsupported) ||
+		!strings.Contains(err.Error(), "encrypted") {
 		t.Errorf("an encrypted file opens with %v", err)
 	}
 	id, err = reader.Lookup(reader.Root(), "secrets")
@@ -293,7 +300,8 @@ func TestUnsupported(t *testing.T) {
 	} {
 		changed := makeImage(t, 8<<20, "-t", "ext4", "-O", "^metadata_csum")
 		debug(t, changed, tt.change)
-		if err := openError(t, changed); !errors.Is(err, filesystem.ErrUnsupported) || !strings.Contains(err.Error(), tt.want) {
+		if err := openError(t, changed); !errors.Is(err, filesystem.ErrUnsupported) ||
+			!strings.Contains(err.Error(), tt.want) {
 			t.Errorf("after %s Open returns %v", tt.change, err)
 		}
 	}
@@ -305,7 +313,8 @@ func TestExternalJournal(t *testing.T) {
 	debug(t, image, "set_super_value feature_compat 0x3c", "set_super_value journal_dev 0x810")
 	opened(t, image)
 	debug(t, image, "set_super_value feature_incompat 0x2c6")
-	if err := openError(t, image); !errors.Is(err, filesystem.ErrUnsupported) || !strings.Contains(err.Error(), "another device") {
+	if err := openError(t, image); !errors.Is(err, filesystem.ErrUnsupported) ||
+		!strings.Contains(err.Error(), "another device") {
 		t.Errorf("Open returns %v", err)
 	}
 }

@@ -15,7 +15,8 @@ type run struct {
 
 func (r run) end() uint64 { return r.start + r.count }
 
-// leaf is the mapping of the blocks from lo up to hi, as one mapping block holds it. It is never changed.
+// leaf is the mapping of the blocks from lo up to hi, as one mapping block holds it. It is never
+// changed.
 type leaf struct {
 	lo, hi uint64
 	runs   []run // ascending, apart, all within lo and hi; what is missing is a hole
@@ -118,7 +119,8 @@ func (m *blockMap) runs(count uint64) iter.Seq2[run, error] {
 	}
 }
 
-// maxSteps bounds the runs of a file: each holds a block of its own, or is the hole before or behind one.
+// maxSteps bounds the runs of a file: each holds a block of its own, or is the hole before or
+// behind one.
 func (f *FS) maxSteps() int {
 	if f.sb.roCompat&roCompatSharedBlocks != 0 {
 		return maxRuns

@@ -34,7 +34,8 @@ func (f *FS) Stat(id filesystem.ID) (filesystem.Attr, error) {
 	return a, nil
 }
 
-// time returns the time whose seconds are at one offset and whose nanoseconds and later epochs are at another, if the inode has it.
+// time returns the time whose seconds are at one offset and whose nanoseconds and later epochs are
+// at another, if the inode has it.
 func (in *inode) time(at, extraAt int) time.Time {
 	sec, nsec := int64(int32(le32(in.raw, at))), int64(0)
 	if in.fits(extraAt, 4) {

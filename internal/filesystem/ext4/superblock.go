@@ -121,7 +121,8 @@ func (sb *superblock) parse(raw []byte) {
 		sb.freeBlocks |= uint64(le32(raw, 0x158)) << 32
 	}
 	sb.clusterBlocks = 1
-	if log, clusterLog := le32(raw, 0x18), le32(raw, 0x1C); sb.roCompat&roCompatBigalloc != 0 && clusterLog >= log && clusterLog-log < 32 {
+	if log, clusterLog := le32(raw, 0x18), le32(raw, 0x1C); sb.roCompat&roCompatBigalloc != 0 && clusterLog >= log &&
+		clusterLog-log < 32 {
 		sb.clusterBlocks = 1 << (clusterLog - log)
 	}
 	sb.backupGroups = [2]uint64{uint64(le32(raw, 0x24C)), uint64(le32(raw, 0x250))}
@@ -145,7 +146,8 @@ func (sb *superblock) check(size int64) error {
 		return damaged("block size out of range")
 	case sb.inodeSize < 128 || sb.inodeSize > bs || bits.OnesCount64(sb.inodeSize) != 1:
 		return damaged("inode size %d", sb.inodeSize)
-	case sb.descSize < 32 || sb.descSize > 1024 || bits.OnesCount64(sb.descSize) != 1 || sb.incompat&incompat64bit != 0 && sb.descSize < 64:
+	case sb.descSize < 32 || sb.descSize > 1024 || bits.OnesCount64(sb.descSize) != 1 ||
+		sb.incompat&incompat64bit != 0 && sb.descSize < 64:
 		return damaged("group descriptor size %d", sb.descSize)
 	case sb.inodesPerGroup == 0 || sb.inodesPerGroup > 8*bs:
 		return damaged("%d inodes in a group", sb.inodesPerGroup)

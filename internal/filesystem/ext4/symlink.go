@@ -47,7 +47,8 @@ func (f *FS) linkTarget(in *inode) ([]byte, error) {
 	return target, nil
 }
 
-// isFastLink tells as the kernel does whether a link's target is in its inode: its flags do not say.
+// isFastLink tells as the kernel does whether a link's target is in its inode: its flags do not
+// say.
 func (f *FS) isFastLink(in *inode) bool {
 	if in.has(flagInlineData) {
 		return false

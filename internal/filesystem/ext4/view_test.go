@@ -33,15 +33,18 @@ type seen struct {
 	xattrs map[string][]byte
 }
 
-// wholeSize is up to where files are read as a whole; of larger ones what is stored and what is around it.
+// wholeSize is up to where files are read as a whole; of larger ones what is stored and what is
+// around it.
 const wholeSize = 4 << 20
 
 func (s *seen) describe(times bool) string {
 	var b strings.Builder
 	a := s.attr
-	fmt.Fprintf(&b, "inode %d %v owner %d:%d size %d links %d device %#x data %s stored %v", a.ID, a.Mode, a.UID, a.GID, a.Size, a.Links, a.Rdev, s.data, s.stored)
+	fmt.Fprintf(&b, "inode %d %v owner %d:%d size %d links %d device %#x data %s stored %v", a.ID, a.Mode, a.UID, a.GID,
+		a.Size, a.Links, a.Rdev, s.data, s.stored)
 	if times {
-		fmt.Fprintf(&b, " times %v %v %v %v", a.Modified.UnixNano(), a.Changed.UnixNano(), a.Accessed.UnixNano(), a.Born.UnixNano())
+		fmt.Fprintf(&b, " times %v %v %v %v", a.Modified.UnixNano(), a.Changed.UnixNano(), a.Accessed.UnixNano(),
+			a.Born.UnixNano())
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.xattrs)) {
 		v := s.xattrs[name]
@@ -134,7 +137,8 @@ func look(f filesystem.FS, id filesystem.ID) (*seen, error) {
 	return s, err
 }
 
-// digest returns the checksum of a file: of all of it, or if it is large of each stored range and the bytes around it.
+// digest returns the checksum of a file: of all of it, or if it is large of each stored range and
+// the bytes around it.
 func digest(r io.ReaderAt, size int64, stored extent.Set) (string, error) {
 	h := sha256.New()
 	ranges := extent.Set{{Len: size}}
@@ -184,7 +188,8 @@ func lookMounted(path string) (*seen, error) {
 		return nil, err
 	}
 	s := &seen{attr: filesystem.Attr{
-		ID: filesystem.ID(st.Ino), Mode: info.Mode(), UID: st.Uid, GID: st.Gid, Size: int64(st.Size), Links: st.Nlink, Rdev: info.Sys().(*syscall.Stat_t).Rdev,
+		ID: filesystem.ID(st.Ino), Mode: info.Mode(), UID: st.Uid, GID: st.Gid, Size: int64(st.Size), Links: st.Nlink,
+		Rdev:     info.Sys().(*syscall.Stat_t).Rdev,
 		Modified: statxTime(st.Mtime), Changed: statxTime(st.Ctime), Accessed: statxTime(st.Atime),
 	}}
 	if st.Mask&unix.STATX_BTIME != 0 {

@@ -18,10 +18,12 @@ const (
 
 // attrPrefixes are the names that a mount shows, by index; others are not for anyone to see.
 var attrPrefixes = map[byte]string{
-	1: "user.", attrIndexACL: "system.posix_acl_access", attrIndexDefer: "system.posix_acl_default", 4: "trusted.", 6: "security.", 10: "gnu.",
+	1: "user.", attrIndexACL: "system.posix_acl_access", attrIndexDefer: "system.posix_acl_default", 4: "trusted.",
+	6: "security.", 10: "gnu.",
 }
 
-// attr is one extended attribute; its value is in the region that the entry is in, or in an inode of its own.
+// attr is one extended attribute; its value is in the region that the entry is in, or in an inode
+// of its own.
 type attr struct {
 	index      byte
 	name       string
@@ -180,7 +182,8 @@ func (f *FS) attrValue(in *inode, a attr, b []byte) ([]byte, error) {
 	if n, err := file.ReadAt(value, 0); n < len(value) {
 		return nil, err
 	}
-	// The time of last access holds the checksum; Lustre put the owner into the time of change instead.
+	// The time of last access holds the checksum; Lustre put the owner into the time of change
+	// instead.
 	if sum := crc32c(f.sb.csumSeed, value); sum != le32(holder.raw, 8) && !in.ownsValue(holder) {
 		return nil, holder.damaged("checksum of attribute %q does not match", a.name)
 	}

@@ -67,8 +67,9 @@ type piece struct {
 	file, disk, size int64
 }
 
-// chain returns where the first size bytes of what begins at cluster are. It ends: a chain that comes back to itself is longer than
-// any file that fits. need says that a chain shorter than size is damage.
+// chain returns where the first size bytes of what begins at cluster are. It ends: a chain that
+// comes back to itself is longer than any file that fits. need says that a chain shorter than size
+// is damage.
 func (f *FS) chain(cluster uint32, size int64, need bool) ([]piece, error) {
 	var out []piece
 	w := window{f: f}
@@ -77,7 +78,8 @@ func (f *FS) chain(cluster uint32, size int64, need bool) ([]piece, error) {
 			return out, nil
 		}
 		if cluster < 2 || cluster-2 >= f.clusters {
-			return nil, fmt.Errorf("FAT: %w: a chain of clusters breaks off after %d of %d bytes", filesystem.ErrCorrupt, at, size)
+			return nil, fmt.Errorf("FAT: %w: a chain of clusters breaks off after %d of %d bytes",
+				filesystem.ErrCorrupt, at, size)
 		}
 		if at/f.cluster >= int64(f.clusters) {
 			return nil, fmt.Errorf("FAT: %w: a chain of clusters does not end", filesystem.ErrCorrupt)

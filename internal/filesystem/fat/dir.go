@@ -121,7 +121,8 @@ type longName struct {
 	next  int // number of the part that must follow; 0 when the name is whole
 }
 
-// take takes in an entry, and reports whether it is one of a file, a directory or the label: then it has its names.
+// take takes in an entry, and reports whether it is one of a file, a directory or the label: then
+// it has its names.
 func (l *longName) take(r *record) bool {
 	switch {
 	case r.raw[0] == 0xe5:
@@ -207,7 +208,8 @@ func shortName(raw []byte) string {
 }
 
 // Characters 128 to 255 of code page 437.
-const oem = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u00a0"
+const oem = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐" +
+	"└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u00a0"
 
 var oemRunes = []rune(oem)
 
@@ -268,7 +270,8 @@ func (f *FS) Lookup(dir filesystem.ID, name string) (filesystem.ID, error) {
 		if err != nil {
 			return 0, err
 		}
-		if r.attr()&attrVolume == 0 && (strings.EqualFold(strings.TrimRight(r.name, "."), name) || strings.EqualFold(r.short, name)) {
+		if r.attr()&attrVolume == 0 && (strings.EqualFold(strings.TrimRight(r.name, "."), name) ||
+			strings.EqualFold(r.short, name)) {
 			return r.id, nil
 		}
 	}

@@ -1,8 +1,9 @@
 // Package fat reads FAT12, FAT16 and FAT32 with long names, as Linux mounts them.
 //
-// Names are UTF-8; short ones without a long one are taken from code page 437, in lower case where the entry says so. Files have
-// neither owners nor permissions: they are root's, 0755, as a plain mount shows them. Times are the guest's local times, read as
-// UTC. exFAT is another file system: ErrNotThis.
+// Names are UTF-8; short ones without a long one are taken from code page 437, in lower case where
+// the entry says so. Files have neither owners nor permissions: they are root's, 0755, as a plain
+// mount shows them. Times are the guest's local times, read as UTC. exFAT is another file system:
+// ErrNotThis.
 package fat
 
 import (
@@ -17,7 +18,8 @@ import (
 
 const entrySize = 32
 
-// FS is an open FAT file system. It is safe for concurrent use and keeps nothing in memory but its geometry.
+// FS is an open FAT file system. It is safe for concurrent use and keeps nothing in memory but its
+// geometry.
 type FS struct {
 	r        io.ReaderAt
 	bits     int   // 12, 16 or 32 of an entry of the table
@@ -88,14 +90,16 @@ func (f *FS) geometry(boot []byte, size int64) error {
 	f.width(wide, (total-dataStart)/perCluster)
 	if wide {
 		f.rootAt = le.Uint32(boot[44:])
-		if flags := le.Uint16(boot[40:]); flags&0x80 != 0 && int64(flags&0xf) < tables { // only one table is kept up to date
+		// only one table is kept up to date
+		if flags := le.Uint16(boot[40:]); flags&0x80 != 0 && int64(flags&0xf) < tables {
 			f.table += int64(flags&0xf) * f.tableLen
 		}
 	}
 	return nil
 }
 
-// width decides how wide the table's entries are, as Linux does, and how many clusters can be counted with them.
+// width decides how wide the table's entries are, as Linux does, and how many clusters can be
+// counted with them.
 func (f *FS) width(wide bool, clusters int64) {
 	const max12 = 0xff4
 	switch {
@@ -150,7 +154,8 @@ func (f *FS) identify(boot []byte) error {
 	return f.countUsed(boot)
 }
 
-// countUsed takes the number of free clusters from where FAT32 keeps it, and counts in the smaller tables.
+// countUsed takes the number of free clusters from where FAT32 keeps it, and counts in the smaller
+// tables.
 func (f *FS) countUsed(boot []byte) error {
 	if f.bits != 32 {
 		used, err := f.countTable()

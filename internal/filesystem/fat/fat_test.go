@@ -125,7 +125,8 @@ func TestReadsWhatMtoolsWrites(t *testing.T) {
 			put := func(path, data string) {
 				t.Helper()
 				full := filepath.Join(src, path)
-				if err := errors.Join(os.MkdirAll(filepath.Dir(full), 0o700), os.WriteFile(full, []byte(data), 0o600)); err != nil {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(full), 0o700),
+					os.WriteFile(full, []byte(data), 0o600)); err != nil {
 					t.Fatal(err)
 				}
 				for dir := filepath.Dir(path); dir != "."; dir = filepath.Dir(dir) {
@@ -179,7 +180,8 @@ func TestReadsWhatMtoolsWrites(t *testing.T) {
 				}
 			}
 			info := f.Info()
-			if info.Type != "vfat" || info.Label != "HOLDFAST 1" || info.UUID != "1A2B-3C4D" || info.Size > int64(tt.kib)<<10 || info.Used < 600_000 || info.Used > info.Size {
+			if info.Type != "vfat" || info.Label != "HOLDFAST 1" || info.UUID != "1A2B-3C4D" ||
+				info.Size > int64(tt.kib)<<10 || info.Used < 600_000 || info.Used > info.Size {
 				t.Errorf("%+v", info)
 			}
 		})
@@ -218,7 +220,8 @@ func TestTimesAndModes(t *testing.T) {
 	}
 }
 
-// A chain of clusters that breaks off, leaves the disk or comes back to itself is damage; what is cut off is too.
+// A chain of clusters that breaks off, leaves the disk or comes back to itself is damage; what is
+// cut off is too.
 func TestDamage(t *testing.T) {
 	image := format(t, 16384, "-F16", "-s1")
 	src := filepath.Join(t.TempDir(), "big")
@@ -250,7 +253,8 @@ func TestDamage(t *testing.T) {
 		t.Errorf("cut off: %v", err)
 	}
 	for _, size := range []int{0, 511, 512} {
-		if _, err := fat.Open(bytes.NewReader(make([]byte, size)), int64(size)); !errors.Is(err, filesystem.ErrNotThis) {
+		if _, err := fat.Open(bytes.NewReader(make([]byte, size)), int64(size)); !errors.Is(err,
+			filesystem.ErrNotThis) {
 			t.Errorf("%d zeros: %v", size, err)
 		}
 	}
@@ -320,7 +324,8 @@ func FuzzFAT(f *testing.F) {
 				if err != nil {
 					continue
 				}
-				if n, err := file.ReadAt(make([]byte, 64), file.Size()/2); int64(n) < min(64, file.Size()-file.Size()/2) || err != nil && !errors.Is(err, io.EOF) {
+				if n, err := file.ReadAt(make([]byte, 64), file.Size()/2); int64(n) < min(64,
+					file.Size()-file.Size()/2) || err != nil && !errors.Is(err, io.EOF) {
 					t.Fatalf("%q of %d bytes opens, and %d bytes of it are read: %v", e.Name, file.Size(), n, err)
 				}
 			}

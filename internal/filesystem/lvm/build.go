@@ -37,7 +37,8 @@ func build(m *meta, pvs []*PV) *Group {
 	}
 	b.findSnapshots()
 	for _, name := range m.order {
-		// What holds a snapshot's changes is marked as hidden, and listed all the same: it is the snapshot's name.
+		// What holds a snapshot's changes is marked as hidden, and listed all the same: it is the
+		// snapshot's name.
 		if _, snapshot := b.snapshots[name]; (m.lvs[name].visible || snapshot) && !isSnapshotLink(m.lvs[name]) {
 			g.Volumes = append(g.Volumes, b.volume(m.lvs[name]))
 		}
@@ -50,15 +51,17 @@ func (b *builder) absent(name string) error {
 	p := b.m.pvs[name]
 	switch n := len(b.pvs[p.uuid]); {
 	case n > 1:
-		return fmt.Errorf("%w: %d disks or partitions say that they are physical volume %s", filesystem.ErrCorrupt, n, p.uuid)
+		return fmt.Errorf("%w: %d disks or partitions say that they are physical volume %s", filesystem.ErrCorrupt, n,
+			p.uuid)
 	case n == 1:
-		return fmt.Errorf("%w: %s (%s, was %s) had failed before, what it holds is old", ErrMissing, name, p.uuid, p.device)
+		return fmt.Errorf("%w: %s (%s, was %s) had failed before, what it holds is old", ErrMissing, name, p.uuid,
+			p.device)
 	}
 	return fmt.Errorf("%w: %s (%s, was %s) is on none of the disks", ErrMissing, name, p.uuid, p.device)
 }
 
-// findSnapshots notes which volumes hold the changes of old-style snapshots. LVM lists these under their own names, and describes them
-// in hidden volumes of type snapshot.
+// findSnapshots notes which volumes hold the changes of old-style snapshots. LVM lists these under
+// their own names, and describes them in hidden volumes of type snapshot.
 func (b *builder) findSnapshots() {
 	for _, v := range b.m.lvs {
 		for _, s := range v.segments {
@@ -145,7 +148,8 @@ func (b *builder) runs(e *lvEntry, off, size int64, depth int) ([]run, error) {
 	return out, nil
 }
 
-// clip returns the part of r inside the window, counted from its beginning. Stripes are only taken whole.
+// clip returns the part of r inside the window, counted from its beginning. Stripes are only taken
+// whole.
 func (r run) clip(off, size int64) (run, bool) {
 	begin, end := max(r.off, off), min(r.off+r.size, off+size)
 	if begin >= end {
@@ -167,7 +171,8 @@ func (b *builder) segment(e *lvEntry, s segment, depth int) ([]run, error) {
 	case "striped", "linear":
 		return b.striped(e, s, depth)
 	case "mirror":
-		// The first leg is the one that is read where the others are not yet in step; who loses it makes another the first.
+		// The first leg is the one that is read where the others are not yet in step; who loses it
+		// makes another the first.
 		return b.area(e, s.raw.list("mirrors"), 0, size, depth)
 	case "raid1":
 		return b.raid1(e, s, depth)
@@ -205,7 +210,8 @@ func (b *builder) striped(e *lvEntry, s segment, depth int) ([]run, error) {
 	}
 	stripe := s.raw.number("stripe_size") * sectorSize
 	if stripe <= 0 || s.count%n != 0 || (size/n)%stripe != 0 {
-		return nil, fmt.Errorf("%w: volume %s has %d extents in %d stripes of %d bytes", filesystem.ErrCorrupt, e.name, s.count, n, stripe)
+		return nil, fmt.Errorf("%w: volume %s has %d extents in %d stripes of %d bytes", filesystem.ErrCorrupt, e.name,
+			s.count, n, stripe)
 	}
 	r := run{size: size, stripe: stripe}
 	for i := range n {
@@ -214,14 +220,16 @@ func (b *builder) striped(e *lvEntry, s segment, depth int) ([]run, error) {
 			return nil, err
 		}
 		if len(part) != 1 || len(part[0].members) != 1 {
-			return nil, fmt.Errorf("%w: the stripes of volume %s are made of other volumes", filesystem.ErrUnsupported, e.name)
+			return nil, fmt.Errorf("%w: the stripes of volume %s are made of other volumes", filesystem.ErrUnsupported,
+				e.name)
 		}
 		r.members = append(r.members, part[0].members[0])
 	}
 	return []run{r}, nil
 }
 
-// area returns size bytes of the i-th pair of name and first extent in list: of a physical volume or of another volume.
+// area returns size bytes of the i-th pair of name and first extent in list: of a physical volume
+// or of another volume.
 func (b *builder) area(e *lvEntry, list []any, i int, size int64, depth int) ([]run, error) {
 	if len(list) < 2*i+2 {
 		return nil, fmt.Errorf("%w: volume %s lacks what it is made of", filesystem.ErrCorrupt, e.name)
@@ -239,13 +247,15 @@ func (b *builder) area(e *lvEntry, list []any, i int, size int64, depth int) ([]
 		return nil, fmt.Errorf("%w: volume %s is on %q, which does not exist", filesystem.ErrCorrupt, e.name, name)
 	}
 	if first > p.count || size > (p.count-first)*b.m.extent {
-		return nil, fmt.Errorf("%w: volume %s is beyond the end of physical volume %s", filesystem.ErrCorrupt, e.name, name)
+		return nil, fmt.Errorf("%w: volume %s is beyond the end of physical volume %s", filesystem.ErrCorrupt, e.name,
+			name)
 	}
 	found := b.pvs[p.uuid]
 	if len(found) != 1 || p.missing {
 		return nil, b.absent(name)
 	}
-	return []run{{size: size, members: []member{{r: b.all[found[0]].r, pv: found[0], off: p.start + first*b.m.extent}}}}, nil
+	return []run{{size: size, members: []member{{r: b.all[found[0]].r, pv: found[0],
+		off: p.start + first*b.m.extent}}}}, nil
 }
 
 // reader makes a part of a volume readable, for the superblocks of RAID.

@@ -1,9 +1,12 @@
-// Package lvm reads LVM2: which physical volumes there are, what their groups hold, and the bytes of logical volumes.
+// Package lvm reads LVM2: which physical volumes there are, what their groups hold, and the bytes
+// of logical volumes.
 //
-// [ReadPV] looks for a physical volume on a disk or partition; [Assemble] puts all that were found, of all disks, together. Of a
-// group's copies of metadata the newest whole one counts. Linear, striped, mirrored and RAID 1 volumes are read; of the others
-// each says what it is, in an error that is filesystem.ErrUnsupported. A volume that needs a physical volume which is not there
-// says so, and the others are readable. Metadata is not trusted: it is bounded before it is parsed, and references end.
+// [ReadPV] looks for a physical volume on a disk or partition; [Assemble] puts all that were found,
+// of all disks, together. Of a group's copies of metadata the newest whole one counts. Linear,
+// striped, mirrored and RAID 1 volumes are read; of the others each says what it is, in an error
+// that is filesystem.ErrUnsupported. A volume that needs a physical volume which is not there says
+// so, and the others are readable. Metadata is not trusted: it is bounded before it is parsed, and
+// references end.
 //
 // All offsets and sizes are bytes.
 package lvm
@@ -33,15 +36,18 @@ type Group struct {
 type Volume struct {
 	Name, UUID string
 	Size       int64
-	// Err is why it can not be read: filesystem.ErrUnsupported, filesystem.ErrCorrupt or ErrMissing; nil where it can.
+	// Err is why it can not be read: filesystem.ErrUnsupported, filesystem.ErrCorrupt or
+	// ErrMissing; nil where it can.
 	Err error
-	// PVs are the indexes, in what Assemble was given, of the physical volumes that it is read from, ascending.
+	// PVs are the indexes, in what Assemble was given, of the physical volumes that it is read
+	// from, ascending.
 	PVs []int
 
 	runs []run
 }
 
-// run is a part of a volume: consecutive bytes of one physical volume, or a number of them in stripes.
+// run is a part of a volume: consecutive bytes of one physical volume, or a number of them in
+// stripes.
 type run struct {
 	off, size int64
 	skip      int64    // bytes of the stripes before off

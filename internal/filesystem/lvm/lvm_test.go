@@ -97,7 +97,8 @@ func sizes(t *testing.T) map[string]int64 {
 	return out
 }
 
-// What LVM's own tools say where data is, is where it is read: linear and striped, in several segments, on two disks in any order.
+// What LVM's own tools say where data is, is where it is read: linear and striped, in several
+// segments, on two disks in any order.
 func TestReadsWhatLVMMade(t *testing.T) {
 	a, b := image(t, "a"), image(t, "b")
 	for _, order := range [][][]byte{{a, b}, {b, a}} {
@@ -137,7 +138,8 @@ func TestUnsupported(t *testing.T) {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	if want := []string{"mir", "only-a", "only-b", "pool", "r1", "root", "snap", "stripes", "thin"}; !slices.Equal(names, want) {
+	if want := []string{"mir", "only-a", "only-b", "pool", "r1", "root", "snap", "stripes",
+		"thin"}; !slices.Equal(names, want) {
 		t.Errorf("listed are %q, want %q", names, want)
 	}
 }
@@ -166,14 +168,17 @@ func TestMissingDisk(t *testing.T) {
 	}
 }
 
-// A copy of the metadata that is damaged is passed over for the other, with a note; with both damaged the group is gone, and no panic.
+// A copy of the metadata that is damaged is passed over for the other, with a note; with both
+// damaged the group is gone, and no panic.
 func TestDamagedMetadata(t *testing.T) {
 	a, b := image(t, "a"), image(t, "b")
-	text, size, area := binary.LittleEndian.Uint64(a[4096+40:]), binary.LittleEndian.Uint64(a[4096+48:]), binary.LittleEndian.Uint64(a[4096+32:])
+	text, size, area := binary.LittleEndian.Uint64(a[4096+40:]), binary.LittleEndian.Uint64(a[4096+48:]),
+		binary.LittleEndian.Uint64(a[4096+32:])
 	if text+size <= area {
 		t.Error("the text does not go round in its area: make the images again")
 	}
-	for _, off := range []int{4096, 4096 + 50, 4096 + 512 + 10, 4096 + int(text) + 100} { // header, place of the text, its end, its beginning
+	// header, place of the text, its end, its beginning
+	for _, off := range []int{4096, 4096 + 50, 4096 + 512 + 10, 4096 + int(text) + 100} {
 		bad := bytes.Clone(a)
 		bad[off] ^= 0x11
 		g, volumes := assemble(t, bad, b)
@@ -229,7 +234,10 @@ func TestMirrors(t *testing.T) {
 		{"first failed", func(a, b []byte) { super(a, 20, 0, 7, 1, whole); super(b, 35, 1, 7, 1, whole) }, "b"},
 		{"first is being rebuilt", func(a, b []byte) { super(a, 20, 0, 7, 0, 100); super(b, 35, 1, 7, 0, whole) }, "b"},
 		{"first has no superblock", func(a, b []byte) { super(b, 35, 1, 7, 0, whole) }, "b"},
-		{"second is being rebuilt, first failed", func(a, b []byte) { super(a, 20, 0, 7, 1, whole); super(b, 35, 1, 7, 1, 9) }, ""},
+		{"second is being rebuilt, first failed", func(a, b []byte) {
+			super(a, 20, 0, 7, 1, whole)
+			super(b, 35, 1, 7, 1, 9)
+		}, ""},
 		{"legs changed places", func(a, b []byte) { super(a, 20, 1, 7, 0, whole); super(b, 35, 0, 7, 0, whole) }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -298,10 +306,12 @@ contents = "Text Format Volume Group"
 description = "with \"quotes\" and \\"`
 
 func lv(name, segments string) string {
-	return fmt.Sprintf("%s { id = \"%[1]s\" status = [\"VISIBLE\"] segment_count = 1 segment1 { start_extent = 0 extent_count = 2 %s } }\n", name, segments)
+	return fmt.Sprintf("%s { id = \"%[1]s\" status = [\"VISIBLE\"] segment_count = 1 segment1 { start_extent = 0 "+
+		"extent_count = 2 %s } }\n", name, segments)
 }
 
-// What no tool would write is an error of the volume that it is in, or of the metadata, and never bytes.
+// What no tool would write is an error of the volume that it is in, or of the metadata, and never
+// bytes.
 func TestImpossibleMetadata(t *testing.T) {
 	for _, tt := range []struct{ name, volume string }{
 		{"beyond the physical volume", `type = "striped" stripe_count = 1 stripes = ["pv0", 99]`},
@@ -327,8 +337,10 @@ func TestImpossibleMetadata(t *testing.T) {
 		})
 	}
 	for name, text := range map[string]string{
-		"empty": "", "no group": "x = 1", "two groups": fmt.Sprintf(fakeGroup, "") + " vg2 { id = \"g\" }", "cut off": "vg { id = \"x\"", "open string": "vg { id = \"x",
-		"deep": strings.Repeat("x {", 5000), "list": "x = [ 1, 2", "twice": "vg { id = \"a\" id = \"b\" }", "no value": "vg { id = }",
+		"empty": "", "no group": "x = 1", "two groups": fmt.Sprintf(fakeGroup, "") + " vg2 { id = \"g\" }",
+		"cut off": "vg { id = \"x\"", "open string": "vg { id = \"x",
+		"deep": strings.Repeat("x {", 5000), "list": "x = [ 1, 2", "twice": "vg { id = \"a\" id = \"b\" }",
+		"no value": "vg { id = }",
 		"overflow": `vg { id = "g" seqno = 1 extent_size = 8 physical_volumes { pv0 { id = "p" pe_start = 9223372036854775807 pe_count = 9223372036854775807 } } }`,
 		"overlap":  fmt.Sprintf(fakeGroup, `x { segment_count = 2 segment1 { start_extent = 0 extent_count = 2 type = "zero" } segment2 { start_extent = 1 extent_count = 2 type = "zero" } }`),
 	} {
@@ -350,12 +362,14 @@ func TestVolumesOfVolumes(t *testing.T) {
 	_, volumes := assemble(t, data)
 	check(t, volumes["moving"], "moving")
 	got := bytes.Repeat([]byte{1}, 8192)
-	if n, err := volumes["zero"].ReadAt(got, 0); n != len(got) || err != nil || !bytes.Equal(got, make([]byte, len(got))) {
+	if n, err := volumes["zero"].ReadAt(got, 0); n != len(got) || err != nil ||
+		!bytes.Equal(got, make([]byte, len(got))) {
 		t.Errorf("zeros: %d, %v", n, err)
 	}
 }
 
-// Whatever the text says: no panic, no endless loop, and volumes that can be read cover what they say.
+// Whatever the text says: no panic, no endless loop, and volumes that can be read cover what they
+// say.
 func FuzzMetadata(f *testing.F) {
 	f.Add(fmt.Sprintf(fakeGroup, lv("x", `type = "striped" stripe_count = 2 stripe_size = 8 stripes = ["pv0", 0, "pv0", 1]`)))
 	f.Add(fmt.Sprintf(fakeGroup, lv("x", `type = "mirror" mirrors = ["y", 0]`)+lv("y", `type = "striped" stripe_count = 1 stripes = ["x", 0]`)))

@@ -59,14 +59,16 @@ func parseMeta(text []byte) (*meta, error) {
 }
 
 func parseGroup(name string, s *section) (*meta, error) {
-	m := &meta{name: name, uuid: s.str("id"), seqno: s.number("seqno"), pvs: map[string]pvEntry{}, lvs: map[string]*lvEntry{}}
+	m := &meta{name: name, uuid: s.str("id"), seqno: s.number("seqno"), pvs: map[string]pvEntry{},
+		lvs: map[string]*lvEntry{}}
 	sectors := s.number("extent_size")
 	if m.uuid == "" || m.seqno < 0 || sectors < 1 || sectors > math.MaxUint32 {
 		return nil, fmt.Errorf("%w: metadata of group %q lacks what it must have", filesystem.ErrCorrupt, name)
 	}
 	m.extent = sectors * sectorSize
 	err := s.sub("physical_volumes").each(func(name string, s *section) error {
-		p := pvEntry{uuid: s.str("id"), device: s.str("device"), start: s.number("pe_start") * sectorSize, count: s.number("pe_count"),
+		p := pvEntry{uuid: s.str("id"), device: s.str("device"), start: s.number("pe_start") * sectorSize,
+			count:   s.number("pe_count"),
 			missing: s.has("flags", "MISSING") || s.has("status", "MISSING")}
 		if p.start < 0 || p.count < 0 || p.count > math.MaxInt64/2/m.extent {
 			return fmt.Errorf("%w: physical volume %q of group %q", filesystem.ErrCorrupt, name, m.name)
@@ -92,7 +94,8 @@ func (m *meta) parseVolume(name string, s *section) error {
 	end := int64(0)
 	for i := range n {
 		raw := s.sub(fmt.Sprintf("segment%d", i+1))
-		seg := segment{start: raw.number("start_extent"), count: raw.number("extent_count"), kind: raw.str("type"), raw: raw}
+		seg := segment{start: raw.number("start_extent"), count: raw.number("extent_count"), kind: raw.str("type"),
+			raw: raw}
 		if seg.start != end || seg.count < 1 || seg.count > math.MaxInt64/2/m.extent-end {
 			return fmt.Errorf("%w: segment %d of volume %q of group %q", filesystem.ErrCorrupt, i+1, name, m.name)
 		}

@@ -31,8 +31,9 @@ type PV struct {
 	metas []*meta // what its metadata areas hold
 }
 
-// ReadPV reads the physical volume in r, size bytes long. It returns filesystem.ErrNotThis where there is none. Damaged metadata
-// is a note: another physical volume of the group may have it whole.
+// ReadPV reads the physical volume in r, size bytes long. It returns filesystem.ErrNotThis where
+// there is none. Damaged metadata is a note: another physical volume of the group may have it
+// whole.
 func ReadPV(r io.ReaderAt, size int64) (*PV, error) {
 	label, err := findLabel(r, size)
 	if err != nil {
@@ -53,7 +54,8 @@ func ReadPV(r io.ReaderAt, size int64) (*PV, error) {
 			if !errors.Is(err, filesystem.ErrCorrupt) && !errors.Is(err, filesystem.ErrUnsupported) {
 				return nil, fmt.Errorf("metadata of physical volume %s: %w", pv.UUID, err)
 			}
-			pv.Notes = append(pv.Notes, fmt.Sprintf("a copy of the metadata on physical volume %s was passed over: %v", pv.UUID, err))
+			pv.Notes = append(pv.Notes, fmt.Sprintf("a copy of the metadata on physical volume %s was passed over: %v",
+				pv.UUID, err))
 			continue
 		}
 		if m != nil {
@@ -112,11 +114,13 @@ func readArea(r io.ReaderAt, size int64, a area) (*meta, error) {
 		return nil, fmt.Errorf("%w: the header of the area is not valid", filesystem.ErrCorrupt)
 	}
 	total := int64(le.Uint64(head[32:]))
-	off, length, sum, flags := int64(le.Uint64(head[40:])), int64(le.Uint64(head[48:])), le.Uint32(head[56:]), le.Uint32(head[60:])
+	off, length, sum, flags := int64(le.Uint64(head[40:])), int64(le.Uint64(head[48:])), le.Uint32(head[56:]),
+		le.Uint32(head[60:])
 	if flags&1 != 0 || off == 0 { // ignored, or of a physical volume without a group
 		return nil, nil
 	}
-	if total <= mdaHeader || total > size || off < mdaHeader || off >= total || length <= 0 || length > total-mdaHeader || length > maxText {
+	if total <= mdaHeader || total > size || off < mdaHeader || off >= total || length <= 0 ||
+		length > total-mdaHeader || length > maxText {
 		return nil, fmt.Errorf("%w: %d bytes of text at %d of %d", filesystem.ErrCorrupt, length, off, total)
 	}
 	first := min(length, total-off) // the text goes round in its area

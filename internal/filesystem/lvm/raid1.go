@@ -17,8 +17,8 @@ type raidSuper struct {
 	rebuilt  uint64 // sectors of this leg that are in step; all ones when it is whole
 }
 
-// raid1 reads one leg: the first that is there, in step, and knows of the last event. While the legs are compared for the first time, or
-// after a crash, the kernel itself reads the first one.
+// raid1 reads one leg: the first that is there, in step, and knows of the last event. While the
+// legs are compared for the first time, or after a crash, the kernel itself reads the first one.
 func (b *builder) raid1(e *lvEntry, s segment, depth int) ([]run, error) {
 	legs := s.raw.list("raids")
 	n := len(legs) / 2
@@ -31,7 +31,8 @@ func (b *builder) raid1(e *lvEntry, s segment, depth int) ([]run, error) {
 	for i := range n {
 		super, err := b.raidSuper(legs[2*i], uint32(i), depth)
 		if err != nil {
-			if !errors.Is(err, ErrMissing) && !errors.Is(err, filesystem.ErrCorrupt) && !errors.Is(err, filesystem.ErrUnsupported) {
+			if !errors.Is(err, ErrMissing) && !errors.Is(err, filesystem.ErrCorrupt) &&
+				!errors.Is(err, filesystem.ErrUnsupported) {
 				return nil, err
 			}
 			firstErr = errors.Join(firstErr, err)
@@ -46,8 +47,10 @@ func (b *builder) raid1(e *lvEntry, s segment, depth int) ([]run, error) {
 		return nil, fmt.Errorf("no leg of RAID 1 volume %s can be read: %w", e.name, firstErr)
 	}
 	for i, super := range supers {
-		// Legs are told of an event one after the other: one that is a single event behind saw all that was written.
-		if super == nil || newest.failed&(1<<i) != 0 || super.rebuilt != math.MaxUint64 || super.events+1 < newest.events {
+		// Legs are told of an event one after the other: one that is a single event behind saw all
+		// that was written.
+		if super == nil || newest.failed&(1<<i) != 0 || super.rebuilt != math.MaxUint64 || super.events+
+			1 < newest.events {
 			continue
 		}
 		name, _ := legs[2*i+1].(string)
@@ -61,7 +64,8 @@ func (b *builder) raid1(e *lvEntry, s segment, depth int) ([]run, error) {
 		}
 		firstErr = errors.Join(firstErr, err)
 	}
-	return nil, fmt.Errorf("no leg of RAID 1 volume %s is in step: %w", e.name, errors.Join(filesystem.ErrUnsupported, firstErr))
+	return nil, fmt.Errorf("no leg of RAID 1 volume %s is in step: %w", e.name,
+		errors.Join(filesystem.ErrUnsupported, firstErr))
 }
 
 func (b *builder) raidSuper(name any, position uint32, depth int) (*raidSuper, error) {
@@ -76,11 +80,14 @@ func (b *builder) raidSuper(name any, position uint32, depth int) (*raidSuper, e
 	}
 	le := binary.LittleEndian
 	if string(raw[:4]) != "DmRd" {
-		return nil, fmt.Errorf("%w: %s holds no superblock: the volume was never in use", filesystem.ErrUnsupported, text)
+		return nil, fmt.Errorf("%w: %s holds no superblock: the volume was never in use", filesystem.ErrUnsupported,
+			text)
 	}
-	s := &raidSuper{position: le.Uint32(raw[12:]), events: le.Uint64(raw[16:]), failed: le.Uint64(raw[24:]), rebuilt: le.Uint64(raw[32:])}
+	s := &raidSuper{position: le.Uint32(raw[12:]), events: le.Uint64(raw[16:]), failed: le.Uint64(raw[24:]),
+		rebuilt: le.Uint64(raw[32:])}
 	if s.position != position {
-		return nil, fmt.Errorf("%w: %s says that it is leg %d, not %d", filesystem.ErrCorrupt, text, s.position, position)
+		return nil, fmt.Errorf("%w: %s says that it is leg %d, not %d", filesystem.ErrCorrupt, text, s.position,
+			position)
 	}
 	return s, nil
 }

@@ -14,7 +14,8 @@ const (
 	maxNodes = 1 << 20 // sections, keys and values of a text
 )
 
-// section is `{ … }` of LVM's configuration language. Values are int64, float64, string, []any of these, or *section.
+// section is `{ … }` of LVM's configuration language. Values are int64, float64, string, []any of
+// these, or *section.
 type section struct {
 	keys   []string // in their order
 	values map[string]any

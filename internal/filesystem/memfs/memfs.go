@@ -1,5 +1,5 @@
-// Package memfs is a file system in memory, for the tests of those who read file systems: it is all that they must bear, names that no guest
-// can have and damage included.
+// Package memfs is a file system in memory, for the tests of those who read file systems: it is all
+// that they must bear, names that no guest can have and damage included.
 package memfs
 
 import (
@@ -13,7 +13,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
-// File is a file of any kind. Its Attr.Mode says which; ID and, where it is 0, Links are set by Add.
+// File is a file of any kind. Its Attr.Mode says which; ID and, where it is 0, Links are set by
+// Add.
 type File struct {
 	filesystem.Attr
 	Data    []byte
@@ -86,7 +87,8 @@ func (f *FS) Text(name, data string) *File {
 
 // Link adds a symbolic link.
 func (f *FS) Link(name, target string) *File {
-	return f.Add(name, File{Attr: filesystem.Attr{Mode: fs.ModeSymlink | 0o777, Size: int64(len(target))}, Target: target})
+	return f.Add(name, File{Attr: filesystem.Attr{Mode: fs.ModeSymlink | 0o777, Size: int64(len(target))},
+		Target: target})
 }
 
 // Info implements filesystem.FS, as do all that follow.

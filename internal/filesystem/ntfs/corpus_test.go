@@ -38,7 +38,8 @@ func TestReadsWhatIsMounted(t *testing.T) {
 			mounted(t, image, func(dir string) { fill(t, dir, files) })
 			f := open(t, image)
 			info := f.Info()
-			if info.Label != "Daten äöü" || info.Type != "ntfs" || info.Used <= 0 || info.Used > info.Size || len(info.Notes) > 0 {
+			if info.Label != "Daten äöü" || info.Type != "ntfs" || info.Used <= 0 || info.Used > info.Size ||
+				len(info.Notes) > 0 {
 				t.Errorf("%+v", info)
 			}
 			if out := run(t, "blkid", "-p", "-o", "value", "-s", "UUID", image); strings.TrimSpace(out) != info.UUID {
@@ -49,7 +50,8 @@ func TestReadsWhatIsMounted(t *testing.T) {
 					t.Errorf("compared only %d files", n)
 				}
 			})
-			if out := run(t, "ntfsinfo", "-f", "-F", "fragments a", image); i < 2 && !strings.Contains(out, "$ATTRIBUTE_LIST") {
+			if out := run(t, "ntfsinfo", "-f", "-F", "fragments a", image); i < 2 &&
+				!strings.Contains(out, "$ATTRIBUTE_LIST") {
 				t.Error("the corpus has no attribute list")
 			}
 		})
@@ -247,7 +249,8 @@ func compareStreams(t *testing.T, f *ntfs.FS, id filesystem.ID, path string) {
 	}
 	attrs, err := f.Xattrs(id)
 	ok(t, err)
-	if strings.Contains(path, "squeezed/text") && !strings.Contains(t.Name(), "65536") && attrs["system.ntfs_attrib"][1]&8 == 0 {
+	if strings.Contains(path, "squeezed/text") && !strings.Contains(t.Name(), "65536") &&
+		attrs["system.ntfs_attrib"][1]&8 == 0 {
 		t.Errorf("%s is not compressed", path)
 	}
 	if filepath.Base(path) != "small" {

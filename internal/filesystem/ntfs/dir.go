@@ -161,7 +161,8 @@ func indexEntries(p []byte, visit func(dirEntry) bool) error {
 		if fileNameHead+length > key {
 			return corrupt("the name of an index entry leaves it")
 		}
-		d := dirEntry{ref: le.Uint64(e), attrs: le.Uint32(name[56:]), name: decodeName(name[fileNameHead : fileNameHead+length])}
+		d := dirEntry{ref: le.Uint64(e), attrs: le.Uint32(name[56:]),
+			name: decodeName(name[fileNameHead : fileNameHead+length])}
 		if name[65] != namespaceDOS && d.ref&refMask >= firstUser && !visit(d) {
 			return errStop
 		}

@@ -19,7 +19,8 @@ const (
 	fileRecallOnRead = 0x400000
 )
 
-// Reparse points that are known: what makes a link or a special file, and what leaves the data where it is.
+// Reparse points that are known: what makes a link or a special file, and what leaves the data
+// where it is.
 const (
 	tagMountPoint = 0xa0000003
 	tagSymlink    = 0xa000000c
@@ -46,7 +47,8 @@ func (ino *inode) standard() (standard, error) {
 	if a == nil || len(a.value) < 48 {
 		return standard{}, corrupt("record %d has no standard information", ino.ref&refMask)
 	}
-	s := standard{born: timeOf(a.value), modified: timeOf(a.value[8:]), changed: timeOf(a.value[16:]), accessed: timeOf(a.value[24:]), attrs: le.Uint32(a.value[32:])}
+	s := standard{born: timeOf(a.value), modified: timeOf(a.value[8:]), changed: timeOf(a.value[16:]),
+		accessed: timeOf(a.value[24:]), attrs: le.Uint32(a.value[32:])}
 	if len(a.value) >= 72 {
 		s.security = le.Uint32(a.value[52:])
 	}
@@ -73,7 +75,8 @@ func (f *FS) Stat(id filesystem.ID) (filesystem.Attr, error) {
 	if err != nil {
 		return filesystem.Attr{}, err
 	}
-	a := filesystem.Attr{ID: filesystem.ID(ino.ref), Links: ino.names(), Modified: std.modified, Accessed: std.accessed, Changed: std.changed, Born: std.born}
+	a := filesystem.Attr{ID: filesystem.ID(ino.ref), Links: ino.names(), Modified: std.modified, Accessed: std.accessed,
+		Changed: std.changed, Born: std.born}
 	if a.Mode, err = ino.mode(); err != nil {
 		return a, err
 	}
@@ -135,7 +138,8 @@ func (ino *inode) mode() (fs.FileMode, error) {
 	return 0o644, nil
 }
 
-// interix reads what Interix, and ntfs-3g after it, makes of links and devices: a system file that says so in its first bytes.
+// interix reads what Interix, and ntfs-3g after it, makes of links and devices: a system file that
+// says so in its first bytes.
 func (ino *inode) interix() (kind fs.FileMode, rest []byte, err error) {
 	std, err := ino.standard()
 	if err != nil || std.attrs&fileSystem == 0 {
@@ -185,7 +189,8 @@ func (ino *inode) applyLinux(a *filesystem.Attr) {
 	if v := ino.linux("$LXMOD"); len(v) == 4 {
 		m := le.Uint32(v)
 		a.Mode = a.Mode.Type() | fs.FileMode(m&0o777)
-		for bit, mode := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		for bit, mode := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid,
+			0o1000: fs.ModeSticky} {
 			if m&bit != 0 {
 				a.Mode |= mode
 			}
@@ -258,7 +263,8 @@ func (f *FS) ReadLink(id filesystem.ID) (string, error) {
 	return decodeName(rest), nil
 }
 
-// linkTarget decodes a symbolic link or junction: the name for people, else the one for the system; names begin at head.
+// linkTarget decodes a symbolic link or junction: the name for people, else the one for the system;
+// names begin at head.
 func linkTarget(p []byte, head int) (string, error) {
 	if len(p) < head {
 		return "", corrupt("a link of %d bytes", len(p))
@@ -369,7 +375,8 @@ func (f *FS) Xattrs(id filesystem.ID) (map[string][]byte, error) {
 		return nil, err
 	}
 	out := map[string][]byte{"system.ntfs_attrib": binary.LittleEndian.AppendUint32(nil, std.attrs)}
-	for name, kind := range map[string]uint32{"system.ntfs_reparse_data": attrReparse, "system.ntfs_ea": attrEA, "system.ntfs_acl": attrSecurity} {
+	for name, kind := range map[string]uint32{"system.ntfs_reparse_data": attrReparse, "system.ntfs_ea": attrEA,
+		"system.ntfs_acl": attrSecurity} {
 		p, err := ino.value(kind, maxSmall)
 		if err != nil {
 			return nil, err

@@ -46,7 +46,8 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// walk reads all that can be reached, as little of each file as shows whether it can be read, and returns how many files it saw.
+// walk reads all that can be reached, as little of each file as shows whether it can be read, and
+// returns how many files it saw.
 func walk(f *ntfs.FS, id filesystem.ID, depth int, seen map[filesystem.ID]bool) int {
 	if depth > 20 || seen[id] || len(seen) > 2000 {
 		return 0

@@ -2,8 +2,8 @@ package ntfs
 
 import "math/bits"
 
-// lznt1 expands in into out and returns how many bytes came out, as [MS-XCA] 2.5 has it. A chunk that comes out shorter than
-// 4096 bytes is filled up with zeros.
+// lznt1 expands in into out and returns how many bytes came out, as [MS-XCA] 2.5 has it. A chunk
+// that comes out shorter than 4096 bytes is filled up with zeros.
 func lznt1(out, in []byte) (int, error) {
 	const chunk = 4096
 	done := 0

@@ -1,14 +1,18 @@
 // Package ntfs reads NTFS 3.0 and 3.1 as a mount would show it, without one.
 //
-// Every record's update sequence, every reference's sequence number and every stream's runs against its sizes are checked when they are
-// read: bytes that come without an error are those of the file. Compressed and sparse files, attribute lists, hard links, named streams,
-// symbolic links and junctions are read. Not supported, and said so per file: encryption, and content that something else than NTFS keeps
-// (system compression, deduplication, cloud placeholders). The journal is not replayed: a file system that was not unmounted is read as it is, Info says so,
-// and what contradicts itself is an error.
+// Every record's update sequence, every reference's sequence number and every stream's runs against
+// its sizes are checked when they are read: bytes that come without an error are those of the file.
+// Compressed and sparse files, attribute lists, hard links, named streams, symbolic links and
+// junctions are read. Not supported, and said so per file: encryption, and content that something
+// else than NTFS keeps (system compression, deduplication, cloud placeholders). The journal is not
+// replayed: a file system that was not unmounted is read as it is, Info says so, and what
+// contradicts itself is an error.
 //
-// NTFS has no owners and modes as Linux has: files are root's, 0644, directories 0755, unless Linux (WSL) has stored them. Names are UTF-8, unpaired
-// surrogates as three bytes each, so that no two names become one. Links are shown with slashes; C:\x becomes C:/x. What belongs to Windows alone is in the
-// attributes that ntfs-3g shows too: system.ntfs_attrib, system.ntfs_acl, system.ntfs_reparse_data, system.ntfs_ea.
+// NTFS has no owners and modes as Linux has: files are root's, 0644, directories 0755, unless Linux
+// (WSL) has stored them. Names are UTF-8, unpaired surrogates as three bytes each, so that no two
+// names become one. Links are shown with slashes; C:\x becomes C:/x. What belongs to Windows alone
+// is in the attributes that ntfs-3g shows too: system.ntfs_attrib, system.ntfs_acl,
+// system.ntfs_reparse_data, system.ntfs_ea.
 package ntfs
 
 import (
@@ -69,8 +73,9 @@ func corrupt(format string, args ...any) error {
 
 func unsupported(what string) error { return fmt.Errorf("%w: %s", filesystem.ErrUnsupported, what) }
 
-// Open reads the file system in the first size bytes of r, which must stay readable while the FS is in use. It returns
-// [filesystem.ErrNotThis] if there is no NTFS, [filesystem.ErrUnsupported] for a version that it does not know, and [filesystem.ErrCorrupt].
+// Open reads the file system in the first size bytes of r, which must stay readable while the FS is
+// in use. It returns [filesystem.ErrNotThis] if there is no NTFS, [filesystem.ErrUnsupported] for a
+// version that it does not know, and [filesystem.ErrCorrupt].
 func Open(r io.ReaderAt, size int64) (*FS, error) {
 	f := &FS{r: r, inodes: map[uint64]*inode{}, dirs: map[filesystem.ID]*names{}}
 	if err := f.boot(size); err != nil {
@@ -135,7 +140,8 @@ func blockSize(v int8, cluster int64) int64 {
 	return 1 << min(-int(v), 30)
 }
 
-// openMFT finds all parts of the master file table, of which the boot sector tells only where the first is.
+// openMFT finds all parts of the master file table, of which the boot sector tells only where the
+// first is.
 func (f *FS) openMFT() error {
 	first, err := f.inode(recMFT, false)
 	if err != nil {
@@ -189,7 +195,9 @@ func (f *FS) identify() error {
 		}
 	}
 	if f.logInUse() {
-		f.info.Notes = append(f.info.Notes, "it was not unmounted, and its journal is not replayed: what was being changed at that moment may be missing or be an error")
+		f.info.Notes = append(f.info.Notes,
+			"it was not unmounted, and its journal is not replayed: what was being changed at that moment may be "+
+				"missing or be an error")
 	}
 	f.readUpCase()
 	f.info.Used = f.used()

@@ -55,7 +55,8 @@ type inode struct {
 	attrs []attribute // all parts, in the order of the attribute list where there is one
 }
 
-// applyFixups puts the last two bytes of every sector of a multi-sector structure back, and finds torn writes.
+// applyFixups puts the last two bytes of every sector of a multi-sector structure back, and finds
+// torn writes.
 func applyFixups(p []byte) error {
 	const stride = 512
 	at, n := int(le.Uint16(p[4:])), int(le.Uint16(p[6:]))
@@ -73,7 +74,8 @@ func applyFixups(p []byte) error {
 	return nil
 }
 
-// inode reads a file by its reference. With checked its sequence number must fit: else the file that was meant is gone.
+// inode reads a file by its reference. With checked its sequence number must fit: else the file
+// that was meant is gone.
 func (f *FS) inode(ref uint64, checked bool) (*inode, error) {
 	f.mu.Lock()
 	ino := f.inodes[ref]
@@ -110,7 +112,8 @@ func (f *FS) load(ref uint64, checked bool) (*inode, error) {
 	case checked && le.Uint16(p[16:]) != uint16(ref>>48):
 		return nil, corrupt("it is of another file now: sequence %d, not %d", le.Uint16(p[16:]), ref>>48)
 	}
-	ino := &inode{fs: f, ref: ref&refMask | uint64(le.Uint16(p[16:]))<<48, links: uint32(le.Uint16(p[18:])), dir: le.Uint16(p[22:])&flagDir != 0}
+	ino := &inode{fs: f, ref: ref&refMask | uint64(le.Uint16(p[16:]))<<48, links: uint32(le.Uint16(p[18:])),
+		dir: le.Uint16(p[22:])&flagDir != 0}
 	if ino.attrs, err = parseAttributes(p); err != nil {
 		return nil, err
 	}
@@ -187,7 +190,8 @@ func parseAttribute(p []byte) (attribute, error) {
 	a.size, a.init = int64(le.Uint64(p[48:])), int64(le.Uint64(p[56:]))
 	a.runs = slices.Clone(p[runs:])
 	if a.firstVCN < 0 || a.lastVCN < a.firstVCN-1 || a.firstVCN == 0 && (a.size < 0 || a.init < 0 || a.init > a.size) {
-		return a, corrupt("attribute %#x: clusters %d to %d, %d bytes, %d of them valid", a.kind, a.firstVCN, a.lastVCN, a.size, a.init)
+		return a, corrupt("attribute %#x: clusters %d to %d, %d bytes, %d of them valid", a.kind, a.firstVCN, a.lastVCN,
+			a.size, a.init)
 	}
 	return a, nil
 }
@@ -241,7 +245,8 @@ func (ino *inode) extension(known map[uint64][]attribute, ref uint64) ([]attribu
 	if err != nil {
 		return nil, fmt.Errorf("extension record %d: %w", n, err)
 	}
-	if le.Uint16(p[22:])&flagInUse == 0 || le.Uint16(p[16:]) != uint16(ref>>48) || le.Uint64(p[32:])&refMask != ino.ref&refMask {
+	if le.Uint16(p[22:])&flagInUse == 0 || le.Uint16(p[16:]) != uint16(ref>>48) ||
+		le.Uint64(p[32:])&refMask != ino.ref&refMask {
 		return nil, corrupt("extension record %d belongs to another file", n)
 	}
 	attrs, err := parseAttributes(p)

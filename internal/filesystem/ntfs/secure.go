@@ -38,7 +38,8 @@ func (f *FS) readSecure() (map[uint32][]byte, error) {
 	out := map[uint32][]byte{}
 	for at := 0; at+descriptorHead <= len(raw); {
 		id, off, n := le.Uint32(raw[at+4:]), int64(le.Uint64(raw[at+8:])), int(le.Uint32(raw[at+16:]))
-		if off != int64(at) || n < descriptorHead || n > len(raw)-at { // the end of this half: the next begins behind its copy
+		// the end of this half: the next begins behind its copy
+		if off != int64(at) || n < descriptorHead || n > len(raw)-at {
 			at = (at/(2*secureMirror) + 1) * 2 * secureMirror
 			continue
 		}

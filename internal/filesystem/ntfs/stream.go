@@ -71,7 +71,8 @@ func (ino *inode) assemble(parts []attribute) (*stream, error) {
 	return s, nil
 }
 
-// partOfMFT reports whether this is as much of the table itself as is known so far; then it ends there.
+// partOfMFT reports whether this is as much of the table itself as is known so far; then it ends
+// there.
 func (s *stream) partOfMFT(ino *inode) bool {
 	if ino.ref&refMask != recMFT || len(s.runs) == 0 {
 		return false
@@ -82,7 +83,8 @@ func (s *stream) partOfMFT(ino *inode) bool {
 	return true
 }
 
-// addRuns decodes mapping pairs that begin at cluster vcn of the stream, and returns where they end.
+// addRuns decodes mapping pairs that begin at cluster vcn of the stream, and returns where they
+// end.
 func (s *stream) addRuns(p []byte, vcn int64) (int64, error) {
 	lcn := int64(0)
 	for len(p) > 0 && p[0] != 0 {
@@ -203,7 +205,8 @@ func (s *stream) readUnits(p []byte, off int64) error {
 	return nil
 }
 
-// storedOf returns how many bytes of clusters the unit at byte first has, at its beginning. The last unit may be cut at the end of the stream's clusters.
+// storedOf returns how many bytes of clusters the unit at byte first has, at its beginning. The
+// last unit may be cut at the end of the stream's clusters.
 func (s *stream) storedOf(first int64) int64 {
 	cs := s.fs.cluster
 	end := (first + s.unit) / cs

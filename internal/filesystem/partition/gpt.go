@@ -28,8 +28,8 @@ type header struct {
 	entriesSum       uint32
 }
 
-// readBareGPT reads a GPT without an MBR to say that there is one: only the primary counts, since a disk that was made a whole file
-// system may keep an old backup at its end.
+// readBareGPT reads a GPT without an MBR to say that there is one: only the primary counts, since a
+// disk that was made a whole file system may keep an old backup at its end.
 func readBareGPT(r io.ReaderAt, size int64, sector []byte) (*Table, error) {
 	if sector[510] == 0x55 && sector[511] == 0xaa {
 		return nil, filesystem.ErrNotThis
@@ -86,7 +86,8 @@ func damaged(err error) bool {
 
 type place struct{ sectorSize, lba int64 }
 
-// backups returns where a backup header may be: where a damaged primary says, and at the end of the disk.
+// backups returns where a backup header may be: where a damaged primary says, and at the end of the
+// disk.
 func backups(r io.ReaderAt, size int64) []place {
 	var out []place
 	for _, ss := range []int64{512, 4096} {

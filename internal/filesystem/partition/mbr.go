@@ -13,7 +13,8 @@ const (
 	maxLogical = 128  // links of a chain of logical partitions; Linux stops at 100 that hold none
 )
 
-// entry is one of the four of an MBR or of a link of the chain of logical partitions. Numbers are in sectors.
+// entry is one of the four of an MBR or of a link of the chain of logical partitions. Numbers are
+// in sectors.
 type entry struct {
 	boot, kind   byte
 	start, count int64
@@ -23,7 +24,8 @@ func (e entry) extended() bool { return e.kind == 0x05 || e.kind == 0x0f || e.ki
 
 func (e entry) empty() bool { return e.count == 0 || e.kind == 0 }
 
-// parseMBR returns the four entries of a sector, and whether it is a partition table at all and not the boot sector of a file system.
+// parseMBR returns the four entries of a sector, and whether it is a partition table at all and not
+// the boot sector of a file system.
 func parseMBR(sector []byte) (entries [4]entry, valid bool) {
 	if sector[510] != 0x55 || sector[511] != 0xaa {
 		return entries, false
@@ -31,7 +33,8 @@ func parseMBR(sector []byte) (entries [4]entry, valid bool) {
 	used := 0
 	for i := range entries {
 		raw := sector[446+16*i:]
-		e := entry{raw[0], raw[4], int64(binary.LittleEndian.Uint32(raw[8:])), int64(binary.LittleEndian.Uint32(raw[12:]))}
+		e := entry{raw[0], raw[4], int64(binary.LittleEndian.Uint32(raw[8:])),
+			int64(binary.LittleEndian.Uint32(raw[12:]))}
 		entries[i] = e
 		if e.boot != 0 && e.boot != 0x80 {
 			return entries, false // the code of a boot sector
@@ -40,7 +43,9 @@ func parseMBR(sector []byte) (entries [4]entry, valid bool) {
 			continue
 		}
 		if e.start == 0 {
-			return entries, false // it would hold itself: a table that mkfs.fat puts into its boot sector for other systems
+			// it would hold itself: a table that mkfs.fat puts into its boot sector for other
+			// systems
+			return entries, false
 		}
 		used++
 	}
@@ -75,14 +80,16 @@ func readMBR(r io.ReaderAt, size int64, sector []byte, sectorSize int64) (*Table
 
 // addEntry takes in a partition whose numbers count from base, in sectors.
 func (t *Table) addEntry(number int, e entry, base, size int64) {
-	p := Partition{Number: number, Offset: (base + e.start) * t.SectorSize, Size: e.count * t.SectorSize, Type: fmt.Sprintf("0x%02x", e.kind)}
+	p := Partition{Number: number, Offset: (base + e.start) * t.SectorSize, Size: e.count * t.SectorSize,
+		Type: fmt.Sprintf("0x%02x", e.kind)}
 	if t.UUID != "" {
 		p.UUID = fmt.Sprintf("%s-%02x", t.UUID, number)
 	}
 	t.add(p, size)
 }
 
-// readLogical follows the chain that begins in the extended partition ext, and returns the number that is next.
+// readLogical follows the chain that begins in the extended partition ext, and returns the number
+// that is next.
 func (t *Table) readLogical(r io.ReaderAt, size int64, ext entry, next int) (int, error) {
 	seen := map[int64]bool{}
 	for link := ext.start; ; {
@@ -123,13 +130,14 @@ func (t *Table) readLink(r io.ReaderAt, size, link int64) (entries [4]entry, ok 
 	}
 	for i := range entries {
 		raw := sector[446+16*i:]
-		entries[i] = entry{raw[0], raw[4], int64(binary.LittleEndian.Uint32(raw[8:])), int64(binary.LittleEndian.Uint32(raw[12:]))}
+		entries[i] = entry{raw[0], raw[4], int64(binary.LittleEndian.Uint32(raw[8:])),
+			int64(binary.LittleEndian.Uint32(raw[12:]))}
 	}
 	return entries, true, nil
 }
 
-// addLink takes in what a link holds. Its third and fourth entry count only where they are inside the extended partition, as in Linux:
-// some programs leave garbage there.
+// addLink takes in what a link holds. Its third and fourth entry count only where they are inside
+// the extended partition, as in Linux: some programs leave garbage there.
 func (t *Table) addLink(entries [4]entry, link int64, ext entry, next int, size int64) int {
 	for i, e := range entries {
 		if e.count == 0 || e.extended() {

@@ -1,8 +1,11 @@
-// Package partition finds where on a disk its partitions are: GPT, and MBR with logical partitions, numbered as Linux numbers them.
+// Package partition finds where on a disk its partitions are: GPT, and MBR with logical partitions,
+// numbered as Linux numbers them.
 //
-// A table is read as Linux reads it: GPT counts only where the MBR says so (hybrid ones too) or where there is no MBR at all, its
-// checksums are verified, and the backup is used where the primary is damaged. What is returned lies inside the disk: partitions
-// that begin beyond its end are left out and those that end beyond it are cut, each with a note. Chains of logical partitions end.
+// A table is read as Linux reads it: GPT counts only where the MBR says so (hybrid ones too) or
+// where there is no MBR at all, its checksums are verified, and the backup is used where the
+// primary is damaged. What is returned lies inside the disk: partitions that begin beyond its end
+// are left out and those that end beyond it are cut, each with a note. Chains of logical partitions
+// end.
 //
 // All offsets and sizes are bytes.
 package partition
@@ -51,8 +54,9 @@ func Name(disk string, number int) string {
 	return disk + strconv.Itoa(number)
 }
 
-// Read reads the partition table of a disk of size bytes. It returns filesystem.ErrNotThis where there is none, and
-// filesystem.ErrCorrupt where there must have been one, but neither it nor its backup can be trusted.
+// Read reads the partition table of a disk of size bytes. It returns filesystem.ErrNotThis where
+// there is none, and filesystem.ErrCorrupt where there must have been one, but neither it nor its
+// backup can be trusted.
 func Read(r io.ReaderAt, size int64) (*Table, error) {
 	sector, err := readAt(r, size, 0, 512)
 	if errors.Is(err, filesystem.ErrCorrupt) {
@@ -73,7 +77,8 @@ func Read(r io.ReaderAt, size int64) (*Table, error) {
 	return readMBR(r, size, sector, 512)
 }
 
-// ReadMBR reads an MBR whose numbers count sectors of sectorSize bytes, which nothing in it says: Read takes them for 512.
+// ReadMBR reads an MBR whose numbers count sectors of sectorSize bytes, which nothing in it says:
+// Read takes them for 512.
 func ReadMBR(r io.ReaderAt, size, sectorSize int64) (*Table, error) {
 	sector, err := readAt(r, size, 0, 512)
 	if err != nil {
@@ -85,7 +90,8 @@ func ReadMBR(r io.ReaderAt, size, sectorSize int64) (*Table, error) {
 // readAt reads n bytes; what is not inside the disk is ErrCorrupt.
 func readAt(r io.ReaderAt, size, off int64, n int) ([]byte, error) {
 	if off < 0 || off > size || int64(n) > size-off {
-		return nil, fmt.Errorf("%w: %d bytes at offset %d are beyond the end of the disk", filesystem.ErrCorrupt, n, off)
+		return nil, fmt.Errorf("%w: %d bytes at offset %d are beyond the end of the disk", filesystem.ErrCorrupt, n,
+			off)
 	}
 	p := make([]byte, n)
 	if got, err := r.ReadAt(p, off); got < n {
@@ -104,7 +110,8 @@ func (t *Table) add(p Partition, size int64) {
 		t.note("partition %d begins at %d, beyond the end of the disk at %d", p.Number, p.Offset, size)
 		return
 	case p.Size > size-p.Offset:
-		t.note("partition %d ends beyond the end of the disk: the last %d bytes are missing", p.Number, p.Size-(size-p.Offset))
+		t.note("partition %d ends beyond the end of the disk: the last %d bytes are missing", p.Number,
+			p.Size-(size-p.Offset))
 		p.Size = size - p.Offset
 	}
 	t.Partitions = append(t.Partitions, p)

@@ -79,7 +79,8 @@ func sfdisk(t *testing.T, path string) (table partition.Table) {
 		if _, err := fmt.Sscanf(strings.TrimPrefix(p.Node, path), "%d", &n); err != nil {
 			t.Fatal(err)
 		}
-		own := partition.Partition{Number: n, Offset: p.Start * 512, Size: p.Size * 512, Type: strings.ToLower(p.Type), Label: p.Name, UUID: strings.ToLower(p.UUID)}
+		own := partition.Partition{Number: n, Offset: p.Start * 512, Size: p.Size * 512, Type: strings.ToLower(p.Type),
+			Label: p.Name, UUID: strings.ToLower(p.UUID)}
 		if table.Kind == partition.MBR {
 			if p.Type == "5" || p.Type == "f" || p.Type == "85" {
 				continue
@@ -111,7 +112,9 @@ func TestReadsWhatSfdiskWrites(t *testing.T) {
 		{"mbr", "label: dos\n, 1M, L, *\n, 2M, 7\n"},
 		{"mbr without an identifier", "label: dos\nlabel-id: 0x00000000\n, 1M, L\n"},
 		{"logical", "label: dos\n, 1M\n, 10M, E\n, 1M\n, 1M, 83\n, 2M, 8e\n"},
-		{"logical behind an empty slot", "label: dos\n2: start=2048, size=2048\n4: start=6144, size=16384, type=f\n5: start=8192, size=2048\n6: start=12288, size=2048\n"},
+		{"logical behind an empty slot",
+			"label: dos\n2: start=2048, size=2048\n4: start=6144, size=16384, type=f\n5: start=8192, size=2048\n6: " +
+				"start=12288, size=2048\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := makeDisk(t, 16*mebi, tt.script)
@@ -123,7 +126,8 @@ func TestReadsWhatSfdiskWrites(t *testing.T) {
 			if strings.Contains(tt.name, "without an identifier") {
 				want.UUID, want.Partitions[0].UUID = "", ""
 			}
-			if got.Kind != want.Kind || got.UUID != want.UUID || got.SectorSize != 512 || len(got.Notes) != 0 || !slices.Equal(got.Partitions, want.Partitions) {
+			if got.Kind != want.Kind || got.UUID != want.UUID || got.SectorSize != 512 || len(got.Notes) != 0 ||
+				!slices.Equal(got.Partitions, want.Partitions) {
 				t.Errorf("got  %+v\nwant %+v", got, want)
 			}
 		})
@@ -143,7 +147,8 @@ func change(t *testing.T, path string, off int64, p []byte) {
 	}
 }
 
-// Wherever the primary GPT is damaged, the backup shows the same partitions; with both damaged it is an error, and never half a table.
+// Wherever the primary GPT is damaged, the backup shows the same partitions; with both damaged it
+// is an error, and never half a table.
 func TestBackupGPT(t *testing.T) {
 	for sector, make := range map[int64]func(*testing.T) string{
 		512: func(t *testing.T) string {
@@ -154,7 +159,8 @@ func TestBackupGPT(t *testing.T) {
 		for _, at := range []int64{0, 16, 24, 56, 72, 80, 88, sector, sector + 32, 3 * sector} {
 			path := make(t)
 			want, err := read(t, path)
-			if err != nil || len(want.Partitions) != 2 || want.Partitions[0].Size != mebi || want.Partitions[1].Size != 2*mebi {
+			if err != nil || len(want.Partitions) != 2 || want.Partitions[0].Size != mebi ||
+				want.Partitions[1].Size != 2*mebi {
 				t.Fatalf("%+v, %v", want, err)
 			}
 			change(t, path, sector+at, []byte{0xa5})
@@ -173,7 +179,8 @@ func TestBackupGPT(t *testing.T) {
 	}
 }
 
-// A disk that was made larger has its backup in the middle; one that was made smaller has none, and partitions that are cut.
+// A disk that was made larger has its backup in the middle; one that was made smaller has none, and
+// partitions that are cut.
 func TestResizedDisks(t *testing.T) {
 	path := makeDisk(t, 16*mebi, "label: gpt\n, 1M\n, \n")
 	if err := os.Truncate(path, 32*mebi); err != nil {
@@ -193,12 +200,14 @@ func TestResizedDisks(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := read(t, path)
-	if err != nil || len(got.Partitions) != 2 || got.Partitions[1].Offset+got.Partitions[1].Size != 4*mebi || len(got.Notes) != 2 {
+	if err != nil || len(got.Partitions) != 2 || got.Partitions[1].Offset+got.Partitions[1].Size != 4*mebi ||
+		len(got.Notes) != 2 {
 		t.Errorf("cut off: %+v, %v", got, err)
 	}
 }
 
-// Linux takes the GPT of a disk whose MBR is a hybrid, or lost; and not the GPT of a disk whose MBR says nothing of it.
+// Linux takes the GPT of a disk whose MBR is a hybrid, or lost; and not the GPT of a disk whose MBR
+// says nothing of it.
 func TestWhichTableCounts(t *testing.T) {
 	entry := func(kind byte, start, count uint32) []byte {
 		e := append(make([]byte, 4), kind, 0, 0, 0)
@@ -213,7 +222,8 @@ func TestWhichTableCounts(t *testing.T) {
 	}
 	lost := disk()
 	change(t, lost, 0, make([]byte, 512))
-	if got, err := read(t, lost); err != nil || got.Kind != partition.GPT || len(got.Partitions) != 2 || len(got.Notes) != 1 {
+	if got, err := read(t, lost); err != nil || got.Kind != partition.GPT || len(got.Partitions) != 2 ||
+		len(got.Notes) != 1 {
 		t.Errorf("lost MBR: %+v, %v", got, err)
 	}
 	plain := disk()
@@ -225,7 +235,8 @@ func TestWhichTableCounts(t *testing.T) {
 
 // A whole disk may be a file system: its boot sector is no table.
 func TestFileSystemsAreNoTables(t *testing.T) {
-	for _, cmd := range []string{"mkfs.vfat -C %s 8192", "mkfs.vfat --mbr=y -C %s 8192", "mkntfs -qFf %s", "mkfs.ext4 -qF %s", "mkswap -q %s"} {
+	for _, cmd := range []string{"mkfs.vfat -C %s 8192", "mkfs.vfat --mbr=y -C %s 8192", "mkntfs -qFf %s",
+		"mkfs.ext4 -qF %s", "mkswap -q %s"} {
 		t.Run(cmd, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "vda")
 			if !strings.Contains(cmd, "-C") {
@@ -240,7 +251,8 @@ func TestFileSystemsAreNoTables(t *testing.T) {
 		})
 	}
 	for size := range 3 {
-		if got, err := partition.Read(bytes.NewReader(make([]byte, size*400)), int64(size*400)); !errors.Is(err, filesystem.ErrNotThis) {
+		if got, err := partition.Read(bytes.NewReader(make([]byte, size*400)), int64(size*400)); !errors.Is(err,
+			filesystem.ErrNotThis) {
 			t.Errorf("%d zeros: %+v, %v", size*400, got, err)
 		}
 	}
@@ -258,7 +270,8 @@ func TestLoopOfLogicalPartitions(t *testing.T) {
 		t.Fatal(err)
 	}
 	ext := int64(binary.LittleEndian.Uint32(data[446+16+8:]))
-	for _, target := range []uint32{0, 1, 2048, 1 << 30} { // of the link in the first: itself, nothing, the second, beyond the end
+	// of the link in the first: itself, nothing, the second, beyond the end
+	for _, target := range []uint32{0, 1, 2048, 1 << 30} {
 		bad := bytes.Clone(data)
 		binary.LittleEndian.PutUint32(bad[ext*512+446+16+8:], target)
 		got, err := partition.Read(bytes.NewReader(bad), int64(len(bad)))
@@ -314,7 +327,8 @@ func FuzzRead(f *testing.F) {
 		if seal && len(disk) >= 1024 { // let what was changed have the checksums that it needs
 			le := binary.LittleEndian
 			h := disk[512:1024]
-			if n, size := int(le.Uint32(h[80:])), int(le.Uint32(h[84:])); n < 64 && size < 1024 && 1024+n*size <= len(disk) {
+			if n, size := int(le.Uint32(h[80:])), int(le.Uint32(h[84:])); n < 64 && size < 1024 && 1024+
+				n*size <= len(disk) {
 				le.PutUint32(h[88:], crc32.ChecksumIEEE(disk[1024:1024+n*size]))
 			}
 			le.PutUint32(h[16:], 0)

@@ -21,7 +21,8 @@ const (
 	maxEntries = 4096
 )
 
-// parseFstab returns the lines that mount something; what is no such line is passed over, as mount does.
+// parseFstab returns the lines that mount something; what is no such line is passed over, as mount
+// does.
 func parseFstab(text []byte) []fstabEntry {
 	var out []fstabEntry
 	for line := range strings.Lines(string(text)) {
@@ -60,18 +61,22 @@ func unescape(s string) string {
 func (e fstabEntry) has(option string) bool { return slices.Contains(e.options, option) }
 
 // kinds of file systems that hold nothing that is on a disk.
-var virtualKinds = []string{"swap", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "none", "ignore", "cgroup", "cgroup2", "debugfs", "tracefs",
-	"securityfs", "hugetlbfs", "mqueue", "ramfs", "overlay", "aufs", "autofs", "efivarfs", "binfmt_misc", "configfs", "pstore", "bpf", "fusectl"}
+var virtualKinds = []string{"swap", "tmpfs", "proc", "sysfs", "devtmpfs", "devpts", "none", "ignore", "cgroup",
+	"cgroup2", "debugfs", "tracefs",
+	"securityfs", "hugetlbfs", "mqueue", "ramfs", "overlay", "aufs", "autofs", "efivarfs", "binfmt_misc", "configfs",
+	"pstore", "bpf", "fusectl"}
 
 // onDisk reports whether an entry mounts a file system of a disk when the machine starts.
 func (e fstabEntry) onDisk() bool {
-	return !slices.Contains(virtualKinds, e.kind) && !e.has("noauto") && !e.has("bind") && !e.has("rbind") && !strings.HasPrefix(e.spec, "/dev/loop") &&
+	return !slices.Contains(virtualKinds, e.kind) && !e.has("noauto") && !e.has("bind") && !e.has("rbind") &&
+		!strings.HasPrefix(e.spec, "/dev/loop") &&
 		!e.has("loop")
 }
 
 // remote reports whether an entry mounts something of another machine.
 func (e fstabEntry) remote() bool {
-	return slices.Contains([]string{"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "9p", "virtiofs", "fuse.sshfs", "davfs", "afs", "lustre"}, e.kind)
+	return slices.Contains([]string{"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "9p", "virtiofs",
+		"fuse.sshfs", "davfs", "afs", "lustre"}, e.kind)
 }
 
 // source returns the volume that an entry of fstab means.
@@ -104,8 +109,8 @@ func (v *Volumes) byDisk(key, value string) (*Volume, error) {
 	return v.byPosition(value)
 }
 
-// byPosition takes the number of a partition from a name that says by which bus, slot or serial number its disk is known, if only
-// one disk has such a partition with files.
+// byPosition takes the number of a partition from a name that says by which bus, slot or serial
+// number its disk is known, if only one disk has such a partition with files.
 func (v *Volumes) byPosition(name string) (*Volume, error) {
 	if len(v.disks) == 1 {
 		if i := strings.LastIndex(name, "-part"); i >= 0 {
@@ -117,7 +122,8 @@ func (v *Volumes) byPosition(name string) (*Volume, error) {
 	return nil, fmt.Errorf("%s: which disk that is can not be known from the disks alone", name)
 }
 
-// tagged finds a volume by what is written on it. Several that match are an error: which one the machine would take is chance.
+// tagged finds a volume by what is written on it. Several that match are an error: which one the
+// machine would take is chance.
 func (v *Volumes) tagged(key, value string) (*Volume, error) {
 	var found *Volume
 	for _, vol := range v.List {
@@ -146,7 +152,8 @@ func (v *Volumes) tagged(key, value string) (*Volume, error) {
 	return found, nil
 }
 
-// byName finds vda1, vg/lv, or what the machine calls its disks by other names of the same order: sda1 for vda1.
+// byName finds vda1, vg/lv, or what the machine calls its disks by other names of the same order:
+// sda1 for vda1.
 func (v *Volumes) byName(name, spec string) (*Volume, error) {
 	if vol := v.Find(name); vol != nil {
 		return vol, nil
@@ -164,7 +171,8 @@ func (v *Volumes) byName(name, spec string) (*Volume, error) {
 	return nil, fmt.Errorf("%s is on no disk of this point", spec)
 }
 
-// deviceName takes apart what Linux calls disks: sdb2 is disk 1, partition 2. Part is 0 for a whole disk.
+// deviceName takes apart what Linux calls disks: sdb2 is disk 1, partition 2. Part is 0 for a whole
+// disk.
 func deviceName(name string) (disk, part int, ok bool) {
 	if rest, is := strings.CutPrefix(name, "nvme"); is {
 		ctrl, rest, ok1 := strings.Cut(rest, "n1")

@@ -32,8 +32,8 @@ type Mount struct {
 	Err    error   // why it can not be read; paths below return it
 }
 
-// Guest finds the root file system and mounts the others in it. It returns ErrNoGuest where there is no operating system, and opens what it
-// must to know.
+// Guest finds the root file system and mounts the others in it. It returns ErrNoGuest where there
+// is no operating system, and opens what it must to know.
 func (v *Volumes) Guest() (*Guest, error) {
 	v.guestOnce.Do(func() { v.guest, v.guestErr = v.findGuest() })
 	return v.guest, v.guestErr
@@ -75,7 +75,8 @@ func (v *Volumes) findGuest() (*Guest, error) {
 	return v.mountAll(best), nil
 }
 
-// look returns what makes a volume a root; nil where nothing does. Errors are of volumes that can not be looked into.
+// look returns what makes a volume a root; nil where nothing does. Errors are of volumes that can
+// not be looked into.
 func (v *Volumes) look(vol *Volume) (*candidate, error) {
 	t, err := vol.Tree()
 	if err != nil {
@@ -109,9 +110,12 @@ func (v *Volumes) look(vol *Volume) (*candidate, error) {
 // mountAll mounts what the fstab of the root names, outer places first.
 func (v *Volumes) mountAll(c *candidate) *Guest {
 	root := c.tree.root
-	g := &Guest{Tree: &Tree{root: root, mounts: map[place]mount{}}, Windows: c.windows, Mounts: []Mount{{Path: "/", Volume: root.Volume}}}
+	g := &Guest{Tree: &Tree{root: root, mounts: map[place]mount{}}, Windows: c.windows,
+		Mounts: []Mount{{Path: "/", Volume: root.Volume}}}
 	entries := slices.DeleteFunc(c.fstab, func(e fstabEntry) bool { return e.file == "/" || !e.onDisk() })
-	slices.SortStableFunc(entries, func(a, b fstabEntry) int { return strings.Count(a.file, "/") - strings.Count(b.file, "/") })
+	slices.SortStableFunc(entries, func(a, b fstabEntry) int {
+		return strings.Count(a.file, "/") - strings.Count(b.file, "/")
+	})
 	for _, e := range entries {
 		g.mount(v, e)
 	}
@@ -167,7 +171,8 @@ func (t *Tree) readFile(path string, most int64) ([]byte, error) {
 		return nil, err
 	}
 	if !attr.Mode.IsRegular() || attr.Size > most {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("no file of at most %d bytes: %w", most, filesystem.ErrNotExist)}
+		return nil, &fs.PathError{Op: "read", Path: path,
+			Err: fmt.Errorf("no file of at most %d bytes: %w", most, filesystem.ErrNotExist)}
 	}
 	f, err := n.FS.Open(n.ID)
 	if err != nil {

@@ -28,7 +28,8 @@ type signature struct {
 	text  string // for people
 }
 
-// signatures of what is recognised and not read. Earlier ones win: what wraps a file system stands before what it wraps.
+// signatures of what is recognised and not read. Earlier ones win: what wraps a file system stands
+// before what it wraps.
 var signatures = []signature{
 	{0, "LUKS\xba\xbe", "crypto_LUKS", "it is encrypted with LUKS"},
 	{3, "-FVE-FS-", "BitLocker", "it is encrypted with BitLocker"},
@@ -103,17 +104,21 @@ func (f *finding) describe(head []byte) {
 func identifySwap(head []byte) finding {
 	for page := int64(4096); page <= 65536; page *= 2 {
 		if has(head, page-10, "SWAPSPACE2") || has(head, page-10, "SWAP-SPACE") {
-			return finding{kind: "swap", uuid: dashed(head, 1036), label: text(head, 1052, 16), reason: fmt.Errorf("%w: it is swap space", ErrNoFiles)}
+			return finding{kind: "swap", uuid: dashed(head, 1036), label: text(head, 1052, 16),
+				reason: fmt.Errorf("%w: it is swap space", ErrNoFiles)}
 		}
 	}
 	return finding{}
 }
 
-// identifyRAID looks for a member of a Linux software RAID: its superblock is at the beginning or at the end.
+// identifyRAID looks for a member of a Linux software RAID: its superblock is at the beginning or
+// at the end.
 func identifyRAID(r io.ReaderAt, size int64, head []byte) (finding, error) {
-	member := finding{kind: "linux_raid_member", reason: fmt.Errorf("%w: it is a member of a Linux software RAID (md)", filesystem.ErrUnsupported)}
+	member := finding{kind: "linux_raid_member",
+		reason: fmt.Errorf("%w: it is a member of a Linux software RAID (md)", filesystem.ErrUnsupported)}
 	for _, off := range []int64{0, 4096} {
-		if has(head, off, mdMagic+"\x01\x00\x00\x00") && has(head, off+144, string(binary.LittleEndian.AppendUint64(nil, uint64(off/512)))) {
+		if has(head, off, mdMagic+"\x01\x00\x00\x00") &&
+			has(head, off+144, string(binary.LittleEndian.AppendUint64(nil, uint64(off/512)))) {
 			member.uuid, member.label = dashed(head, off+16), text(head, off+32, 32)
 			return member, nil
 		}
@@ -129,7 +134,8 @@ func identifyRAID(r io.ReaderAt, size int64, head []byte) (finding, error) {
 		if !has(raw, 0, mdMagic) || binary.LittleEndian.Uint32(raw[4:]) != uint32(version) {
 			continue
 		}
-		if version == 0 && binary.LittleEndian.Uint32(raw[8:]) >= 90 || version == 1 && int64(binary.LittleEndian.Uint64(raw[144:])) == off/512 {
+		if version == 0 && binary.LittleEndian.Uint32(raw[8:]) >= 90 ||
+			version == 1 && int64(binary.LittleEndian.Uint64(raw[144:])) == off/512 {
 			return member, nil
 		}
 	}
@@ -148,7 +154,8 @@ func identifyZFS(r io.ReaderAt, size int64) (finding, error) {
 	}
 	for at := int64(0); at < length; at += 1024 {
 		if has(raw, at, "\x0c\xb1\xba\x00\x00\x00\x00\x00") || has(raw, at, "\x00\x00\x00\x00\x00\xba\xb1\x0c") {
-			return finding{kind: "zfs_member", reason: fmt.Errorf("%w: it is a part of a ZFS pool", filesystem.ErrUnsupported)}, nil
+			return finding{kind: "zfs_member",
+				reason: fmt.Errorf("%w: it is a part of a ZFS pool", filesystem.ErrUnsupported)}, nil
 		}
 	}
 	return finding{}, nil
@@ -164,7 +171,8 @@ func identifyReadable(head []byte) finding {
 		return finding{kind: "ntfs", uuid: ntfsSerial(head), open: openNTFS}
 	case has(head, 1024+56, "\x53\xef") && len(head) >= 2048:
 		kind := "ext2"
-		switch compat, incompat, ro := le.Uint32(head[1024+92:]), le.Uint32(head[1024+96:]), le.Uint32(head[1024+100:]); {
+		switch compat, incompat, ro := le.Uint32(head[1024+92:]), le.Uint32(head[1024+96:]),
+			le.Uint32(head[1024+100:]); {
 		case incompat&^0x16 != 0 || ro&^0x7 != 0:
 			kind = "ext4"
 		case compat&0x4 != 0:

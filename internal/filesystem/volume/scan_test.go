@@ -77,17 +77,24 @@ func TestRecognised(t *testing.T) {
 		{"ext2", made(t, 4*mebi, "mkfs.ext2 -qF %s"), nil, ""},
 		{"ext3", made(t, 8*mebi, "mkfs.ext3 -qF %s"), nil, ""},
 		{"ext4", made(t, 8*mebi, "mkfs.ext4 -qF -L root %s"), nil, ""},
-		{"crypto_LUKS", over(map[int64]string{0: "LUKS\xba\xbe\x00\x02", 24: "secret"}), filesystem.ErrUnsupported, "LUKS"},
+		{"crypto_LUKS", over(map[int64]string{0: "LUKS\xba\xbe\x00\x02", 24: "secret"}), filesystem.ErrUnsupported,
+			"LUKS"},
 		{"BitLocker", over(map[int64]string{0: "\xeb\x58\x90-FVE-FS-"}), filesystem.ErrUnsupported, "BitLocker"},
 		{"exfat", over(map[int64]string{0: "\xeb\x76\x90EXFAT   "}), filesystem.ErrUnsupported, "exFAT"},
 		{"ReFS", put(mebi, map[int64]string{3: "ReFS\x00\x00\x00\x00"}), filesystem.ErrUnsupported, "ReFS"},
-		{"btrfs", put(mebi, map[int64]string{0x10040: "_BHRfS_M", 0x1012b: "pool"}), filesystem.ErrUnsupported, "btrfs"},
-		{"iso9660", put(mebi, map[int64]string{0x8001: "CD001", 0x8028: "DEBIAN 12       "}), filesystem.ErrUnsupported, "ISO 9660"},
-		{"zfs_member", put(4*mebi, map[int64]string{128<<10 + 3072: le64(0x00bab10c)}), filesystem.ErrUnsupported, "ZFS"},
-		{"linux_raid_member", over(map[int64]string{4096: md + "\x01\x00\x00\x00", 4096 + 144: le64(8)}), filesystem.ErrUnsupported, "RAID"},
+		{"btrfs", put(mebi, map[int64]string{0x10040: "_BHRfS_M", 0x1012b: "pool"}), filesystem.ErrUnsupported,
+			"btrfs"},
+		{"iso9660", put(mebi, map[int64]string{0x8001: "CD001", 0x8028: "DEBIAN 12       "}), filesystem.ErrUnsupported,
+			"ISO 9660"},
+		{"zfs_member", put(4*mebi, map[int64]string{128<<10 + 3072: le64(0x00bab10c)}), filesystem.ErrUnsupported,
+			"ZFS"},
+		{"linux_raid_member", over(map[int64]string{4096: md + "\x01\x00\x00\x00", 4096 + 144: le64(8)}),
+			filesystem.ErrUnsupported, "RAID"},
 		{"linux_raid_member", over(map[int64]string{0: md + "\x01\x00\x00\x00"}), filesystem.ErrUnsupported, "RAID"},
-		{"linux_raid_member", over(map[int64]string{end - 8192: md + "\x01\x00\x00\x00", end - 8192 + 144: le64(uint64(end-8192) / 512)}), filesystem.ErrUnsupported, "RAID"},
-		{"linux_raid_member", over(map[int64]string{end - 65536: md + "\x00\x00\x00\x00\x5a\x00\x00\x00"}), filesystem.ErrUnsupported, "RAID"},
+		{"linux_raid_member", over(map[int64]string{end - 8192: md + "\x01\x00\x00\x00",
+			end - 8192 + 144: le64(uint64(end-8192) / 512)}), filesystem.ErrUnsupported, "RAID"},
+		{"linux_raid_member", over(map[int64]string{end - 65536: md + "\x00\x00\x00\x00\x5a\x00\x00\x00"}),
+			filesystem.ErrUnsupported, "RAID"},
 		{"", put(mebi, nil), ErrNoFiles, "nothing that is known"},
 		{"", put(100, nil), ErrNoFiles, "nothing that is known"},
 		{"", nil, ErrNoFiles, "nothing that is known"},
@@ -127,7 +134,9 @@ func TestIdentifiedAsBlkidDoes(t *testing.T) {
 			if err := f.Truncate(size); err != nil {
 				t.Fatal(err)
 			}
-			raw, err := exec.Command("sh", "-ec", fmt.Sprintf("d='%s'; %s > /dev/null; blkid -p -o export -s LABEL -s UUID -s TYPE \"$d\"", f.Name(), command)).Output()
+			raw, err := exec.Command("sh", "-ec",
+				fmt.Sprintf("d='%s'; %s > /dev/null; blkid -p -o export -s LABEL -s UUID -s TYPE \"$d\"", f.Name(),
+					command)).Output()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +146,8 @@ func TestIdentifiedAsBlkidDoes(t *testing.T) {
 				key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 				want[key] = value
 			}
-			if got := fmt.Sprint(v.Type, " ", v.Label, " ", v.UUID); got != fmt.Sprint(want["TYPE"], " ", want["LABEL"], " ", want["UUID"]) {
+			if got := fmt.Sprint(v.Type, " ", v.Label, " ", v.UUID); got != fmt.Sprint(want["TYPE"], " ", want["LABEL"],
+				" ", want["UUID"]) {
 				t.Errorf("%q, blkid says %q", got, want)
 			}
 		})
@@ -157,10 +167,12 @@ func golden(t *testing.T, name string) []byte {
 	return filesystemtest.Unpacked(t, "../lvm/testdata/"+name+".img.gz")
 }
 
-// A volume group may be on disks and partitions; without one of them its volumes say what is missing.
+// A volume group may be on disks and partitions; without one of them its volumes say what is
+// missing.
 func TestVolumesAcrossDisks(t *testing.T) {
 	a, b := golden(t, "a"), golden(t, "b")
-	whole := made(t, 16*mebi, "printf 'label: dos\n2: start=2048,size=20480,type=5\n5: start=4096,size=12288,type=8e\n' | sfdisk -q %s")
+	whole := made(t, 16*mebi, "printf 'label: dos\n2: start=2048,size=20480,type=5\n5: "+
+		"start=4096,size=12288,type=8e\n' | sfdisk -q %s")
 	copy(whole[4096*512:], b)
 	v := Scan([]Disk{disk("vda", whole), disk("sdb", a)})
 	if got := names(v); !slices.Equal(got[:2], []string{"vda5:LVM2_member", "sdb:LVM2_member"}) || len(got) != 11 {
@@ -170,7 +182,8 @@ func TestVolumesAcrossDisks(t *testing.T) {
 	if root == nil || !slices.Equal(root.Disks, []string{"vda", "sdb"}) || root.Size != 1835008 || !root.Logical {
 		t.Errorf("%+v", root)
 	}
-	if _, err := v.Find("vda5").Open(); !errors.Is(err, ErrNoFiles) || !strings.Contains(err.Error(), "volume group vg-x") {
+	if _, err := v.Find("vda5").Open(); !errors.Is(err, ErrNoFiles) ||
+		!strings.Contains(err.Error(), "volume group vg-x") {
 		t.Errorf("a physical volume: %v", err)
 	}
 	v = Scan([]Disk{disk("sdb", a)})
@@ -203,7 +216,8 @@ func TestSectorsOf4096(t *testing.T) {
 	data[510], data[511] = 0x55, 0xaa
 	copy(data[256*4096:], made(t, 2*mebi, "mkfs.vfat %s"))
 	v := Scan([]Disk{disk("vda", data)})
-	if got := names(v); !slices.Equal(got, []string{"vda1:vfat"}) || v.List[0].Offset != mebi || v.List[0].Size != 2*mebi {
+	if got := names(v); !slices.Equal(got, []string{"vda1:vfat"}) || v.List[0].Offset != mebi ||
+		v.List[0].Size != 2*mebi {
 		t.Errorf("%q, %+v", got, v.List[0])
 	}
 }
@@ -229,7 +243,8 @@ func TestUnreadable(t *testing.T) {
 	copy(data[mebi:], made(t, 4*mebi, "mkfs.vfat %s"))
 	copy(data[5*mebi:], made(t, 4*mebi, "mkfs.vfat %s"))
 	other := made(t, 4*mebi, "mkfs.vfat %s")
-	v := Scan([]Disk{{"vda", 16 * mebi, broken{bytes.NewReader(data), mebi, mebi + 512}}, {"vdb", 4 * mebi, broken{bytes.NewReader(other), 0, 1}}, disk("vdc", other)})
+	v := Scan([]Disk{{"vda", 16 * mebi, broken{bytes.NewReader(data), mebi, mebi + 512}},
+		{"vdb", 4 * mebi, broken{bytes.NewReader(other), 0, 1}}, disk("vdc", other)})
 	if got := names(v); !slices.Equal(got, []string{"vda1:", "vda2:vfat", "vdb:", "vdc:vfat"}) {
 		t.Fatalf("%q", got)
 	}

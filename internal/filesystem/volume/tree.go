@@ -16,7 +16,8 @@ var ErrLoop = errors.New("too many levels of symbolic links")
 // maxLinks is how many symbolic links may be on the way of a path, as in Linux.
 const maxLinks = 40
 
-// maxSteps bounds the components of a path with all its links; maxSteps of directories may lie in each other.
+// maxSteps bounds the components of a path with all its links; maxSteps of directories may lie in
+// each other.
 const maxSteps = 1 << 16
 
 // Node is a file of a tree.
@@ -37,7 +38,8 @@ type place struct {
 	id     filesystem.ID
 }
 
-// mount is what stands in the place of a directory: the root of another file system, or the reason why it is not there.
+// mount is what stands in the place of a directory: the root of another file system, or the reason
+// why it is not there.
 type mount struct {
 	node Node
 	err  error
@@ -55,8 +57,8 @@ func (v *Volume) Tree() (*Tree, error) {
 // Root returns the top directory.
 func (t *Tree) Root() Node { return t.root }
 
-// Resolve returns the file that path names, from the root. Symbolic links on the way are followed as the machine itself would, and the
-// last one too if follow says so.
+// Resolve returns the file that path names, from the root. Symbolic links on the way are followed
+// as the machine itself would, and the last one too if follow says so.
 func (t *Tree) Resolve(path string, follow bool) (Node, error) {
 	w := walk{t: t, at: []Node{t.root}, rest: split(path)}
 	if strings.HasSuffix(path, "/") {
@@ -143,8 +145,8 @@ func (t *Tree) child(dir Node, name string) (Node, filesystem.Attr, error) {
 	return n, attr, err
 }
 
-// Enter returns what stands in the place of n: the root of what is mounted there, or n itself. The error is the reason why something
-// that belongs there is not.
+// Enter returns what stands in the place of n: the root of what is mounted there, or n itself. The
+// error is the reason why something that belongs there is not.
 func (t *Tree) Enter(n Node) (Node, error) {
 	for range len(t.mounts) { // something may be mounted on what is mounted
 		m, ok := t.mounts[place{n.Volume, n.ID}]

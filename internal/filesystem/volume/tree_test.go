@@ -36,15 +36,18 @@ func machine(fstab string) *Volumes {
 	home.Link("/user/root", "/etc/fstab")
 	home.Dir("/user/inner")
 	inner.Text("/leaf", "leaf")
-	v := &Volumes{List: []*Volume{Of("vda1", root), Of("vda2", home), Of("vg-0/in", inner)}, disks: []Disk{{Name: "vda"}}}
+	v := &Volumes{List: []*Volume{Of("vda1", root), Of("vda2", home), Of("vg-0/in", inner)},
+		disks: []Disk{{Name: "vda"}}}
 	v.List[0].PartUUID, v.List[1].PartLabel = "c0ffee-01", "Home Data"
 	return v
 }
 
-const fstab = "# comment\n\nUUID=1111-AA / ext4 defaults 0 1\nLABEL=home\t/home ext4\n/dev/mapper/vg--0-in /home/user/inner ext4 defaults\n" +
+const fstab = "# comment\n\nUUID=1111-AA / ext4 defaults 0 1\nLABEL=home\t/home ext4\n/dev/mapper/vg--0-in " +
+	"/home/user/inner ext4 defaults\n" +
 	"tmpfs /srv tmpfs size=1G\nproc /proc proc\n/etc /deep none bind\nUUID=1111-aa /deep/er ext4 noauto\n"
 
-// Paths mean what they mean in the machine: links within it, across mounts, and never above its root.
+// Paths mean what they mean in the machine: links within it, across mounts, and never above its
+// root.
 func TestResolve(t *testing.T) {
 	g, err := machine(fstab).Guest()
 	if err != nil {
@@ -109,7 +112,8 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A mount that can not be had says why, for whatever is below it, and is never taken for an empty directory.
+// A mount that can not be had says why, for whatever is below it, and is never taken for an empty
+// directory.
 func TestMountsThatAreNotThere(t *testing.T) {
 	for _, tt := range []struct {
 		name, line, text string // text "" means that /home/underneath is what the machine shows
@@ -147,7 +151,8 @@ func TestMountsThatAreNotThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Resolve("/home/user", true); !errors.Is(err, filesystem.ErrCorrupt) || !errors.Is(err, ErrNotMounted) {
+	if _, err := g.Resolve("/home/user", true); !errors.Is(err, filesystem.ErrCorrupt) ||
+		!errors.Is(err, ErrNotMounted) {
 		t.Errorf("below a file system that is damaged: %v", err)
 	}
 }
@@ -190,13 +195,18 @@ func TestFindRoot(t *testing.T) {
 func TestSource(t *testing.T) {
 	v := machine(fstab)
 	v.disks = []Disk{{Name: "vda"}, {Name: "vdb"}, {Name: "nvme0n1"}}
-	v.List = append(v.List, Of("vdb", ext("4444", "with space")), Of("nvme0n1p2", ext("5555", "")), Of("vdb1", ext("1111-aa", "twice")))
+	v.List = append(v.List, Of("vdb", ext("4444", "with space")), Of("nvme0n1p2", ext("5555", "")),
+		Of("vdb1", ext("1111-aa", "twice")))
 	for spec, want := range map[string]string{
 		"UUID=2222-bb": "vda2", "UUID=2222-BB": "vda2", `UUID="2222-bb"`: "vda2", "LABEL=home": "vda2", "PARTUUID=C0FFEE-01": "vda1",
-		"PARTLABEL=Home Data": "vda2", "/dev/vda2": "vda2", "/dev/sda2": "vda2", "/dev/xvda2": "vda2", "/dev/sdb": "vdb", "/dev/nvme0n1p2": "nvme0n1p2",
-		"/dev/sdc2": "nvme0n1p2", "/dev/mapper/vg--0-in": "vg-0/in", "/dev/vg-0/in": "vg-0/in", "/dev/disk/by-uuid/2222-bb": "vda2",
-		"/dev/disk/by-label/with\\x20space": "vdb", "/dev/disk/by-partlabel/Home\\x20Data": "vda2", "/dev/disk/by-id/dm-name-vg--0-in": "vg-0/in",
-		"UUID=1111-aa": "", "UUID=": "", "LABEL=none": "", "/dev/sdz1": "", "/dev/sda": "", "/dev/sda0": "", "rootfs": "", "/dev/nvme1n1": "vdb",
+		"PARTLABEL=Home Data": "vda2", "/dev/vda2": "vda2", "/dev/sda2": "vda2", "/dev/xvda2": "vda2",
+		"/dev/sdb": "vdb", "/dev/nvme0n1p2": "nvme0n1p2",
+		"/dev/sdc2": "nvme0n1p2", "/dev/mapper/vg--0-in": "vg-0/in", "/dev/vg-0/in": "vg-0/in",
+		"/dev/disk/by-uuid/2222-bb":         "vda2",
+		"/dev/disk/by-label/with\\x20space": "vdb", "/dev/disk/by-partlabel/Home\\x20Data": "vda2",
+		"/dev/disk/by-id/dm-name-vg--0-in": "vg-0/in",
+		"UUID=1111-aa":                     "", "UUID=": "", "LABEL=none": "", "/dev/sdz1": "", "/dev/sda": "",
+		"/dev/sda0": "", "rootfs": "", "/dev/nvme1n1": "vdb",
 		"/dev/disk/by-id/virtio-1234-part1": "",
 	} {
 		vol, err := v.source(spec)
@@ -220,7 +230,8 @@ func failing(err error) func(io.ReaderAt, int64) (filesystem.FS, error) {
 
 func FuzzFstab(f *testing.F) {
 	f.Add(fstab)
-	f.Add("LABEL=a\\040b /x\\011y ext4 bind,noauto 0 0\nUUID=\"1\" / x\n/dev/nvme0n1p1 /y z\n/dev/disk/by-id/x-part1 /z q")
+	f.Add("LABEL=a\\040b /x\\011y ext4 bind,noauto 0 0\nUUID=\"1\" / x\n/dev/nvme0n1p1 /y z\n/dev/disk/by-id/x-part1 " +
+		"/z q")
 	f.Fuzz(func(t *testing.T, text string) {
 		v := machine(text)
 		for _, e := range parseFstab([]byte(text)) {

@@ -1,8 +1,10 @@
-// Package volume finds everything on the disks of a machine that can hold files: partitions, logical volumes, whole disks.
+// Package volume finds everything on the disks of a machine that can hold files: partitions,
+// logical volumes, whole disks.
 //
-// [Scan] looks at all disks together, since LVM spans them, and reads only what says what is where. A file system is opened when
-// it is first asked for, once. What can not be read is listed too, with the reason. [Volumes.Guest] puts file systems together as
-// the guest's own /etc/fstab does, so that a path means what it means inside.
+// [Scan] looks at all disks together, since LVM spans them, and reads only what says what is where.
+// A file system is opened when it is first asked for, once. What can not be read is listed too,
+// with the reason. [Volumes.Guest] puts file systems together as the guest's own /etc/fstab does,
+// so that a path means what it means inside.
 //
 // Everything here is safe for concurrent use once Scan has returned. Offsets and sizes are bytes.
 package volume
@@ -57,11 +59,13 @@ type Volume struct {
 	fs   filesystem.FS
 }
 
-// ErrNoFiles reports a volume that holds no file system: nothing that is known, swap, or a part of something else.
+// ErrNoFiles reports a volume that holds no file system: nothing that is known, swap, or a part of
+// something else.
 var ErrNoFiles = errors.New("it holds no files")
 
-// Open opens the file system, once. The error says why it can not be read: filesystem.ErrUnsupported, filesystem.ErrCorrupt,
-// lvm.ErrMissing, ErrNoFiles, or what reading the disk returned.
+// Open opens the file system, once. The error says why it can not be read:
+// filesystem.ErrUnsupported, filesystem.ErrCorrupt, lvm.ErrMissing, ErrNoFiles, or what reading the
+// disk returned.
 func (v *Volume) Open() (filesystem.FS, error) {
 	if v.open == nil {
 		return nil, v.err
@@ -79,7 +83,8 @@ func (v *Volume) Open() (filesystem.FS, error) {
 	return v.fs, v.err
 }
 
-// Scan looks at disks. What can not be read of one is the error of that volume; the others are found.
+// Scan looks at disks. What can not be read of one is the error of that volume; the others are
+// found.
 func Scan(disks []Disk) *Volumes {
 	v := &Volumes{disks: disks}
 	for _, d := range disks {
@@ -118,14 +123,16 @@ func (v *Volumes) scanDisk(whole *Volume) {
 		v.Notes = append(v.Notes, whole.Name+": "+note)
 	}
 	for _, p := range table.Partitions {
-		vol := &Volume{Name: partition.Name(whole.Name, p.Number), Disks: whole.Disks, Offset: whole.Offset + p.Offset, Size: p.Size,
-			PartLabel: p.Label, PartUUID: p.UUID, Logical: whole.Logical, r: io.NewSectionReader(whole.r, p.Offset, p.Size)}
+		vol := &Volume{Name: partition.Name(whole.Name, p.Number), Disks: whole.Disks, Offset: whole.Offset + p.Offset,
+			Size:      p.Size,
+			PartLabel: p.Label, PartUUID: p.UUID, Logical: whole.Logical,
+			r: io.NewSectionReader(whole.r, p.Offset, p.Size)}
 		v.add(vol)
 	}
 }
 
-// sectorSize decides what the numbers of an MBR count: sectors of 4096 bytes if nothing is known at any place where it would be with 512,
-// and something is with 4096.
+// sectorSize decides what the numbers of an MBR count: sectors of 4096 bytes if nothing is known at
+// any place where it would be with 512, and something is with 4096.
 func (v *Volumes) sectorSize(whole *Volume, table *partition.Table) *partition.Table {
 	if known(whole, table) {
 		return table
@@ -181,7 +188,8 @@ func (v *Volumes) addPV(vol *Volume) {
 	}
 	vol.Type, vol.UUID = "LVM2_member", pv.UUID
 	if vol.Logical {
-		vol.err = fmt.Errorf("%s: %w: an LVM physical volume within a logical volume", vol.Name, filesystem.ErrUnsupported)
+		vol.err = fmt.Errorf("%s: %w: an LVM physical volume within a logical volume", vol.Name,
+			filesystem.ErrUnsupported)
 		return
 	}
 	v.pvs, v.pvOf = append(v.pvs, pv), append(v.pvOf, vol)
@@ -235,6 +243,7 @@ func (v *Volumes) addLogical(group string, lv *lvm.Volume) {
 // Of returns a volume whose file system is open already.
 func Of(name string, f filesystem.FS) *Volume {
 	info := f.Info()
-	return &Volume{Name: name, Disks: []string{name}, Size: info.Size, Type: info.Type, Label: info.Label, UUID: info.UUID,
+	return &Volume{Name: name, Disks: []string{name}, Size: info.Size, Type: info.Type, Label: info.Label,
+		UUID: info.UUID,
 		open: func(io.ReaderAt, int64) (filesystem.FS, error) { return f, nil }}
 }

@@ -152,7 +152,8 @@ func (a *attrs) check(l *layout, b []byte, off int64, replayed bool) error {
 	return a.fs.sum(l, b, off, replayed)
 }
 
-// down returns the first child of a node, and the node's level, which must be one less than that above.
+// down returns the first child of a node, and the node's level, which must be one less than that
+// above.
 func (a *attrs) down(b []byte, off int64, replayed bool, above int) (uint64, int, error) {
 	if err := a.check(&attrNodeLayout, b, off, replayed); err != nil {
 		return 0, 0, err

@@ -4,7 +4,8 @@ import (
 	"sort"
 )
 
-// mapping says where count blocks of a fork from block off are: at block, or nowhere yet if unwritten.
+// mapping says where count blocks of a fork from block off are: at block, or nowhere yet if
+// unwritten.
 type mapping struct {
 	off, block, count uint64
 	unwritten         bool
@@ -131,7 +132,8 @@ func (m *mapper) root(fork []byte) error {
 	return m.children(fork[bmapRootHeader+room*8:][:n*8], level-1)
 }
 
-// children walks the blocks that pointers of 8 bytes name. It ends because every leaf must come after the one before.
+// children walks the blocks that pointers of 8 bytes name. It ends because every leaf must come
+// after the one before.
 func (m *mapper) children(pointers []byte, level int) error {
 	for ; len(pointers) > 0; pointers = pointers[8:] {
 		if err := m.block(be.Uint64(pointers), level); err != nil {
@@ -155,7 +157,8 @@ func (m *mapper) block(num uint64, level int) error {
 	}
 	n, room := int(be.Uint16(b[6:])), (len(b)-header)/recordSize
 	if got := int(be.Uint16(b[4:])); got != level || n == 0 || n > room {
-		return corrupt("btree block %d of level %d with %d records, where level %d and at most %d are due", num, got, n, level, room)
+		return corrupt("btree block %d of level %d with %d records, where level %d and at most %d are due", num, got, n,
+			level, room)
 	}
 	if level == 0 {
 		return m.leaf(b[header : header+n*recordSize])
@@ -178,7 +181,8 @@ func at(list []mapping, block uint64) (disk, run uint64, ok bool) {
 	return list[i].block + skip, list[i].count - skip, true
 }
 
-// readBlocks reads count blocks of a fork from block, and returns also where the first is, in bytes, and whether the log changed any.
+// readBlocks reads count blocks of a fork from block, and returns also where the first is, in
+// bytes, and whether the log changed any.
 func (f *FS) readBlocks(list []mapping, block, count uint64) (b []byte, off int64, replayed bool, err error) {
 	for done := uint64(0); done < count; {
 		disk, run, ok := at(list, block+done)

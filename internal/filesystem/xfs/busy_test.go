@@ -34,8 +34,10 @@ func (b *busy) dirPath() string { return filepath.Dir(b.path()) }
 // step does one thing.
 func (b *busy) step() {
 	ops := []func() error{
-		b.write, b.write, b.write, b.fallocate, b.fallocate, b.truncate, b.fragment, b.rename, b.link, b.unlink, b.mkdir, b.mkdir,
-		b.symlink, b.xattr, b.xattr, b.xattr, b.removeXattr, b.owner, b.times, b.reflink, b.reflink, b.node, b.burst, b.sync, b.removeAll,
+		b.write, b.write, b.write, b.fallocate, b.fallocate, b.truncate, b.fragment, b.rename, b.link, b.unlink,
+		b.mkdir, b.mkdir,
+		b.symlink, b.xattr, b.xattr, b.xattr, b.removeXattr, b.owner, b.times, b.reflink, b.reflink, b.node, b.burst,
+		b.sync, b.removeAll,
 		b.acl, b.defragment,
 	}
 	if ops[b.rng.IntN(len(ops))]() == nil {
@@ -84,7 +86,8 @@ func (b *busy) fallocate() error {
 		unix.FALLOC_FL_COLLAPSE_RANGE, unix.FALLOC_FL_INSERT_RANGE, unix.FALLOC_FL_UNSHARE_RANGE,
 	}
 	return b.onFile(os.O_CREATE, func(file *os.File) error {
-		return unix.Fallocate(int(file.Fd()), modes[b.rng.IntN(len(modes))], int64(b.rng.IntN(60))*4096, int64(1+b.rng.IntN(30))*4096)
+		return unix.Fallocate(int(file.Fd()), modes[b.rng.IntN(len(modes))], int64(b.rng.IntN(60))*4096,
+			int64(1+b.rng.IntN(30))*4096)
 	})
 }
 
@@ -111,7 +114,8 @@ func (b *busy) removeXattr() error {
 }
 
 func (b *busy) acl() error {
-	acl := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x05\x00\x39\x30\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff" +
+	acl := "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x05\x00\x39\x30\x00\x00\x04\x00\x05\x00\xff\xff" +
+		"\xff\xff" +
 		"\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x01\x00\xff\xff\xff\xff"
 	return unix.Setxattr(b.path(), "system.posix_acl_access", []byte(acl), 0)
 }
@@ -138,14 +142,16 @@ func (b *busy) reflink() error {
 			return unix.IoctlFileClone(int(file.Fd()), int(src.Fd()))
 		}
 		return unix.IoctlFileCloneRange(int(file.Fd()), &unix.FileCloneRange{
-			Src_fd: int64(src.Fd()), Src_offset: uint64(b.rng.IntN(20)) * 4096, Src_length: uint64(1+b.rng.IntN(20)) * 4096,
+			Src_fd: int64(src.Fd()), Src_offset: uint64(b.rng.IntN(20)) * 4096,
+			Src_length:  uint64(1+b.rng.IntN(20)) * 4096,
 			Dest_offset: uint64(b.rng.IntN(40)) * 4096,
 		})
 	})
 }
 
 func (b *busy) node() error {
-	return unix.Mknod(b.path(), []uint32{unix.S_IFIFO, unix.S_IFCHR, unix.S_IFBLK}[b.rng.IntN(3)]|0o600, int(unix.Mkdev(4000, b.rng.Uint32N(1<<18))))
+	return unix.Mknod(b.path(), []uint32{unix.S_IFIFO, unix.S_IFCHR, unix.S_IFBLK}[b.rng.IntN(3)]|0o600,
+		int(unix.Mkdev(4000, b.rng.Uint32N(1<<18))))
 }
 
 // burst fills a directory, or empties it.
@@ -191,7 +197,8 @@ func (b *busy) defragment() error {
 	return runQuietly("xfs_fsr", b.path())
 }
 
-// crash stops a mounted file system at once: nothing more gets to the disk, the log neither, unless flush.
+// crash stops a mounted file system at once: nothing more gets to the disk, the log neither, unless
+// flush.
 func crash(t testing.TB, dir string, flush bool) {
 	t.Helper()
 	file, err := os.Open(dir)

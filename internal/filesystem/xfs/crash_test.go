@@ -89,14 +89,16 @@ func TestReplaysAsTheKernelDoes(t *testing.T) {
 	}
 }
 
-// crashes returns images of a file system in use, as they were at random moments. Their names begin with a path that was not
-// used before: some other program may still have a copy of what was mounted and unmounted here.
+// crashes returns images of a file system in use, as they were at random moments. Their names begin
+// with a path that was not used before: some other program may still have a copy of what was
+// mounted and unmounted here.
 func crashes(t testing.TB, rng *rand.Rand, path, mkfs, options string) []string {
 	t.Helper()
 	image := path + "image"
 	makeImage(t, image, 100<<20, strings.Fields(mkfs)...)
 	dir, unmount := mount(t, image, "noatime,nodev,"+options)
-	// Without a reverse map, Linux can not replay such exchanges: it checks a checksum before it has computed it.
+	// Without a reverse map, Linux can not replay such exchanges: it checks a checksum before it
+	// has computed it.
 	b := busy{dir: dir, rng: rng, fsr: strings.Contains(mkfs, "rmapbt=1")}
 	var images []string
 	for n := range 2 {
@@ -129,7 +131,8 @@ const (
 	kernelRefused
 )
 
-// compareReplay compares what is read of an image with what a mount of it shows. Some images Linux itself gives up on.
+// compareReplay compares what is read of an image with what a mount of it shows. Some images Linux
+// itself gives up on.
 func compareReplay(t testing.TB, what, image string) outcome {
 	t.Helper()
 	x := openImage(t, image)

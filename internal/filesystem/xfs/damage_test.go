@@ -57,14 +57,16 @@ func TestDamageIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, at := range metadata(x) {
-		if at == int64(x.sb.sectorSize) || at >= x.sb.offset(x.sb.logStart) && at < x.sb.offset(x.sb.logStart)+basicBlock*2 {
+		if at == int64(x.sb.sectorSize) || at >= x.sb.offset(x.sb.logStart) && at < x.sb.offset(x.sb.logStart)+
+			basicBlock*2 {
 			continue // free space is not looked at, and neither is a log that is clean
 		}
 		ino := int64(i % 90)
 		if data := d.pages[(at+ino)/pageSize]; data == nil || !isMetadata(x, data, at) {
 			continue
 		}
-		if err := readAll(d.altered(at + ino)); !errors.Is(err, filesystem.ErrCorrupt) && !errors.Is(err, filesystem.ErrNotThis) {
+		if err := readAll(d.altered(at + ino)); !errors.Is(err, filesystem.ErrCorrupt) &&
+			!errors.Is(err, filesystem.ErrNotThis) {
 			t.Errorf("byte %d changed: %v", at+ino, err)
 		}
 	}
@@ -76,7 +78,8 @@ func isMetadata(x *FS, pg []byte, at int64) bool {
 	if len(b) < 64 {
 		return false
 	}
-	for _, l := range []*layout{&bmapLayout, &dirBlockLayout, &dirDataLayout, &attrLeafLayout, &attrNodeLayout, &symlinkLayout} {
+	for _, l := range []*layout{&bmapLayout, &dirBlockLayout, &dirDataLayout, &attrLeafLayout, &attrNodeLayout,
+		&symlinkLayout} {
 		if x.is(l, b) {
 			return true
 		}
@@ -104,7 +107,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"nothing", &disk{size: 1 << 20}, filesystem.ErrNotThis, ""},
 		{"too small for anything", &disk{size: 100}, filesystem.ErrNotThis, ""},
 		{"an unknown feature", d.withSuper(216, []byte{0, 0x80, 0, 3}), filesystem.ErrUnsupported, "0x800000"},
-		{"an unknown feature of the log, dirty", dirty.withSuper(220, []byte{0, 0x40, 0, 0}), filesystem.ErrUnsupported, "0x400000"},
+		{"an unknown feature of the log, dirty", dirty.withSuper(220, []byte{0, 0x40, 0, 0}), filesystem.ErrUnsupported,
+			"0x400000"},
 		{"need of repair", d.withSuper(216, []byte{0, 0, 0, 0x1b}), filesystem.ErrCorrupt, "xfs_repair"},
 		{"a log elsewhere", d.withSuper(48, make([]byte, 8)), filesystem.ErrUnsupported, "log on another device"},
 		{"a cut off disk", &disk{size: d.size / 2, pages: d.pages}, filesystem.ErrCorrupt, "do not fit"},
@@ -137,7 +141,8 @@ func TestRemapping(t *testing.T) {
 		{"map the end", remapping{to: mapping{40, 500, 3, true}},
 			[]mapping{{0, 100, 10, false}, {10, 200, 10, true}, {30, 300, 10, false}, {40, 500, 3, true}}},
 		{"map over one", remapping{to: mapping{12, 500, 3, false}},
-			[]mapping{{0, 100, 10, false}, {10, 200, 2, true}, {12, 500, 3, false}, {15, 205, 5, true}, {30, 300, 10, false}}},
+			[]mapping{{0, 100, 10, false}, {10, 200, 2, true}, {12, 500, 3, false}, {15, 205, 5, true},
+				{30, 300, 10, false}}},
 	} {
 		if got := tt.change.change(list); fmt.Sprint(got) != fmt.Sprint(tt.want) {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)

@@ -18,7 +18,8 @@ const (
 	pageSectors = pageSize / basicBlock
 )
 
-// device reads the disk with what the log changed laid over it. It keeps what was read as metadata in a bounded cache.
+// device reads the disk with what the log changed laid over it. It keeps what was read as metadata
+// in a bounded cache.
 type device struct {
 	r    io.ReaderAt
 	size int64
@@ -188,7 +189,8 @@ func (pg *page) mark(at, n int64) {
 	}
 }
 
-// page returns the page that may be written, taken from the disk if the log did not touch it before.
+// page returns the page that may be written, taken from the disk if the log did not touch it
+// before.
 func (d *device) page(num int64) (*page, error) {
 	if pg := d.over[num]; pg != nil {
 		return pg, nil
@@ -206,8 +208,8 @@ func (d *device) page(num int64) (*page, error) {
 	return pg, nil
 }
 
-// now returns n bytes from off as they are while the log is replayed. What it reads from the disk stays in the cache as it was
-// there, so that forget must be called before anything else is read.
+// now returns n bytes from off as they are while the log is replayed. What it reads from the disk
+// stays in the cache as it was there, so that forget must be called before anything else is read.
 func (d *device) now(off int64, n int) ([]byte, error) {
 	out, err := d.meta(off, n)
 	if err != nil {

@@ -27,7 +27,8 @@ var kinds = [...]fs.FileMode{
 	5: fs.ModeNamedPipe, 6: fs.ModeSocket, 7: fs.ModeSymlink, 8: fs.ModeDevice | fs.ModeCharDevice,
 }
 
-// entryType returns what an entry names, from the inode where the entry does not say. What can not be told is irregular.
+// entryType returns what an entry names, from the inode where the entry does not say. What can not
+// be told is irregular.
 func (f *FS) entryType(e entry) fs.FileMode {
 	if e.kind != 0 && int(e.kind) < len(kinds) {
 		return kinds[e.kind]
@@ -172,7 +173,8 @@ func (f *FS) oneBlock(ino *inode, b []byte, off int64, replayed bool, yield func
 	return nil
 }
 
-// dataEntry yields the entry at a place of a directory block, if it is in use, and returns how long it is.
+// dataEntry yields the entry at a place of a directory block, if it is in use, and returns how long
+// it is.
 func (f *FS) dataEntry(b []byte, at int, yield func(entry, error) bool) (int, error) {
 	if len(b)-at < 8 {
 		return 0, corrupt("directory block ends within an entry")

@@ -98,7 +98,8 @@ func (f *filler) files() {
 
 func (f *filler) names() {
 	f.must("mkdir", os.Mkdir(f.path("ünïcödé"), 0o2751))
-	for i, name := range []string{"snow☃man", "日本語", "e\u0301", "\xff\xfe not utf-8", strings.Repeat("n", 255), "new\nline", "-"} {
+	for i, name := range []string{"snow☃man", "日本語", "e\u0301", "\xff\xfe not utf-8", strings.Repeat("n", 255),
+		"new\nline", "-"} {
 		f.file("ünïcödé/"+name, int64(i), map[int64]int{0: i})
 	}
 	f.must("mkdir", os.Mkdir(f.path("empty dir"), 0o1777))
@@ -123,7 +124,8 @@ func (f *filler) specials() {
 	for _, n := range []int{1, 30, 300, 700, 1000, 1023} {
 		f.must("symlink", os.Symlink(strings.Repeat("x/", n)[:n], f.path(fmt.Sprintf("link%d", n))))
 	}
-	for name, mode := range map[string]uint32{"fifo": unix.S_IFIFO, "socket": unix.S_IFSOCK, "char": unix.S_IFCHR, "block": unix.S_IFBLK} {
+	for name, mode := range map[string]uint32{"fifo": unix.S_IFIFO, "socket": unix.S_IFSOCK, "char": unix.S_IFCHR,
+		"block": unix.S_IFBLK} {
 		f.must("mknod", unix.Mknod(f.path(name), mode|0o640, int(unix.Mkdev(259, 70000))))
 	}
 	f.file("owned", 10, map[int64]int{0: 10})
@@ -133,7 +135,8 @@ func (f *filler) specials() {
 	f.file("old", 0, nil)
 	f.must("utimes", os.Chtimes(f.path("old"), time.Unix(-5, 7), time.Unix(-1<<31+5, 999999999)))
 	f.file("future", 0, nil)
-	f.must("utimes", os.Chtimes(f.path("future"), time.Unix(5e9, 7), time.Unix(5e9, 3))) // without bigtime the kernel clamps it
+	// without bigtime the kernel clamps it
+	f.must("utimes", os.Chtimes(f.path("future"), time.Unix(5e9, 7), time.Unix(5e9, 3)))
 }
 
 func (f *filler) xattrs() {
@@ -155,9 +158,11 @@ func (f *filler) xattrs() {
 		set("xattrs many", fmt.Sprintf("user.name %d %s", i, strings.Repeat("y", i%100)), i%700)
 	}
 	for i := 0; i < f.last/8; i += 3 {
-		f.must("removexattr", unix.Removexattr(f.path("xattrs many"), fmt.Sprintf("user.name %d %s", i, strings.Repeat("y", i%100))))
+		f.must("removexattr", unix.Removexattr(f.path("xattrs many"),
+			fmt.Sprintf("user.name %d %s", i, strings.Repeat("y", i%100))))
 	}
-	acl := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x05\x00\x39\x30\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff" +
+	acl := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x05\x00\x39\x30\x00\x00\x04\x00\x05\x00" +
+		"\xff\xff\xff\xff" +
 		"\x08\x00\x04\x00\x40\x00\x00\x00\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x01\x00\xff\xff\xff\xff")
 	f.must("acl", unix.Setxattr(f.path("xattrs few"), "system.posix_acl_access", acl, 0))
 	f.must("acl", unix.Setxattr(f.path("empty dir"), "system.posix_acl_default", acl, 0))

@@ -9,7 +9,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
-// changed returns d with bytes put over it: runs of a place of eight bytes, a length of one, and what is put there.
+// changed returns d with bytes put over it: runs of a place of eight bytes, a length of one, and
+// what is put there.
 func (d *disk) changed(changes []byte) *disk {
 	c := &disk{size: d.size, pages: maps.Clone(d.pages)}
 	for len(changes) > 9 {
@@ -90,7 +91,8 @@ func FuzzOpen(f *testing.F) {
 			f.Fatal(err)
 		}
 		for i, at := range metadata(x)[:40] {
-			change := append(binary.LittleEndian.AppendUint64(nil, uint64(at)+uint64(i%100)), 4, 0, byte(i), 0xff, byte(i*7))
+			change := append(binary.LittleEndian.AppendUint64(nil, uint64(at)+uint64(i%100)), 4, 0, byte(i), 0xff,
+				byte(i*7))
 			f.Add(uint8(len(bases)), change)
 		}
 		bases = append(bases, d)

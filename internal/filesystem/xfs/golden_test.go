@@ -89,7 +89,8 @@ func saveDisk(t testing.TB, path, image string) {
 	}
 }
 
-// Images made once, and what their makers' mounts showed, are read the same everywhere, also where no XFS is.
+// Images made once, and what their makers' mounts showed, are read the same everywhere, also where
+// no XFS is.
 func TestGoldenImages(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.image.gz")
 	if err != nil || len(paths) < 2 {
@@ -152,7 +153,8 @@ func loadTree(t testing.TB, path string) tree {
 	return all
 }
 
-// TestMakeGoldenImages makes the images of this kernel again, if HOLDFAST_GOLDEN says so, and else checks that it can.
+// TestMakeGoldenImages makes the images of this kernel again, if HOLDFAST_GOLDEN says so, and else
+// checks that it can.
 func TestMakeGoldenImages(t *testing.T) {
 	to := t.TempDir()
 	if os.Getenv("HOLDFAST_GOLDEN") != "" {

@@ -71,7 +71,8 @@ func (f *FS) readInode(num uint64) (*inode, error) {
 		return nil, err
 	}
 	ino := &inode{
-		num: num, raw: raw, mode: be.Uint16(raw[2:]), version: raw[4], format: raw[5], attrFormat: raw[83], size: be.Uint64(raw[56:]),
+		num: num, raw: raw, mode: be.Uint16(raw[2:]), version: raw[4], format: raw[5], attrFormat: raw[83],
+		size:     be.Uint64(raw[56:]),
 		realtime: be.Uint16(raw[90:])&flagRealtime != 0,
 	}
 	if err := f.checkIdentity(ino, f.dev.replayed(off, int64(f.sb.inodeSize))); err != nil {

@@ -105,9 +105,11 @@ func parseRemap(b []byte) ([]remapping, error) {
 		kind := flags & bmapKind
 		r := remapping{
 			num: le.Uint64(b), attr: flags&bmapAttr != 0, unmap: kind == bmapUnmap,
-			to: mapping{off: le.Uint64(b[16:]), block: le.Uint64(b[8:]), count: uint64(blocks), unwritten: flags&bmapUnwritten != 0},
+			to: mapping{off: le.Uint64(b[16:]), block: le.Uint64(b[8:]), count: uint64(blocks),
+				unwritten: flags&bmapUnwritten != 0},
 		}
-		if kind != bmapMap && kind != bmapUnmap || flags&bmapRealtime != 0 || r.to.off > maxFileBlock || blocks == 0 || blocks > maxIntentBlocks {
+		if kind != bmapMap && kind != bmapUnmap || flags&bmapRealtime != 0 || r.to.off > maxFileBlock || blocks == 0 ||
+			blocks > maxIntentBlocks {
 			return nil, corrupt("intent to map %d blocks with flags %#x", blocks, flags)
 		}
 		list = append(list, r)
@@ -140,7 +142,8 @@ func parseAttrIntent(i *logItem) (*attrChange, error) {
 	return c, nil
 }
 
-// unfinished returns how many intents a mount would have to finish, of those that change what is seen.
+// unfinished returns how many intents a mount would have to finish, of those that change what is
+// seen.
 func (n *intents) unfinished() int {
 	count := 0
 	for _, i := range n.begun {
@@ -153,7 +156,8 @@ func (n *intents) unfinished() int {
 
 // fixes returns what finishing them changes.
 func (n *intents) fixes() fixes {
-	f := fixes{owners: n.owners, swaps: map[uint64]bool{}, maps: map[uint64][]remapping{}, attrs: map[uint64][]attrChange{}}
+	f := fixes{owners: n.owners, swaps: map[uint64]bool{}, maps: map[uint64][]remapping{},
+		attrs: map[uint64][]attrChange{}}
 	for _, i := range n.begun {
 		for _, r := range i.remap {
 			f.maps[r.num] = append(f.maps[r.num], r)
@@ -168,7 +172,8 @@ func (n *intents) fixes() fixes {
 	return f
 }
 
-// fixes are what the log began and a mount would finish, kept beside the metadata as it is in the overlay.
+// fixes are what the log began and a mount would finish, kept beside the metadata as it is in the
+// overlay.
 type fixes struct {
 	owners map[uint64]bool // inodes whose btree blocks may name another owner, because extents were swapped
 	swaps  map[uint64]bool // inodes of which only a part was exchanged
@@ -216,7 +221,8 @@ func (r *remapping) change(list []mapping) []mapping {
 	return out
 }
 
-// reattr changes what was found of an inode's attributes to what is there once what was begun is finished.
+// reattr changes what was found of an inode's attributes to what is there once what was begun is
+// finished.
 func (x *fixes) reattr(num uint64, found map[attribute][]byte) {
 	for _, c := range x.attrs[num] {
 		if c.remove {

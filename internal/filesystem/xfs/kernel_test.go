@@ -49,7 +49,8 @@ func run(t testing.TB, name string, args ...string) {
 	}
 }
 
-// tempDir returns a directory for images, in memory if that is possible: what the tests wait for is not the disk.
+// tempDir returns a directory for images, in memory if that is possible: what the tests wait for is
+// not the disk.
 func tempDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "hf")
@@ -79,7 +80,8 @@ func mount(t testing.TB, image, options string) (dir string, unmount func()) {
 	t.Helper()
 	dir, err := tryMount(t, image, options)
 	if err != nil {
-		t.Fatalf("%v\nThese tests compare with the kernel's own XFS: they need root, loop devices and a kernel that has XFS.", err)
+		t.Fatalf("%v\nThese tests compare with the kernel's own XFS: they need root, loop devices and a kernel that "+
+			"has XFS.", err)
 	}
 	return dir, func() {
 		t.Helper()
@@ -87,7 +89,8 @@ func mount(t testing.TB, image, options string) (dir string, unmount func()) {
 	}
 }
 
-// unmountAll unmounts what is mounted on a directory. A program that was just started may hold a file of it for a moment.
+// unmountAll unmounts what is mounted on a directory. A program that was just started may hold a
+// file of it for a moment.
 func unmountAll(dir string) error {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil || !bytes.Contains(mounts, []byte(" "+dir+" ")) {
@@ -289,7 +292,8 @@ func knownOfMount(path string) (known, error) {
 	}
 	nano := func(ts unix.StatxTimestamp) int64 { return ts.Sec*1e9 + int64(ts.Nsec) }
 	k := known{
-		Mode: info.Mode(), UID: st.Uid, GID: st.Gid, Links: st.Nlink, Size: int64(st.Size), Rdev: unix.Mkdev(st.Rdev_major, st.Rdev_minor),
+		Mode: info.Mode(), UID: st.Uid, GID: st.Gid, Links: st.Nlink, Size: int64(st.Size),
+		Rdev:  unix.Mkdev(st.Rdev_major, st.Rdev_minor),
 		MTime: nano(st.Mtime), CTime: nano(st.Ctime),
 	}
 	if st.Mask&unix.STATX_BTIME != 0 {
@@ -313,7 +317,8 @@ func knownOfMount(path string) (known, error) {
 		if k.Sum, err = sumOf(file, set); err != nil {
 			return known{}, err
 		}
-		// What was read of an unwritten extent counts as data while it is in memory, which shows under the next name of the file.
+		// What was read of an unwritten extent counts as data while it is in memory, which shows
+		// under the next name of the file.
 		return k, unix.Fadvise(int(file.Fd()), 0, 0, unix.FADV_DONTNEED)
 	case info.Mode().Type() == fs.ModeSymlink:
 		k.Target, err = os.Readlink(path)

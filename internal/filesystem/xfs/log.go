@@ -9,8 +9,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
-// The log is a circle of basic blocks. Every block begins with the number of the round it was written in, which is how its head is
-// found: there the numbers fall by one. A record is one or more blocks of header, then its data, whose first words the header keeps.
+// The log is a circle of basic blocks. Every block begins with the number of the round it was
+// written in, which is how its head is found: there the numbers fall by one. A record is one or
+// more blocks of header, then its data, whose first words the header keeps.
 const (
 	recordMagic     = 0xfeedbabe
 	recordHeader    = 328 // bytes that count for its checksum; 324 where a 32-bit kernel wrote it
@@ -79,7 +80,8 @@ func (f *FS) journal() (*journal, error) {
 	}, nil
 }
 
-// read returns n blocks from block at, going round at the end. They are only good until the next call.
+// read returns n blocks from block at, going round at the end. They are only good until the next
+// call.
 func (j *journal) read(at, n int64) ([]byte, error) {
 	if rest := j.blocks - at; n > rest {
 		first, err := j.read(at, rest)
@@ -99,7 +101,8 @@ func (j *journal) read(at, n int64) ([]byte, error) {
 	return j.window[(at-j.windowAt)*basicBlock:][:n*basicBlock], nil
 }
 
-// load reads on from block at: little where one block is wanted, which is while the head is searched for.
+// load reads on from block at: little where one block is wanted, which is while the head is
+// searched for.
 func (j *journal) load(at, n int64) error {
 	if n > 1 {
 		n = max(n, logWindow/basicBlock)
@@ -151,9 +154,11 @@ func (j *journal) header(at int64) (*logRecord, error) {
 		return nil, errNoRecord
 	}
 	r := &logRecord{
-		at: at, cycle: be.Uint32(b[4:]), version: be.Uint32(b[8:]), length: int64(be.Uint32(b[12:])), lsn: be.Uint64(b[16:]),
-		tail: be.Uint64(b[24:]), sum: binary.LittleEndian.Uint32(b[recordCRC:]), ops: be.Uint32(b[40:]), format: be.Uint32(b[300:]),
-		uuid: [16]byte(b[304:320]), size: int64(be.Uint32(b[320:])), headers: 1,
+		at: at, cycle: be.Uint32(b[4:]), version: be.Uint32(b[8:]), length: int64(be.Uint32(b[12:])),
+		lsn:  be.Uint64(b[16:]),
+		tail: be.Uint64(b[24:]), sum: binary.LittleEndian.Uint32(b[recordCRC:]), ops: be.Uint32(b[40:]),
+		format: be.Uint32(b[300:]),
+		uuid:   [16]byte(b[304:320]), size: int64(be.Uint32(b[320:])), headers: 1,
 	}
 	if r.version == maxVersionOfLog {
 		size := r.size
@@ -170,12 +175,14 @@ func (j *journal) check(r *logRecord) error {
 	switch {
 	case r.version != 1 && r.version != maxVersionOfLog:
 		return unsupported("log record version %d", r.version)
-	case r.length == 0 || r.length > maxRecordSize || r.headers > maxRecordBlocks/cyclesPerHeader || r.blocks() > j.blocks:
+	case r.length == 0 || r.length > maxRecordSize || r.headers > maxRecordBlocks/cyclesPerHeader ||
+		r.blocks() > j.blocks:
 		return corrupt("log record of %d bytes at block %d", r.length, r.at)
 	case (r.length+basicBlock-1)/basicBlock > r.headers*cyclesPerHeader:
 		return corrupt("log record of %d bytes with %d blocks of header", r.length, r.headers)
 	case uint32(r.lsn) != uint32(r.at) || uint32(r.lsn>>32) != r.cycle:
-		return corrupt("log record at block %d of round %d says it is at %d of %d", r.at, r.cycle, uint32(r.lsn), r.lsn>>32)
+		return corrupt("log record at block %d of round %d says it is at %d of %d", r.at, r.cycle, uint32(r.lsn),
+			r.lsn>>32)
 	case int64(uint32(r.tail)) >= j.blocks:
 		return corrupt("log record at block %d with its tail at block %d", r.at, uint32(r.tail))
 	}
@@ -211,7 +218,8 @@ func recordSumOK(r *logRecord, head, data []byte) bool {
 	return recordSum(recordHeader, head, data) == r.sum || recordSum(recordHeader32, head, data) == r.sum
 }
 
-// recordSum is over the header, as much of the blocks of further headers as holds first words, and the data.
+// recordSum is over the header, as much of the blocks of further headers as holds first words, and
+// the data.
 func recordSum(size int, head, data []byte) uint32 {
 	all := append([]byte(nil), head[:size]...)
 	clear(all[recordCRC:][:4])

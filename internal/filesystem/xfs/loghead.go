@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// head returns the block after the last record that was written, as far as the rounds tell, or -1 if nothing ever was.
+// head returns the block after the last record that was written, as far as the rounds tell, or -1
+// if nothing ever was.
 func (j *journal) head() (int64, error) {
 	first, err := j.cycleAt(0)
 	if err != nil || first == 0 {
@@ -39,7 +40,8 @@ func (j *journal) head() (int64, error) {
 	return head % j.blocks, nil
 }
 
-// firstOf returns the first block of a round, which is that of the last block of the log but not of the first.
+// firstOf returns the first block of a round, which is that of the last block of the log but not of
+// the first.
 func (j *journal) firstOf(round uint32) (int64, error) {
 	low, high := int64(0), j.blocks-1 // low is not of the round, high is
 	for high-low > 1 {
@@ -57,8 +59,8 @@ func (j *journal) firstOf(round uint32) (int64, error) {
 	return high, nil
 }
 
-// backOverGaps moves the head back to the first block of the round before, among those that were in flight: records are
-// written at once and land in any order.
+// backOverGaps moves the head back to the first block of the round before, among those that were in
+// flight: records are written at once and land in any order.
 func (j *journal) backOverGaps(head int64, stop uint32) (int64, error) {
 	if head >= flightBlocks || head == j.blocks {
 		return j.backTo(head, stop)
@@ -71,7 +73,8 @@ func (j *journal) backOverGaps(head int64, stop uint32) (int64, error) {
 	return j.backTo(head, stop)
 }
 
-// backTo returns the first block of a round among those before head that may have been in flight, or head.
+// backTo returns the first block of a round among those before head that may have been in flight,
+// or head.
 func (j *journal) backTo(head int64, round uint32) (int64, error) {
 	from := max(0, head-flightBlocks)
 	at, err := j.find(from, head-from, round)
@@ -114,7 +117,8 @@ func (j *journal) backToWhole(head int64) (int64, error) {
 	return head, nil
 }
 
-// lastBefore returns the record whose header is the last before a block, at most limit blocks back; errNoRecord if there is none.
+// lastBefore returns the record whose header is the last before a block, at most limit blocks back;
+// errNoRecord if there is none.
 func (j *journal) lastBefore(head, limit int64) (*logRecord, error) {
 	const step = 128
 	limit = min(limit, j.blocks)
@@ -135,7 +139,8 @@ func (j *journal) lastBefore(head, limit int64) (*logRecord, error) {
 	return nil, errNoRecord
 }
 
-// firstAfter returns the record whose header is the first from a block on, before head; errNoRecord if there is none.
+// firstAfter returns the record whose header is the first from a block on, before head; errNoRecord
+// if there is none.
 func (j *journal) firstAfter(at, head int64) (*logRecord, error) {
 	for n := j.distance(at, head); n > 0; n-- {
 		r, err := j.header(at)
@@ -161,7 +166,8 @@ type dirty struct{ tail, head int64 }
 // visitor is told of each record in turn, and of its data.
 type visitor func(r *logRecord, data []byte) error
 
-// active finds what has to be replayed, if anything, and has everything in it visited once: by what begin returned last.
+// active finds what has to be replayed, if anything, and has everything in it visited once: by what
+// begin returned last.
 func (j *journal) active(begin func() visitor) (dirty, bool, error) {
 	head, err := j.head()
 	if err != nil || head < 0 {
@@ -205,7 +211,8 @@ func (j *journal) checkTail(tail uint64) error {
 	if at, head := uint32(tail), uint32(j.end); rounds == 0 && at <= head || rounds == 1 && at > head {
 		return nil
 	}
-	return corrupt("log from block %d of round %d to block %d of round %d", uint32(tail), tail>>32, uint32(j.end), j.end>>32)
+	return corrupt("log from block %d of round %d to block %d of round %d", uint32(tail), tail>>32, uint32(j.end),
+		j.end>>32)
 }
 
 // unmounted says whether a record, the last before head, is what a clean unmount writes.
@@ -220,8 +227,8 @@ func (j *journal) unmounted(r *logRecord, head int64) (bool, error) {
 	return b[9]&opUnmount != 0, nil
 }
 
-// dropTorn moves the head back to the first record, among those that were in flight, that did not get to the disk whole,
-// and the tail and last to what the record before that says.
+// dropTorn moves the head back to the first record, among those that were in flight, that did not
+// get to the disk whole, and the tail and last to what the record before that says.
 func (j *journal) dropTorn(d dirty, last **logRecord) (dirty, error) {
 	if d.tail >= j.blocks {
 		return d, corrupt("tail of the log at block %d", d.tail)
@@ -256,7 +263,8 @@ func (j *journal) dropTorn(d dirty, last **logRecord) (dirty, error) {
 	return d, nil
 }
 
-// wholeTail moves the tail over records that the last writes, which are lost, had begun to overwrite.
+// wholeTail moves the tail over records that the last writes, which are lost, had begun to
+// overwrite.
 func (j *journal) wholeTail(d dirty, size int64, begin func() visitor) (int64, error) {
 	for at := d.tail; ; {
 		r, err := j.firstAfter(at, d.head)
@@ -277,7 +285,8 @@ func (j *journal) wholeTail(d dirty, size int64, begin func() visitor) (int64, e
 	}
 }
 
-// visit calls fn with each record of d in turn. With its error it returns the block of a record that contradicts itself, or -1.
+// visit calls fn with each record of d in turn. With its error it returns the block of a record
+// that contradicts itself, or -1.
 func (j *journal) visit(d dirty, fn visitor) (int64, error) {
 	for at, left := d.tail, j.distance(d.tail, d.head); left > 0; {
 		r, err := j.header(at)

@@ -15,8 +15,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// recorder is a disk that remembers what was written to it, and when it was told that all of it has to stay. The kernel sees it
-// as a file of a FUSE file system.
+// recorder is a disk that remembers what was written to it, and when it was told that all of it has
+// to stay. The kernel sees it as a file of a FUSE file system.
 type recorder struct {
 	fs.Inode
 	file *os.File // what it was made with, and the writes
@@ -123,7 +123,8 @@ const (
 	waysToLose
 )
 
-// powerFails writes to image, which is as the disk was at first, what is on it if power fails after the first n events.
+// powerFails writes to image, which is as the disk was at first, what is on it if power fails after
+// the first n events.
 func powerFails(t testing.TB, rng *rand.Rand, image *os.File, events []diskEvent, way int, isLog func(off int64) bool) {
 	t.Helper()
 	flushed := 0

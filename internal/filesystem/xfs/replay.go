@@ -123,7 +123,8 @@ func (r *replay) collect(t *transaction) error {
 	return nil
 }
 
-// apply is the second pass: it makes the changes of a transaction, in the order the kernel makes them.
+// apply is the second pass: it makes the changes of a transaction, in the order the kernel makes
+// them.
 func (r *replay) apply(t *transaction) error {
 	if err := t.whole(); err != nil {
 		return err

@@ -59,7 +59,8 @@ func (b *bufferItem) run(at int) (first, count int) {
 	return first, count
 }
 
-// buffer makes the change of a buffer item, unless the buffer was thrown away later or the disk has something newer.
+// buffer makes the change of a buffer item, unless the buffer was thrown away later or the disk has
+// something newer.
 func (r *replay) buffer(i *logItem, lsn uint64) error {
 	b, err := parseBufferItem(i)
 	if err != nil {
@@ -84,8 +85,9 @@ func (r *replay) buffer(i *logItem, lsn uint64) error {
 	return r.chunks(b)
 }
 
-// newer checks a buffer of which the disk has something newer. Where only the beginning of that came to the disk, what the log has of the
-// rest is not made up for: the kernel refuses to mount it.
+// newer checks a buffer of which the disk has something newer. Where only the beginning of that
+// came to the disk, what the log has of the rest is not made up for: the kernel refuses to mount
+// it.
 func (r *replay) newer(b *bufferItem) error {
 	if r.fs.lax || r.fs.dev.replayed(b.off(), b.size()) {
 		return nil
@@ -141,7 +143,8 @@ func (r *replay) chunks(b *bufferItem) error {
 // anyLSN is of what has to be replayed whatever is on disk.
 const anyLSN = ^uint64(0)
 
-// lsnPlace says where blocks that begin with a magic number keep when they were last written, and of which file system they are.
+// lsnPlace says where blocks that begin with a magic number keep when they were last written, and
+// of which file system they are.
 type lsnPlace struct{ lsn, uuid int }
 
 var (
@@ -152,7 +155,8 @@ var (
 )
 
 var lsnPlaces = map[string]lsnPlace{
-	"AB3B": shortBtree, "AB3C": shortBtree, "ABTB": shortBtree, "ABTC": shortBtree, "RMB3": shortBtree, "R3FC": shortBtree,
+	"AB3B": shortBtree, "AB3C": shortBtree, "ABTB": shortBtree, "ABTC": shortBtree, "RMB3": shortBtree,
+	"R3FC": shortBtree,
 	"FIB3": shortBtree, "FIBT": shortBtree, "IAB3": shortBtree, "IABT": shortBtree,
 	"BMA3": longBtree, "BMAP": longBtree, "MAPR": longBtree, "RCNT": longBtree,
 	"XAGF": {208, 64}, "XAFL": {24, 8}, "XAGI": {320, 296}, "XSLM": {48, 16}, "XFSB": {240, 32},

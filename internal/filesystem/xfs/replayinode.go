@@ -64,7 +64,8 @@ func parseInodeItem(i *logItem) (*inodeChange, error) {
 	return c, nil
 }
 
-// inode makes the change of an inode item, unless its buffer was thrown away later or the disk has something newer.
+// inode makes the change of an inode item, unless its buffer was thrown away later or the disk has
+// something newer.
 func (r *replay) inode(i *logItem, lsn uint64) error {
 	c, err := parseInodeItem(i)
 	if err != nil {
@@ -104,7 +105,8 @@ func (r *replay) inode(i *logItem, lsn uint64) error {
 	return r.fs.dev.write(disk, off)
 }
 
-// doubt takes note of an inode, newer than what the log has, of which only the beginning came to the disk.
+// doubt takes note of an inode, newer than what the log has, of which only the beginning came to
+// the disk.
 func (f *FS) doubt(num uint64, disk []byte, off int64) {
 	if f.sb.version != 5 || f.lax || f.dev.replayed(off, int64(len(disk))) || checksumOK(disk, inodeCRC) {
 		return
@@ -123,7 +125,8 @@ func (c *inodeChange) checkCore(sb *super) error {
 	if len(c.core) < want || le.Uint16(c.core) != inodeMagic {
 		return corrupt("core of %d bytes for inode %d in the log", len(c.core), c.num)
 	}
-	if v := c.core[4]; sb.version == 5 && (v != 3 || le.Uint64(c.core[152:]) != c.num) || sb.version == 4 && v != 1 && v != 2 {
+	if v := c.core[4]; sb.version == 5 && (v != 3 || le.Uint64(c.core[152:]) != c.num) ||
+		sb.version == 4 && v != 1 && v != 2 {
 		return corrupt("core of version %d for inode %d in the log", v, c.num)
 	}
 	return nil
@@ -196,7 +199,8 @@ func putRoot(fork, src []byte, sb *super) error {
 	return nil
 }
 
-// putCore writes the core, which the log has in its own byte order, but not the link in the list of unlinked inodes.
+// putCore writes the core, which the log has in its own byte order, but not the link in the list of
+// unlinked inodes.
 func (c *inodeChange) putCore(disk []byte, lsn uint64) {
 	src := c.core
 	for _, at := range []int{0, 2, 6, 20, 22, 80, 88, 90} {

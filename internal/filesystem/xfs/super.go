@@ -23,7 +23,8 @@ const (
 	maxDirBlockLog = 16
 )
 
-// super is what the superblock says. Block numbers of its kind hold the allocation group in the bits above agBlockLog.
+// super is what the superblock says. Block numbers of its kind hold the allocation group in the
+// bits above agBlockLog.
 type super struct {
 	blockSize  int64
 	blocks     uint64 // of the whole file system
@@ -66,8 +67,10 @@ const (
 	incompatFtype       = 1 << 0
 	incompatMetaUUID    = 1 << 2
 	incompatNeedsRepair = 1 << 4
-	incompatKnown       = 1<<11 - 1 // ftype, sparse inodes, meta UUID, bigtime, needs repair, nrext64, exchange-range, parent, metadir, zoned, zone gaps
-	roCompatKnown       = 1<<4 - 1  // free inode btree, reverse map, reflink, inode btree counters
+	// ftype, sparse inodes, meta UUID, bigtime, needs repair, nrext64, exchange-range, parent,
+	// metadir, zoned, zone gaps
+	incompatKnown = 1<<11 - 1
+	roCompatKnown = 1<<4 - 1 // free inode btree, reverse map, reflink, inode btree counters
 )
 
 // readSuper reads the primary superblock, with what the log laid over it if it was replayed.
@@ -111,7 +114,8 @@ func parseSuper(b []byte) (super, error) {
 		version: int(be.Uint16(b[100:]) & 0xf), sectorSize: int(be.Uint16(b[102:])), inodeSize: int(be.Uint16(b[104:])),
 		label:    string(bytes.TrimRight(b[108:120], "\x00")),
 		blockLog: uint(b[120]), inodeLog: uint(b[122]), inodesPerBlockLog: uint(b[123]), agBlockLog: uint(b[124]),
-		free: be.Uint64(b[144:]), inodeAlign: uint64(be.Uint32(b[180:])), dirBlockLog: uint(b[192]), logSunit: int64(be.Uint32(b[196:])),
+		free: be.Uint64(b[144:]), inodeAlign: uint64(be.Uint32(b[180:])), dirBlockLog: uint(b[192]),
+		logSunit: int64(be.Uint32(b[196:])),
 	}
 	if err := sb.readFeatures(b); err != nil {
 		return sb, err
@@ -187,7 +191,8 @@ func (sb *super) checkGeometry(b []byte) error {
 	return nil
 }
 
-// validBlocks says whether count blocks from block are in one allocation group and in the file system.
+// validBlocks says whether count blocks from block are in one allocation group and in the file
+// system.
 func (sb *super) validBlocks(block, count uint64) bool {
 	ag, in := block>>sb.agBlockLog, block&(1<<sb.agBlockLog-1)
 	return ag < sb.agCount && count <= sb.agBlocks && in+count <= sb.agBlocks && ag*sb.agBlocks+in+count <= sb.blocks

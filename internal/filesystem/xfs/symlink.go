@@ -60,7 +60,8 @@ func (f *FS) linkTarget(ino *inode) ([]byte, error) {
 	return target, nil
 }
 
-// linkPart reads the part of a target that one extent holds, at most want bytes from byte done of it.
+// linkPart reads the part of a target that one extent holds, at most want bytes from byte done of
+// it.
 func (f *FS) linkPart(owner uint64, m mapping, done, want int) ([]byte, error) {
 	n := int(m.count) << f.sb.blockLog
 	if f.sb.version != 5 {

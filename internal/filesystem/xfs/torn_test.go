@@ -24,7 +24,8 @@ func seeds(t testing.TB, usual int) []uint64 {
 	return list
 }
 
-// Whatever a disk that loses power keeps of what it was not told to keep, sector by sector, what is read is what a mount shows.
+// Whatever a disk that loses power keeps of what it was not told to keep, sector by sector, what is
+// read is what a mount shows.
 func TestPowerFails(t *testing.T) {
 	dir := store(t)
 	seen, refused := map[verdict]int{}, 0
@@ -43,8 +44,10 @@ func TestPowerFails(t *testing.T) {
 			cutPower(t, rng, image, events[:at], way, isLog)
 			v := judge(t, image)
 			seen[v]++
-			what := fmt.Sprintf("seed %d, made with %+v, power failed after %d of %d writes and flushes, way %d", seed, options, at, len(events), way)
-			// A block torn in place is more than the log of XFS can mend, as long as the block says that it is newer.
+			what := fmt.Sprintf("seed %d, made with %+v, power failed after %d of %d writes and flushes, way %d", seed,
+				options, at, len(events), way)
+			// A block torn in place is more than the log of XFS can mend, as long as the block says
+			// that it is newer.
 			stricter := way == tearsSectors && v.doubted
 			if v.differs || !v.refused && v.damaged != v.doubted && !stricter {
 				t.Fatalf("%s: %+v", what, v)
@@ -72,7 +75,8 @@ func logOf(t testing.TB, image string) func(off int64) bool {
 	return func(off int64) bool { return off >= j.start && off < j.start+j.blocks*basicBlock }
 }
 
-// recordUse returns what a disk is told while a file system on it is used, until the log went round once at most.
+// recordUse returns what a disk is told while a file system on it is used, until the log went round
+// once at most.
 func recordUse(t testing.TB, rng *rand.Rand, empty, mkfs, options string, isLog func(int64) bool) []diskEvent {
 	t.Helper()
 	image := empty + "used"
@@ -110,7 +114,8 @@ func cutPower(t testing.TB, rng *rand.Rand, image string, events []diskEvent, wa
 	powerFails(t, rng, file, events, way, isLog)
 }
 
-// verdict says how an image is read by Linux and by this package. The zero value is: both the same, all of it.
+// verdict says how an image is read by Linux and by this package. The zero value is: both the same,
+// all of it.
 type verdict struct {
 	refused bool // Linux does not mount it
 	damaged bool // Linux mounts it and can not read something
@@ -160,7 +165,8 @@ func lookImage(t testing.TB, image string) (tree, error) {
 	return look(x)
 }
 
-// A disk that loses sectors of the log that it was told to keep, which no crash of an honest one does, is read as a mount shows it or not at all.
+// A disk that loses sectors of the log that it was told to keep, which no crash of an honest one
+// does, is read as a mount shows it or not at all.
 func TestTornLogs(t *testing.T) {
 	dir := store(t)
 	seen := map[verdict]int{}
@@ -184,7 +190,8 @@ func TestTornLogs(t *testing.T) {
 	t.Logf("%+v", seen)
 }
 
-// tear replaces some of the sectors that may have been in flight when image was taken, and returns which.
+// tear replaces some of the sectors that may have been in flight when image was taken, and returns
+// which.
 func tear(t testing.TB, rng *rand.Rand, image, older string) []int64 {
 	t.Helper()
 	x := openImage(t, image)

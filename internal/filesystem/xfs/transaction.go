@@ -2,7 +2,8 @@ package xfs
 
 import "encoding/binary"
 
-// The log's own structures are in the byte order of the machine that wrote them; others are refused.
+// The log's own structures are in the byte order of the machine that wrote them; others are
+// refused.
 var le = binary.LittleEndian
 
 const (
@@ -34,7 +35,8 @@ type logItem struct {
 
 func (i *logItem) kind() uint16 { return le.Uint16(i.regions[0]) }
 
-// assembler puts transactions together, whose parts are anywhere in the records, and commits them in order.
+// assembler puts transactions together, whose parts are anywhere in the records, and commits them
+// in order.
 type assembler struct {
 	open      map[uint32]*transaction
 	commit    func(*transaction) error

@@ -74,7 +74,8 @@ func (f *FS) verify(l *layout, b []byte, off int64, owner uint64) error {
 	return nil
 }
 
-// sum checks the checksum of b and that it is not newer than the log, unless the log changed a part of it.
+// sum checks the checksum of b and that it is not newer than the log, unless the log changed a part
+// of it.
 func (f *FS) sum(l *layout, b []byte, off int64, replayed bool) error {
 	if f.sb.version != 5 || f.lax || replayed {
 		return nil
@@ -83,7 +84,8 @@ func (f *FS) sum(l *layout, b []byte, off int64, replayed bool) error {
 		return corrupt("bad checksum of %s at byte %d", l.kind, off)
 	}
 	if lsn := be.Uint64(b[l.lsn:]); f.logEnd != 0 && lsn != anyLSN && lsn > f.logEnd {
-		return corrupt("%s at byte %d was written after the end of the log: the disk lost a part of the log", l.kind, off)
+		return corrupt("%s at byte %d was written after the end of the log: the disk lost a part of the log", l.kind,
+			off)
 	}
 	return nil
 }

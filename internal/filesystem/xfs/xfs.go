@@ -1,18 +1,21 @@
 // Package xfs reads XFS, version 4 and 5, as a mount would show it, without one.
 //
-// A file system that was not unmounted has its log replayed into memory first, as the kernel would into the disk: whole transactions
-// only, in order, nothing older than what the disk has. Nothing is ever written. Every checksum, owner and address that metadata
-// of version 5 carries is checked when it is read, except the checksum of what the log replaced, which the log does not have;
-// records of the log have checksums of their own. Of a disk that lost power, writes that it was not told to keep may be there, or not,
-// or in part, and the log makes up for it; of one that lost what it was told to keep, metadata newer than the log or torn in a way that
-// the log can not mend is refused when it is met.
+// A file system that was not unmounted has its log replayed into memory first, as the kernel would
+// into the disk: whole transactions only, in order, nothing older than what the disk has. Nothing
+// is ever written. Every checksum, owner and address that metadata of version 5 carries is checked
+// when it is read, except the checksum of what the log replaced, which the log does not have;
+// records of the log have checksums of their own. Of a disk that lost power, writes that it was not
+// told to keep may be there, or not, or in part, and the log makes up for it; of one that lost what
+// it was told to keep, metadata newer than the log or torn in a way that the log can not mend is
+// refused when it is met.
 //
-// Attributes come with the names a mount gives them. POSIX ACLs are system.posix_acl_access and system.posix_acl_default in the
-// kernel's form, and are not shown a second time as trusted.SGI_ACL_FILE. Parent pointers are not attributes of anybody's and left out.
+// Attributes come with the names a mount gives them. POSIX ACLs are system.posix_acl_access and
+// system.posix_acl_default in the kernel's form, and are not shown a second time as
+// trusted.SGI_ACL_FILE. Parent pointers are not attributes of anybody's and left out.
 //
-// Not supported, and said so: logs on another device, files on a real-time device, and features newer than Linux 6.18.
-// Memory is bounded by the size of the log while it is replayed, by what it changed afterwards (at most 1 GiB), and by the
-// extents of the files that are open.
+// Not supported, and said so: logs on another device, files on a real-time device, and features
+// newer than Linux 6.18. Memory is bounded by the size of the log while it is replayed, by what it
+// changed afterwards (at most 1 GiB), and by the extents of the files that are open.
 package xfs
 
 import (
@@ -37,9 +40,10 @@ type FS struct {
 
 var _ filesystem.FS = (*FS)(nil)
 
-// Open reads the file system in the first size bytes of r, which must stay readable while the FS is in use.
-// It returns [filesystem.ErrNotThis] if there is no XFS, [filesystem.ErrUnsupported] if a mount of it needs what this package
-// does not know, and [filesystem.ErrCorrupt] if it or its log contradicts itself.
+// Open reads the file system in the first size bytes of r, which must stay readable while the FS is
+// in use. It returns [filesystem.ErrNotThis] if there is no XFS, [filesystem.ErrUnsupported] if a
+// mount of it needs what this package does not know, and [filesystem.ErrCorrupt] if it or its log
+// contradicts itself.
 func Open(r io.ReaderAt, size int64) (*FS, error) {
 	return open(r, size, false)
 }
@@ -96,7 +100,8 @@ func (f *FS) ReadDir(id filesystem.ID) iter.Seq2[filesystem.Entry, error] {
 	}
 }
 
-// Lookup implements [filesystem.FS]. Where the file system was made with ascii-ci, an exact match is preferred to another.
+// Lookup implements [filesystem.FS]. Where the file system was made with ascii-ci, an exact match
+// is preferred to another.
 func (f *FS) Lookup(dir filesystem.ID, name string) (filesystem.ID, error) {
 	folded, other, found := foldName(name), uint64(0), false
 	for e, err := range f.entries(uint64(dir)) {

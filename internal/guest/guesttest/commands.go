@@ -14,11 +14,13 @@ var allowedWhileHeld = []string{
 
 func (g *Guest) commands() map[string]func(args json.RawMessage) []byte {
 	return map[string]func(args json.RawMessage) []byte{
-		"guest-sync-delimited":         g.sync,
-		"guest-ping":                   func(json.RawMessage) []byte { return result(struct{}{}) },
-		"guest-info":                   g.info,
-		"guest-get-osinfo":             g.osinfo,
-		"guest-get-host-name":          func(json.RawMessage) []byte { return result(map[string]string{"host-name": "guest1"}) },
+		"guest-sync-delimited": g.sync,
+		"guest-ping":           func(json.RawMessage) []byte { return result(struct{}{}) },
+		"guest-info":           g.info,
+		"guest-get-osinfo":     g.osinfo,
+		"guest-get-host-name": func(json.RawMessage) []byte {
+			return result(map[string]string{"host-name": "guest1"})
+		},
 		"guest-get-fsinfo":             g.fsinfo,
 		"guest-network-get-interfaces": g.interfaces,
 		"guest-fsfreeze-status":        g.status,
@@ -87,20 +89,24 @@ func (g *Guest) info(json.RawMessage) []byte {
 
 func (g *Guest) osinfo(json.RawMessage) []byte {
 	if g.Windows {
-		return result(map[string]string{"id": "mswindows", "name": "Microsoft Windows", "pretty-name": "Windows Server 2022 Standard"})
+		return result(map[string]string{"id": "mswindows", "name": "Microsoft Windows",
+			"pretty-name": "Windows Server 2022 Standard"})
 	}
-	return result(map[string]string{"id": "debian", "name": "Debian GNU/Linux", "pretty-name": "Debian GNU/Linux 12 (bookworm)"})
+	return result(map[string]string{"id": "debian", "name": "Debian GNU/Linux",
+		"pretty-name": "Debian GNU/Linux 12 (bookworm)"})
 }
 
 func (g *Guest) fsinfo(json.RawMessage) []byte {
-	return result([]map[string]any{{"name": "vda1", "mountpoint": "/", "type": "ext4", "disk": []any{}}, {"name": "vdb1", "mountpoint": "/srv", "type": "xfs", "disk": []any{}}})
+	return result([]map[string]any{{"name": "vda1", "mountpoint": "/", "type": "ext4", "disk": []any{}},
+		{"name": "vdb1", "mountpoint": "/srv", "type": "xfs", "disk": []any{}}})
 }
 
 func (g *Guest) interfaces(json.RawMessage) []byte {
 	addr := func(ip string) map[string]any { return map[string]any{"ip-address": ip, "prefix": 24} }
 	return result([]map[string]any{
 		{"name": "lo", "ip-addresses": []any{addr("127.0.0.1"), addr("::1")}},
-		{"name": "eth0", "hardware-address": "52:54:00:00:00:01", "ip-addresses": []any{addr("192.0.2.7"), addr("fe80::1")}},
+		{"name": "eth0", "hardware-address": "52:54:00:00:00:01",
+			"ip-addresses": []any{addr("192.0.2.7"), addr("fe80::1")}},
 		{"name": "eth1"},
 	})
 }
@@ -146,7 +152,8 @@ func (g *Guest) fsthaw(json.RawMessage) []byte {
 	g.held, g.frozen, g.undone = 0, false, true
 	switch {
 	case expired:
-		return errorReply("GenericError", "couldn't hold writes: fsfreeze is limited up to 10 seconds: (error: 80042314)")
+		return errorReply("GenericError",
+			"couldn't hold writes: fsfreeze is limited up to 10 seconds: (error: 80042314)")
 	case g.ThawFails != "":
 		return errorReply("GenericError", g.ThawFails)
 	}
@@ -179,7 +186,8 @@ func (g *Guest) fileRead(args json.RawMessage) []byte {
 	text := g.files[a.Handle]
 	n := min(len(text), int(a.Count), 100) // short reads are allowed
 	g.files[a.Handle] = text[n:]
-	return result(map[string]any{"count": n, "buf-b64": base64.StdEncoding.EncodeToString([]byte(text[:n])), "eof": n == len(text)})
+	return result(map[string]any{"count": n, "buf-b64": base64.StdEncoding.EncodeToString([]byte(text[:n])),
+		"eof": n == len(text)})
 }
 
 func (g *Guest) exec(args json.RawMessage) []byte {

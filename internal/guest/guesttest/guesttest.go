@@ -1,7 +1,9 @@
-// Package guesttest plays guests that have a guest agent, on real unix sockets or on any other connection.
+// Package guesttest plays guests that have a guest agent, on real unix sockets or on any other
+// connection.
 //
-// A [Guest] answers the way the agents of Linux and Windows do, keeps the state that matters (held or not), serves one client at a time as
-// QEMU's sockets do, and commits the faults that it is told to.
+// A [Guest] answers the way the agents of Linux and Windows do, keeps the state that matters (held
+// or not), serves one client at a time as QEMU's sockets do, and commits the faults that it is told
+// to.
 package guesttest
 
 import (
@@ -14,16 +16,19 @@ import (
 	"time"
 )
 
-// Guest is a scripted guest. Set its fields before it serves; its methods are safe for concurrent use.
+// Guest is a scripted guest. Set its fields before it serves; its methods are safe for concurrent
+// use.
 type Guest struct {
 	Windows  bool
 	NoOSInfo bool              // an agent too old to say what system it runs on
 	Files    map[string]string // what guest-file-open finds
 	Programs func(name string, args []string) (out string, code int)
-	// Exec is Programs with all that a program has: its input, and what it writes to each of its outputs. It goes before Programs.
+	// Exec is Programs with all that a program has: its input, and what it writes to each of its
+	// outputs. It goes before Programs.
 	Exec     func(path string, args []string, input []byte) (out, errs string, code int)
-	Disabled []string           // commands the agent does not allow
-	Faults   map[string][]Fault // by command: the first call commits the first fault, and so on; calls beyond them go well
+	Disabled []string // commands the agent does not allow
+	// by command: the first call commits the first fault, and so on; calls beyond them go well
+	Faults map[string][]Fault
 
 	FreezeTakes time.Duration // that the guest needs to hold its writes, which it does at the end
 	FreezeFails string        // what the agent says instead of holding
@@ -161,7 +166,8 @@ func (g *Guest) Revive(thawed bool) {
 	}
 }
 
-// Thawed reports whether the guest may write and no hook of it waits to be undone. It waits until the agent is done with what it does.
+// Thawed reports whether the guest may write and no hook of it waits to be undone. It waits until
+// the agent is done with what it does.
 func (g *Guest) Thawed() bool {
 	g.mu.Lock()
 	g.init()

@@ -1,7 +1,8 @@
 // Package console is what a machine shows: as a picture, and as the text of its serial port.
 //
-// [PNG] turns what hypervisors give as the picture of a display into a PNG; it reads PNG and binary PPM (P6, 8 bits a colour). [Tail] reads the end of the
-// file that a serial port writes to. Nothing of what they read is trusted: sizes are checked before memory is taken for them.
+// [PNG] turns what hypervisors give as the picture of a display into a PNG; it reads PNG and binary
+// PPM (P6, 8 bits a colour). [Tail] reads the end of the file that a serial port writes to. Nothing
+// of what they read is trusted: sizes are checked before memory is taken for them.
 package console
 
 import (

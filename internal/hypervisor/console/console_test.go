@@ -32,7 +32,8 @@ func TestPNG(t *testing.T) {
 	if again, err := console.PNG(data); err != nil || !bytes.Equal(again, data) {
 		t.Errorf("a PNG is changed (%v)", err)
 	}
-	for _, s := range []string{"", "P6", "P5 1 1 255 ", "P6 1 1 255", "P6 2 2 255 abc", "P6 99999 99999 255 ", "P6 1 1 65535 abcdef", "P6 0 1 255 ", "P6 -1 1 255 "} {
+	for _, s := range []string{"", "P6", "P5 1 1 255 ", "P6 1 1 255", "P6 2 2 255 abc", "P6 99999 99999 255 ",
+		"P6 1 1 65535 abcdef", "P6 0 1 255 ", "P6 -1 1 255 "} {
 		if _, err := console.PNG([]byte(s)); !errors.Is(err, console.ErrFormat) {
 			t.Errorf("%q: %v", s, err)
 		}

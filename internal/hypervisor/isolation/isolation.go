@@ -1,7 +1,9 @@
-// Package isolation looks at a running QEMU from outside and says by which ways its machine could reach anything but itself.
+// Package isolation looks at a running QEMU from outside and says by which ways its machine could
+// reach anything but itself.
 //
-// What is not known to be harmless is a way out: a socket of a family that the kernel does not name counts as one, and so does a file of somebody
-// else's that is open for writing. A [Report] without ways out holds for the instant of the look; who wants more looks again in the end.
+// What is not known to be harmless is a way out: a socket of a family that the kernel does not name
+// counts as one, and so does a file of somebody else's that is open for writing. A [Report] without
+// ways out holds for the instant of the look; who wants more looks again in the end.
 //
 // It needs /proc and may look at processes of this user, or as root at all.
 package isolation
@@ -41,8 +43,9 @@ func (r Report) Add(found ...string) Report {
 	return r
 }
 
-// Inspect looks at all descriptors of a process. own says what belongs to the machine: directories, and parts of names; a path that lies in such a
-// directory, or has an element with such a part in its name, is the machine's own. An error means that the process could not be looked at.
+// Inspect looks at all descriptors of a process. own says what belongs to the machine: directories,
+// and parts of names; a path that lies in such a directory, or has an element with such a part in
+// its name, is the machine's own. An error means that the process could not be looked at.
 func Inspect(pid int, own []string) (Report, error) {
 	r := Report{Process: pid}
 	proc := fmt.Sprintf("/proc/%d", pid)
@@ -107,12 +110,15 @@ func writable(proc, fd string) bool {
 }
 
 // hostDevices are devices that lead out of the machine, by the beginnings of their names.
-var hostDevices = []string{"/dev/net/", "/dev/tap", "/dev/macvtap", "/dev/vhost-", "/dev/vfio", "/dev/bus/usb", "/dev/vsock", "/dev/ttyS", "/dev/ttyUSB",
+var hostDevices = []string{"/dev/net/", "/dev/tap", "/dev/macvtap", "/dev/vhost-", "/dev/vfio", "/dev/bus/usb",
+	"/dev/vsock", "/dev/ttyS", "/dev/ttyUSB",
 	"/dev/ttyACM", "/dev/parport", "/dev/usb", "/dev/input", "/dev/snd", "/dev/sg", "/dev/infiniband", "/dev/iommu"}
 
 // plainDevices lead nowhere.
-var plainDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/kvm", "/dev/ptmx", "/dev/pts/", "/dev/shm/",
-	"/dev/hugepages", "/dev/dri/", "/dev/sev", "/dev/sgx", "/dev/udmabuf", "/dev/userfaultfd", "/dev/hpet", "/dev/rtc", "/dev/tty"}
+var plainDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/kvm",
+	"/dev/ptmx", "/dev/pts/", "/dev/shm/",
+	"/dev/hugepages", "/dev/dri/", "/dev/sev", "/dev/sgx", "/dev/udmabuf", "/dev/userfaultfd", "/dev/hpet", "/dev/rtc",
+	"/dev/tty"}
 
 // file judges a descriptor that is no socket.
 func (l look) file(target string, writable bool) []string {
@@ -140,7 +146,9 @@ func (l look) isOwn(path string) bool {
 			}
 			continue
 		}
-		if own != "" && slices.ContainsFunc(strings.Split(path, "/"), func(element string) bool { return strings.Contains(element, own) }) {
+		if own != "" && slices.ContainsFunc(strings.Split(path, "/"), func(element string) bool {
+			return strings.Contains(element, own)
+		}) {
 			return true
 		}
 	}

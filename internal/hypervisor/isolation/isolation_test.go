@@ -18,7 +18,8 @@ import (
 
 const holdEnv = "HOLDFAST_TEST_HOLD"
 
-// TestMain is also the process that is looked at: it opens what it is told to, says so, and waits for the end of its input.
+// TestMain is also the process that is looked at: it opens what it is told to, says so, and waits
+// for the end of its input.
 func TestMain(m *testing.M) {
 	what, ok := os.LookupEnv(holdEnv)
 	if !ok {
@@ -136,15 +137,23 @@ func TestInspect(t *testing.T) {
 		go acceptAll(l)
 	}
 	for _, tt := range []struct{ what, found string }{
-		{"nothing", ""}, {"pair", ""}, {"listen " + own + "/s", ""}, {"connect " + own + "/served", ""}, {"connect " + own + "/waiting", ""}, {"write " + own + "/f", ""},
-		{"read /etc/passwd", ""}, {"write /dev/null", ""}, {"connect " + other + "/ours", ""}, {"listen " + other + "/domain-3-mine/s", ""},
-		{"tcp", "TCP socket 127.0.0.1:"}, {"udp", "UDP socket"}, {"dial " + web.Addr().String(), "to " + web.Addr().String()},
-		{"unbound", "a socket of a family that the kernel does not tell"}, {"packet", "packet socket"}, {"raw", "raw IP socket"},
-		{"vsock", "a socket of a family that the kernel does not tell"}, {"netlink", "a socket of a family that the kernel does not tell"},
-		{"listen " + other + "/s", "unix socket " + other + "/s"}, {"connect " + other + "/served", "connected to unix socket " + other + "/served"},
+		{"nothing", ""}, {"pair", ""}, {"listen " + own + "/s", ""}, {"connect " + own + "/served", ""},
+		{"connect " + own + "/waiting", ""}, {"write " + own + "/f", ""},
+		{"read /etc/passwd", ""}, {"write /dev/null", ""}, {"connect " + other + "/ours", ""},
+		{"listen " + other + "/domain-3-mine/s", ""},
+		{"tcp", "TCP socket 127.0.0.1:"}, {"udp", "UDP socket"},
+		{"dial " + web.Addr().String(), "to " + web.Addr().String()},
+		{"unbound", "a socket of a family that the kernel does not tell"}, {"packet", "packet socket"},
+		{"raw", "raw IP socket"},
+		{"vsock", "a socket of a family that the kernel does not tell"},
+		{"netlink", "a socket of a family that the kernel does not tell"},
+		{"listen " + other + "/s", "unix socket " + other + "/s"},
+		{"connect " + other + "/served", "connected to unix socket " + other + "/served"},
 		{"connect " + other + "/waiting", "connected to unix socket " + other + "/waiting of process"},
-		{"write " + other + "/f", other + "/f is open for writing"}, {"listen " + own + "2", "unix socket " + own + "2"},
-		{"read /dev/net/tun", "the host's device /dev/net/tun"}, {"read /dev/fuse", ""}, {"write /dev/fuse", "/dev/fuse is open for writing"},
+		{"write " + other + "/f", other + "/f is open for writing"},
+		{"listen " + own + "2", "unix socket " + own + "2"},
+		{"read /dev/net/tun", "the host's device /dev/net/tun"}, {"read /dev/fuse", ""},
+		{"write /dev/fuse", "/dev/fuse is open for writing"},
 	} {
 		t.Run(strings.ReplaceAll(tt.what, dir, ""), func(t *testing.T) {
 			if _, path, _ := strings.Cut(tt.what, " "); strings.HasPrefix(path, "/dev/net/") {
@@ -164,7 +173,9 @@ func TestInspect(t *testing.T) {
 			switch {
 			case tt.found == "" && !r.Isolated():
 				t.Errorf("found %q", r.Found)
-			case tt.found != "" && !slices.ContainsFunc(r.Found, func(f string) bool { return strings.Contains(f, tt.found) }):
+			case tt.found != "" && !slices.ContainsFunc(r.Found, func(f string) bool {
+				return strings.Contains(f, tt.found)
+			}):
 				t.Errorf("found %q, want %q", r.Found, tt.found)
 			}
 			if r.Files == 0 {
@@ -181,10 +192,15 @@ func TestInspect(t *testing.T) {
 func TestBackends(t *testing.T) {
 	for _, tt := range []struct{ name, info, want string }{
 		{"none", "", ""},
-		{"own hubs", "hub 6\n \\ n1: virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:57\nhub 5\n \\ n0: e1000.0: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:56\n", ""},
-		{"user", "e1000.1: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:57\n \\ n0: index=0,type=user,net=10.0.2.0,restrict=off\n", "network n0 of type user"},
-		{"user, link down", "net0: index=0,type=nic,model=e1000\r\n \\ hostnet0: index=0,type=user,net=10.0.2.0,restrict=off\r\n", ""},
-		{"shared hub", "hub 0\n \\ hub0port1: #net106: index=0,type=tap,ifname=x\n \\ hub0port0: e1000.0: index=0,type=nic\n", "network hub0port1 of type tap, hub 0 has 2 ports"},
+		{"own hubs", "hub 6\n \\ n1: virtio-net-pci.0: " +
+			"index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:57\nhub 5\n \\ n0: e1000.0: " +
+			"index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:56\n", ""},
+		{"user", "e1000.1: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:57\n \\ n0: " +
+			"index=0,type=user,net=10.0.2.0,restrict=off\n", "network n0 of type user"},
+		{"user, link down", "net0: index=0,type=nic,model=e1000\r\n \\ hostnet0: " +
+			"index=0,type=user,net=10.0.2.0,restrict=off\r\n", ""},
+		{"shared hub", "hub 0\n \\ hub0port1: #net106: index=0,type=tap,ifname=x\n \\ hub0port0: e1000.0: " +
+			"index=0,type=nic\n", "network hub0port1 of type tap, hub 0 has 2 ports"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := strings.Join(isolation.Backends(tt.info, "hostnet0"), ", "); got != tt.want {

@@ -12,8 +12,8 @@ var (
 	closedTypes = map[string]bool{"nic": true, "hubport": true}
 )
 
-// Backends returns the ways out in QEMU's own account of its networks, the answer to the monitor's "info network". down names the networks whose cards
-// have their links cut, by ID.
+// Backends returns the ways out in QEMU's own account of its networks, the answer to the monitor's
+// "info network". down names the networks whose cards have their links cut, by ID.
 func Backends(info string, down ...string) []string {
 	var found []string
 	cut := make(map[string]bool)
@@ -31,7 +31,8 @@ func Backends(info string, down ...string) []string {
 	return append(found, sharedHubs(info)...)
 }
 
-// sharedHubs returns the hubs that several ports are plugged into: whoever is on one can talk to the others.
+// sharedHubs returns the hubs that several ports are plugged into: whoever is on one can talk to
+// the others.
 func sharedHubs(info string) []string {
 	var found []string
 	hub, ports := "", 0

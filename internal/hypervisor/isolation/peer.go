@@ -42,7 +42,8 @@ type unixSocket struct {
 	waiting   []uint32 // the inodes of the connections that a listener has not accepted
 }
 
-// unixPeer finds the other end of a unix socket: what accepted it, or will. connected is false if there is none.
+// unixPeer finds the other end of a unix socket: what accepted it, or will. connected is false if
+// there is none.
 func unixPeer(inode uint64) (peer unixSocket, connected bool, err error) {
 	d, err := openDiag()
 	if err != nil {
@@ -65,7 +66,9 @@ func unixPeer(inode uint64) (peer unixSocket, connected bool, err error) {
 		if err != nil {
 			return unixSocket{}, false, err
 		}
-		if i := slices.IndexFunc(listeners, func(l unixSocket) bool { return slices.Contains(l.waiting, uint32(inode)) }); i >= 0 {
+		if i := slices.IndexFunc(listeners, func(l unixSocket) bool {
+			return slices.Contains(l.waiting, uint32(inode))
+		}); i >= 0 {
 			return listeners[i], true, nil
 		} // else it was accepted since
 	}
@@ -101,7 +104,8 @@ func (d diag) socket(inode uint32, show uint32) (unixSocket, error) {
 
 // ask asks for the socket with an inode, or with inode 0 for all in the states.
 func (d diag) ask(inode, states, show uint32) ([]unixSocket, error) {
-	if err := unix.Sendto(int(d), diagRequest(inode, states, show), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(int(d), diagRequest(inode, states, show), 0,
+		&unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, err
 	}
 	var found []unixSocket
@@ -196,7 +200,8 @@ func parseSocket(b []byte) unixSocket {
 	return s
 }
 
-// socketPath writes a name as /proc/net/unix does: a path without the zero byte at its end, an abstract name with @ for each.
+// socketPath writes a name as /proc/net/unix does: a path without the zero byte at its end, an
+// abstract name with @ for each.
 func socketPath(name []byte) string {
 	if len(name) > 0 && name[0] != 0 {
 		name = bytes.TrimSuffix(name, []byte{0})

@@ -11,9 +11,11 @@ import (
 	"strings"
 )
 
-// families are the kernel's tables of sockets that carry traffic, and what their sockets are called.
+// families are the kernel's tables of sockets that carry traffic, and what their sockets are
+// called.
 var families = []struct{ table, name string }{
-	{"tcp", "TCP"}, {"tcp6", "TCP"}, {"udp", "UDP"}, {"udp6", "UDP"}, {"udplite", "UDP-Lite"}, {"udplite6", "UDP-Lite"}, {"raw", "raw IP"}, {"raw6", "raw IP"},
+	{"tcp", "TCP"}, {"tcp6", "TCP"}, {"udp", "UDP"}, {"udp6", "UDP"}, {"udplite", "UDP-Lite"}, {"udplite6", "UDP-Lite"},
+	{"raw", "raw IP"}, {"raw6", "raw IP"},
 	{"icmp", "ICMP"}, {"icmp6", "ICMP"}, {"packet", "packet"}, {"netlink", "netlink"},
 }
 
@@ -23,7 +25,8 @@ type tables struct {
 	unix map[uint64]string // the path that a unix socket is bound to; "" for none
 }
 
-// readTables reads the tables of the namespace that a process is in. Tables that this kernel does not have are empty: their sockets count as unknown.
+// readTables reads the tables of the namespace that a process is in. Tables that this kernel does
+// not have are empty: their sockets count as unknown.
 func readTables(proc string) (tables, error) {
 	t := tables{name: make(map[uint64]string), unix: make(map[uint64]string)}
 	for _, f := range families {
@@ -44,7 +47,8 @@ func readTables(proc string) (tables, error) {
 	return t, nil
 }
 
-// readTable finds the column of inodes by the table's head. The heads of TCP and its like have a column of two more words than the rows.
+// readTable finds the column of inodes by the table's head. The heads of TCP and its like have a
+// column of two more words than the rows.
 func readTable(text []byte, name string, into map[uint64]string) {
 	head, rows, _ := strings.Cut(string(text), "\n")
 	heads := strings.Fields(head)
@@ -164,7 +168,8 @@ func (l look) connected(inode uint64) []string {
 	return nil // to this process: it serves the disks
 }
 
-// closed reports whether a descriptor is no longer what it was when the look began: the tables were read later and do not have it.
+// closed reports whether a descriptor is no longer what it was when the look began: the tables were
+// read later and do not have it.
 func (l look) closed(fd string, inode uint64) bool {
 	target, err := os.Readlink(l.proc + "/fd/" + fd)
 	return err != nil || target != fmt.Sprintf("socket:[%d]", inode)
@@ -180,7 +185,8 @@ func (l look) holds(inode uint64) bool {
 	return false
 }
 
-// stranger returns, in words, a process that holds the other end of a connection and is neither this one nor the machine's own; "" if there is none.
+// stranger returns, in words, a process that holds the other end of a connection and is neither
+// this one nor the machine's own; "" if there is none.
 func (l look) stranger(inode uint64) string {
 	want := fmt.Sprintf("socket:[%d]", inode)
 	dirs, _ := filepath.Glob("/proc/[0-9]*") // the pattern is well formed

@@ -20,13 +20,15 @@ const (
 	pingTimeout = 3 * time.Second
 )
 
-// agent is the guest agent of one domain, through libvirtd, which owns the channel and speaks to it one command at a time.
+// agent is the guest agent of one domain, through libvirtd, which owns the channel and speaks to it
+// one command at a time.
 type agent struct {
 	host *Host
 	dom  rpc.Domain
 }
 
-// OpenAgent opens the machine's guest agent, or returns ErrNoAgent. An error is [guest.ErrGone] if the machine has ended.
+// OpenAgent opens the machine's guest agent, or returns ErrNoAgent. An error is [guest.ErrGone] if
+// the machine has ended.
 func (h *Host) OpenAgent(ctx context.Context, m hypervisor.Machine) (hypervisor.Agent, error) {
 	c, dom, err := h.Domain(ctx, m.Name)
 	if err != nil {
@@ -59,9 +61,10 @@ type reply struct {
 	Error  *guest.Error    `json:"error"`
 }
 
-// gone reports whether the domain has ended for good, its guest's memory with it: one that was saved or moved goes on, held as it was. After the end of a QEMU
-// that was killed libvirt can take the channel of the next one for broken, until the guest opens it anew: whoever waits for an agent to say that nothing is
-// held would wait in vain.
+// gone reports whether the domain has ended for good, its guest's memory with it: one that was
+// saved or moved goes on, held as it was. After the end of a QEMU that was killed libvirt can take
+// the channel of the next one for broken, until the guest opens it anew: whoever waits for an agent
+// to say that nothing is held would wait in vain.
 func (a *agent) gone(ctx context.Context, c *rpc.Client) bool {
 	now, err := c.DomainState(ctx, a.dom)
 	ended := now.Reason == rpc.OffShutdown || now.Reason == rpc.OffDestroyed || now.Reason == rpc.OffCrashed
@@ -101,7 +104,8 @@ func (a *agent) Command(ctx context.Context, name string, args any) ([]byte, err
 	return r.Return, nil
 }
 
-// agentError tells what the guest answered from what libvirt says: it turns the agent's own errors into its words.
+// agentError tells what the guest answered from what libvirt says: it turns the agent's own errors
+// into its words.
 func agentError(ctx context.Context, name string, err error) error {
 	var e *rpc.Error
 	switch {
@@ -121,7 +125,8 @@ func agentError(ctx context.Context, name string, err error) error {
 // agentRefusal begins libvirt's account of an error that the agent answered.
 const agentRefusal = "unable to execute QEMU agent command "
 
-// guestError rebuilds what the agent answered from libvirt's "'command': description", which lacks the class.
+// guestError rebuilds what the agent answered from libvirt's "'command': description", which lacks
+// the class.
 func guestError(words string) *guest.Error {
 	if _, desc, ok := strings.Cut(words, ": "); ok {
 		words = desc

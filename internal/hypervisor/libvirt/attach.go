@@ -45,7 +45,8 @@ func (h *Host) devices(ctx context.Context, m hypervisor.Machine) (*devices, err
 			return nil, err
 		}
 	}
-	// A transient domain answers with its live form: whether it has a definition is known only by asking for a change of it.
+	// A transient domain answers with its live form: whether it has a definition is known only by
+	// asking for a change of it.
 	if d.config, err = readForm(ctx, c, dom, rpc.XMLInactive); err != nil {
 		return nil, err
 	}
@@ -88,7 +89,8 @@ func (d *devices) have(file string) (affect rpc.Affect, name string) {
 // change makes a change to some forms, without the definition where the domain has none.
 func (d *devices) change(affect rpc.Affect, do func(rpc.Affect) error) error {
 	err := do(affect)
-	if affect&rpc.AffectConfig != 0 && affect != rpc.AffectConfig && rpc.Is(err, rpc.OperationInvalid) && strings.Contains(err.Error(), "transient") {
+	if affect&rpc.AffectConfig != 0 && affect != rpc.AffectConfig && rpc.Is(err, rpc.OperationInvalid) &&
+		strings.Contains(err.Error(), "transient") {
 		err = do(affect &^ rpc.AffectConfig)
 	}
 	return err
@@ -129,7 +131,8 @@ func (h *Host) attach(ctx context.Context, m hypervisor.Machine, a hypervisor.At
 		return "", err
 	}
 	err = d.change(affect, func(affect rpc.Affect) error { return d.client.AttachDevice(ctx, d.dom, text, affect) })
-	if err != nil && (strings.Contains(err.Error(), "No more available PCI slots") || strings.Contains(err.Error(), "No more available PCI addresses")) {
+	if err != nil && (strings.Contains(err.Error(), "No more available PCI slots") ||
+		strings.Contains(err.Error(), "No more available PCI addresses")) {
 		err = fmt.Errorf("%w: %w", hypervisor.ErrNoSlot, err)
 	}
 	return a.Name, err
@@ -257,7 +260,8 @@ func (h *Host) awaitRelease(ctx context.Context, m hypervisor.Machine, file, nam
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return fmt.Errorf("disk %s: %w in %d s: is it in use there, or does the guest not run?", name, hypervisor.ErrNotReleased, int(releaseTime.Seconds()))
+			return fmt.Errorf("disk %s: %w in %d s: is it in use there, or does the guest not run?", name,
+				hypervisor.ErrNotReleased, int(releaseTime.Seconds()))
 		case <-time.After(releasePause):
 		}
 	}
@@ -305,7 +309,8 @@ func (h *Host) PoolDir(ctx context.Context, name string) (string, error) {
 	}
 	path := root.FindElement("target/path")
 	if kind := root.SelectAttrValue("type", ""); path == nil || kind != "dir" && kind != "fs" && kind != "netfs" {
-		return "", fmt.Errorf("%w: pool %s is of type %s, and only a directory can hold managed disks", ErrNoPool, name, kind)
+		return "", fmt.Errorf("%w: pool %s is of type %s, and only a directory can hold managed disks", ErrNoPool, name,
+			kind)
 	}
 	return strings.TrimSpace(path.Text()), nil
 }
@@ -337,7 +342,8 @@ func (h *Host) pool(ctx context.Context, name string) (*rpc.Client, rpc.StorageP
 	return c, p, nil
 }
 
-// addBacking says that a disk's overlay stands on an NBD export. libvirt would find that out from the image, but not that the server may be opened.
+// addBacking says that a disk's overlay stands on an NBD export. libvirt would find that out from
+// the image, but not that the server may be opened.
 func addBacking(disk *etree.Element, uri string) error {
 	export, socket, err := nbd.ParseUnixURI(uri)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
-// builder turns the definition of the machine that was into that of the machine to be. What it does not know it keeps.
+// builder turns the definition of the machine that was into that of the machine to be. What it does
+// not know it keeps.
 type builder struct {
 	rebuild    hypervisor.Rebuild
 	dom        *etree.Element
@@ -79,7 +80,8 @@ func (b *builder) identity() {
 		}
 	}
 	if attr(b.dom, "cpu", "mode") == "host-passthrough" {
-		b.warn("the CPU is the host's own (host-passthrough): if this host has another model, the guest sees another CPU")
+		b.warn("the CPU is the host's own (host-passthrough): if this host has another model, the guest sees another " +
+			"CPU")
 	}
 	if b.rebuild.SameIdentity {
 		return
@@ -96,7 +98,8 @@ func (b *builder) identity() {
 	}
 }
 
-// firmware points the machine to the restored firmware variables, kernel and initrd, and to firmware that exists here.
+// firmware points the machine to the restored firmware variables, kernel and initrd, and to
+// firmware that exists here.
 func (b *builder) firmware() {
 	os_ := b.dom.SelectElement("os")
 	for _, role := range []string{"kernel", "initrd"} {
@@ -110,7 +113,8 @@ func (b *builder) firmware() {
 			b.warn("%s %s does not exist here and is not in the point", role, strings.TrimSpace(el.Text()))
 		}
 	}
-	if loader := os_.SelectElement("loader"); loader != nil && missing(strings.TrimSpace(loader.Text())) && loader.Text() != "" {
+	if loader := os_.SelectElement("loader"); loader != nil && missing(strings.TrimSpace(loader.Text())) &&
+		loader.Text() != "" {
 		b.warn("firmware %s does not exist here: libvirt chooses another", strings.TrimSpace(loader.Text()))
 		if loader.SelectAttrValue("type", "") == "pflash" {
 			os_.CreateAttr("firmware", "efi")

@@ -16,9 +16,11 @@ const (
 	cardAlias     = "ua-hf-card" // begins the aliases of an isolated machine's network cards; libvirt wants the ua-
 )
 
-// cutInterfaces connects every network card to nothing. libvirt has no card without a network (of type null it makes none that QEMU gets, and 9.0 dies
-// of it), so each is on a QEMU network of its own, and the property that plugs it in there is taken from the card; [Host.unplug] then removes the networks.
-// The guest sees a card of the same model and address with its link up. An older libvirt holds the link down instead.
+// cutInterfaces connects every network card to nothing. libvirt has no card without a network (of
+// type null it makes none that QEMU gets, and 9.0 dies of it), so each is on a QEMU network of its
+// own, and the property that plugs it in there is taken from the card; [Host.unplug] then removes
+// the networks. The guest sees a card of the same model and address with its link up. An older
+// libvirt holds the link down instead.
 func (b *builder) cutInterfaces(devices *etree.Element) {
 	var override *etree.Element
 	for i, el := range devices.SelectElements("interface") {
@@ -41,7 +43,8 @@ func (b *builder) cutInterfaces(devices *etree.Element) {
 	}
 }
 
-// onBoard reports whether a card is part of the board, not a device of its own: those of some ARM machines.
+// onBoard reports whether a card is part of the board, not a device of its own: those of some ARM
+// machines.
 func (b *builder) onBoard(el *etree.Element) bool {
 	arch := attrAt(b.dom, "os/type", "arch")
 	return (strings.HasPrefix(arch, "arm") || arch == "aarch64") && el.SelectElement("address") == nil

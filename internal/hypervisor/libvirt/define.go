@@ -16,8 +16,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// Define builds a machine from a point whose disks and files have been written, and starts it if asked. If it was defined but could not
-// be started, both results are given.
+// Define builds a machine from a point whose disks and files have been written, and starts it if
+// asked. If it was defined but could not be started, both results are given.
 func (h *Host) Define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -31,7 +31,8 @@ func (h *Host) Define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
 	def := r.Point.Definition
 	if def.Kind != "libvirt" || def.InactiveXML == "" {
-		return hypervisor.Rebuilt{}, fmt.Errorf("point %s has no definition of libvirt but of kind %q", r.Point.ID.Short(), def.Kind)
+		return hypervisor.Rebuilt{}, fmt.Errorf("point %s has no definition of libvirt but of kind %q",
+			r.Point.ID.Short(), def.Kind)
 	}
 	old, err := parse(def.InactiveXML)
 	if err != nil {
@@ -134,7 +135,8 @@ func vacant(ctx context.Context, c *rpc.Client, r hypervisor.Rebuild, old *etree
 	return nil
 }
 
-// offered checks that this host has the machine type, exactly as it was: another would show the guest other hardware.
+// offered checks that this host has the machine type, exactly as it was: another would show the
+// guest other hardware.
 func offered(ctx context.Context, c *rpc.Client, dom *etree.Element) error {
 	machine, arch := attrAt(dom, "os/type", "machine"), attrAt(dom, "os/type", "arch")
 	virt := dom.SelectAttrValue("type", "")
@@ -153,13 +155,15 @@ func missingNetworks(ctx context.Context, c *rpc.Client, dom *etree.Element) (wa
 		}
 		seen[name] = true
 		if _, err := c.NetworkByName(ctx, name); rpc.Is(err, rpc.NoNetwork) {
-			warnings = append(warnings, fmt.Sprintf("network %s does not exist here: the machine does not start without it", name))
+			warnings = append(warnings, fmt.Sprintf("network %s does not exist here: the machine does not start "+
+				"without it", name))
 		}
 	}
 	return warnings
 }
 
-// placeTPM puts the TPM state of the point where libvirt will look for that of the new machine. drop takes it away again.
+// placeTPM puts the TPM state of the point where libvirt will look for that of the new machine.
+// drop takes it away again.
 func (h *Host) placeTPM(dom *etree.Element, r hypervisor.Rebuild) (drop func() error, err error) {
 	none := func() error { return nil }
 	dir := h.tpmStateDir(dom, text(dom, "uuid"))

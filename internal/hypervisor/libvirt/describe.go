@@ -15,7 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// Describe returns what must be stored to build the machine again, and the small files that belong to it.
+// Describe returns what must be stored to build the machine again, and the small files that belong
+// to it.
 func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (point.Definition, []point.File, []string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -27,7 +28,8 @@ func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (point.Defini
 	return def, files, append(warnings, more...), nil
 }
 
-func (h *Host) definition(ctx context.Context, name string) (def point.Definition, doc *etree.Element, warnings []string, err error) {
+func (h *Host) definition(ctx context.Context, name string) (def point.Definition, doc *etree.Element,
+	warnings []string, err error) {
 	c, dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return def, nil, nil, err
@@ -99,7 +101,8 @@ func networks(ctx context.Context, c *rpc.Client, doc *etree.Element) (out map[s
 // hostBound names what of a machine can not be taken to another host.
 func hostBound(doc *etree.Element) (warnings []string) {
 	for _, el := range doc.FindElements("devices/hostdev") {
-		warnings = append(warnings, fmt.Sprintf("host device (%s) is not part of the point", el.SelectAttrValue("type", "unknown")))
+		warnings = append(warnings, fmt.Sprintf("host device (%s) is not part of the point",
+			el.SelectAttrValue("type", "unknown")))
 	}
 	for range doc.FindElements("devices/interface[@type='hostdev']") {
 		warnings = append(warnings, "network interface of the host (hostdev) is not part of the point")
@@ -110,7 +113,8 @@ func hostBound(doc *etree.Element) (warnings []string) {
 		}
 	}
 	if attr(doc, "cpu", "mode") == "host-passthrough" {
-		warnings = append(warnings, "the CPU is the host's own (host-passthrough): on another model the guest may see another CPU")
+		warnings = append(warnings, "the CPU is the host's own (host-passthrough): on another model the guest may "+
+			"see another CPU")
 	}
 	return warnings
 }
@@ -129,9 +133,11 @@ func (h *Host) files(doc *etree.Element) (out []point.File, warnings []string) {
 			warnings = append(warnings, fmt.Sprintf("%s is not in the point: %v", role, err))
 			return
 		}
-		out = append(out, point.File{Role: role, Path: path, Name: name, Mode: uint32(info.Mode().Perm()), Size: info.Size()})
+		out = append(out, point.File{Role: role, Path: path, Name: name, Mode: uint32(info.Mode().Perm()),
+			Size: info.Size()})
 	}
-	for role, path := range map[string]string{"nvram": nvramPath(doc), "kernel": text(doc, "os/kernel"), "initrd": text(doc, "os/initrd")} {
+	for role, path := range map[string]string{"nvram": nvramPath(doc), "kernel": text(doc, "os/kernel"),
+		"initrd": text(doc, "os/initrd")} {
 		if path != "" {
 			add(role, filepath.Base(path), path)
 		}
@@ -154,7 +160,8 @@ func (h *Host) files(doc *etree.Element) (out []point.File, warnings []string) {
 	return out, warnings
 }
 
-// nvramPath returns where a machine's firmware variables are; "" if it has none in a file of this host.
+// nvramPath returns where a machine's firmware variables are; "" if it has none in a file of this
+// host.
 func nvramPath(doc *etree.Element) string {
 	if path := attrAt(doc, "os/nvram/source", "file"); path != "" {
 		return path
@@ -162,7 +169,8 @@ func nvramPath(doc *etree.Element) string {
 	return text(doc, "os/nvram")
 }
 
-// tpmStateDir returns the directory of a machine's TPM states, which has one directory per TPM version; "" if it has no emulated TPM.
+// tpmStateDir returns the directory of a machine's TPM states, which has one directory per TPM
+// version; "" if it has no emulated TPM.
 func (h *Host) tpmStateDir(doc *etree.Element, uuid string) string {
 	backend := doc.FindElement("devices/tpm/backend[@type='emulator']")
 	if backend == nil || uuid == "" {

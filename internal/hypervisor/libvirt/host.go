@@ -1,8 +1,8 @@
 // Package libvirt is a hypervisor.Host over libvirtd, spoken to with the client in its child rpc.
 //
-// A [Host] connects when it is first used and again after libvirtd was restarted. It never waits for libvirtd without a limit.
-// It reads and writes libvirt's files of firmware variables and TPM state itself, so it must run on libvirtd's host, as a user
-// that may do that.
+// A [Host] connects when it is first used and again after libvirtd was restarted. It never waits
+// for libvirtd without a limit. It reads and writes libvirt's files of firmware variables and TPM
+// state itself, so it must run on libvirtd's host, as a user that may do that.
 package libvirt
 
 import (
@@ -20,7 +20,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// callTimeout bounds what one method waits for libvirtd in all, where the caller's context does not.
+// callTimeout bounds what one method waits for libvirtd in all, where the caller's context does
+// not.
 const callTimeout = 5 * time.Minute
 
 var _ hypervisor.Host = (*Host)(nil)
@@ -36,15 +37,17 @@ type Host struct {
 	client *rpc.Client
 }
 
-// New returns the host that uri names: qemu:///system, qemu:///session, or qemu+unix:///system?socket=PATH, where a socket was given.
-// A session's socket= may be followed by config=DIR, libvirt's configuration directory of that user.
+// New returns the host that uri names: qemu:///system, qemu:///session, or
+// qemu+unix:///system?socket=PATH, where a socket was given. A session's socket= may be followed by
+// config=DIR, libvirt's configuration directory of that user.
 func New(uri string) (*Host, error) {
 	u, err := url.Parse(uri)
 	if err != nil {
 		return nil, fmt.Errorf("libvirt URI: %w", err)
 	}
 	if u.Scheme != "qemu" && u.Scheme != "qemu+unix" || u.Host != "" || u.Path != "/system" && u.Path != "/session" {
-		return nil, fmt.Errorf("libvirt URI %q is not of this host: it must be qemu:///system, qemu:///session or qemu+unix:///system?socket=PATH", uri)
+		return nil, fmt.Errorf("libvirt URI %q is not of this host: it must be qemu:///system, qemu:///session or "+
+			"qemu+unix:///system?socket=PATH", uri)
 	}
 	h := &Host{uri: uri, driver: "qemu://" + u.Path}
 	query := u.Query()

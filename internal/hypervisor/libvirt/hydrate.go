@@ -32,7 +32,8 @@ func (h *Host) look(ctx context.Context, m hypervisor.Machine) (look, error) {
 		return look{}, err
 	}
 	if uuid := formatUUID(dom.UUID); m.UUID != "" && uuid != m.UUID {
-		return look{}, fmt.Errorf("%w: %s at %s has UUID %s, not %s", hypervisor.ErrNoMachine, m.Name, h.uri, uuid, m.UUID)
+		return look{}, fmt.Errorf("%w: %s at %s has UUID %s, not %s", hypervisor.ErrNoMachine, m.Name, h.uri, uuid,
+			m.UUID)
 	}
 	l := look{c: c, dom: dom}
 	if l.state, err = c.DomainState(ctx, dom); err != nil {
@@ -63,7 +64,8 @@ func (l look) disk(t hypervisor.HydrationTarget) (el *etree.Element, local bool,
 	}
 }
 
-// Hydrate implements [hypervisor.Hydrator]. A copy of libvirt's ends when it meets an error; it is begun anew then.
+// Hydrate implements [hypervisor.Hydrator]. A copy of libvirt's ends when it meets an error; it is
+// begun anew then.
 func (h *Host) Hydrate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -116,7 +118,8 @@ func targetXML(el *etree.Element, t hypervisor.HydrationTarget) (string, error) 
 }
 
 // Hydration implements [hypervisor.Hydrator].
-func (h *Host) Hydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration, error) {
+func (h *Host) Hydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration,
+	error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	l, err := h.look(ctx, m)
@@ -140,18 +143,21 @@ func (l look) hydration(ctx context.Context, t hypervisor.HydrationTarget) (hype
 		return hypervisor.Hydration{}, err
 	}
 	return hypervisor.Hydration{
-		Running: true, Ready: attr(el, "mirror", "ready") == "yes" || pivots(el), Done: int64(job.Cur), Total: int64(job.End),
+		Running: true, Ready: attr(el, "mirror", "ready") == "yes" || pivots(el), Done: int64(job.Cur),
+		Total: int64(job.End),
 	}, nil
 }
 
-// copies reports whether libvirt knows of a copy of a disk. QEMU's job ends before libvirt has seen what came of it: until then the target may be the disk.
+// copies reports whether libvirt knows of a copy of a disk. QEMU's job ends before libvirt has seen
+// what came of it: until then the target may be the disk.
 func copies(el *etree.Element) bool { return el.SelectElement("mirror") != nil }
 
 // pivots reports whether the copy of a disk was told to take its place.
 func pivots(el *etree.Element) bool { return attr(el, "mirror", "ready") == "pivot" }
 
 // HydrationRate implements [hypervisor.Hydrator].
-func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
+func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget,
+	rate int64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	l, err := h.look(ctx, m)
@@ -205,7 +211,8 @@ func (h *Host) Remove(ctx context.Context, m hypervisor.Machine) error {
 		err = l.c.DomainDestroy(ctx, l.dom)
 	}
 	if err == nil {
-		err = l.c.DomainUndefine(ctx, l.dom, rpc.UndefineManagedSave|rpc.UndefineSnapshots|rpc.UndefineCheckpoints|rpc.UndefineKeepNVRAM)
+		err = l.c.DomainUndefine(ctx, l.dom, rpc.UndefineManagedSave|rpc.UndefineSnapshots|rpc.UndefineCheckpoints|
+			rpc.UndefineKeepNVRAM)
 	}
 	if err != nil {
 		return fmt.Errorf("remove machine %s: %w", m.Name, err)

@@ -21,7 +21,8 @@ import (
 const consoleSuffix = ".console"
 
 // outward are devices that show the guest something of the host, or the host something to others.
-var outward = []string{"filesystem", "hostdev", "vsock", "redirdev", "redirfilter", "shmem", "smartcard", "parallel", "graphics", "crypto"}
+var outward = []string{"filesystem", "hostdev", "vsock", "redirdev", "redirfilter", "shmem", "smartcard", "parallel",
+	"graphics", "crypto"}
 
 // isolate leaves the machine no way out. It runs last.
 func (b *builder) isolate() {
@@ -32,7 +33,8 @@ func (b *builder) isolate() {
 	for _, tag := range outward {
 		for _, el := range devices.SelectElements(tag) {
 			if tag != "graphics" && tag != "redirfilter" {
-				b.warn("isolated: %s (%s) is left out", tag, el.SelectAttrValue("type", el.SelectAttrValue("mode", "unknown")))
+				b.warn("isolated: %s (%s) is left out", tag,
+					el.SelectAttrValue("type", el.SelectAttrValue("mode", "unknown")))
 			}
 			devices.RemoveChild(el)
 		}
@@ -74,7 +76,8 @@ func (b *builder) quiet(el *etree.Element) {
 	el.CreateAttr("type", "none")
 }
 
-// closePorts ends the first serial port in a file, the others nowhere, and keeps of the channels only the guest agent's.
+// closePorts ends the first serial port in a file, the others nowhere, and keeps of the channels
+// only the guest agent's.
 func (b *builder) closePorts(devices *etree.Element) {
 	for _, el := range devices.SelectElements("channel") {
 		if attr(el, "target", "name") != agentChannel {
@@ -109,7 +112,8 @@ func (b *builder) consoleFile() string {
 	return filepath.Join(b.rebuild.StorageDir, b.rebuild.Name+consoleSuffix)
 }
 
-// ejectRemote takes out media that are not files of this host, and floppies, which the original may write.
+// ejectRemote takes out media that are not files of this host, and floppies, which the original may
+// write.
 func (b *builder) ejectRemote(devices *etree.Element) {
 	for _, el := range devices.SelectElements("disk") {
 		device, source := el.SelectAttrValue("device", "disk"), el.SelectElement("source")
@@ -129,7 +133,8 @@ func (b *builder) ejectRemote(devices *etree.Element) {
 	}
 }
 
-// Isolation looks at the QEMU process, and asks it for its networks. Cards whose links libvirt holds down are cut off.
+// Isolation looks at the QEMU process, and asks it for its networks. Cards whose links libvirt
+// holds down are cut off.
 func (h *Host) Isolation(ctx context.Context, m hypervisor.Machine) (isolation.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -40,12 +40,15 @@ func (l *lab) leaky() string {
 <qemu:commandline><qemu:arg value='-netdev'/><qemu:arg value='user,id=sneaky'/></qemu:commandline></domain>`, uuid, l.dir)
 }
 
-// An isolated machine runs, with its cards and its agent's channel but no way out; not isolated, the ways out are told.
+// An isolated machine runs, with its cards and its agent's channel but no way out; not isolated,
+// the ways out are told.
 func TestIsolate(t *testing.T) {
 	l := newLab(t)
 	xml := l.leaky()
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml}, Disks: []point.Disk{{Name: "vda"}}}
-	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-1", StorageDir: l.dir, Isolated: true, Held: true, Start: true, Disks: map[string]string{"vda": l.dir + "/vda"}, Formats: map[string]string{"vda": "qcow2"}}
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml},
+		Disks: []point.Disk{{Name: "vda"}}}
+	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-1", StorageDir: l.dir, Isolated: true, Held: true, Start: true,
+		Disks: map[string]string{"vda": l.dir + "/vda"}, Formats: map[string]string{"vda": "qcow2"}}
 	built, err := l.host.Define(l.ctx, r)
 	l.ok(err)
 	m := hypervisor.Machine{Name: built.Name, UUID: built.UUID}
@@ -57,8 +60,11 @@ func TestIsolate(t *testing.T) {
 	if got, err := l.host.Machine(l.ctx, m.Name); err != nil || got.State != hypervisor.Running {
 		t.Errorf("a machine that was released is %s, %v", got.State, err)
 	}
-	for _, want := range []string{"filesystem", "hostdev", "vsock", "redirdev", "shmem", "QEMU arguments", "medium http:"} {
-		if !slices.ContainsFunc(built.Warnings, func(w string) bool { return strings.Contains(w, want) }) && want != "hostdev" {
+	for _, want := range []string{"filesystem", "hostdev", "vsock", "redirdev", "shmem", "QEMU arguments",
+		"medium http:"} {
+		if !slices.ContainsFunc(built.Warnings, func(w string) bool {
+			return strings.Contains(w, want)
+		}) && want != "hostdev" {
 			t.Errorf("no warning of %s in %q", want, built.Warnings)
 		}
 	}
@@ -93,7 +99,8 @@ func (l *lab) onlyCard(xml string) string {
 	dom.RemoveChild(dom.SelectElement("commandline"))
 	devices := dom.SelectElement("devices")
 	for i, el := range devices.ChildElements() {
-		if tag := el.Tag; tag != "emulator" && tag != "video" && i != 1 && !(tag == "interface" && el.SelectAttrValue("type", "") == "network") {
+		if tag := el.Tag; tag != "emulator" && tag != "video" && i != 1 &&
+			!(tag == "interface" && el.SelectAttrValue("type", "") == "network") {
 			devices.RemoveChild(el)
 		}
 	}
@@ -121,15 +128,18 @@ func (l *lab) checkIsolated(m hypervisor.Machine) {
 	l.ok(err)
 	info, err := c.MonitorCommand(l.ctx, dom, "info network", true)
 	l.ok(err)
-	if n := strings.Count(info, "type=nic"); n != 4 || strings.Count(info, "type=") != 4 || !strings.Contains(info, "model=e1000e") || strings.Contains(xml, "<link") {
+	if n := strings.Count(info, "type=nic"); n != 4 || strings.Count(info, "type=") != 4 ||
+		!strings.Contains(info, "model=e1000e") || strings.Contains(xml, "<link") {
 		l.Errorf("4 cards were there, and nothing to plug them in to; now\n%s\n%s", info, xml)
 	}
-	if !strings.Contains(xml, "52:54:00:aa:bb:cc") || !strings.Contains(xml, "org.qemu.guest_agent.0") || strings.Contains(xml, "graphics") {
+	if !strings.Contains(xml, "52:54:00:aa:bb:cc") || !strings.Contains(xml, "org.qemu.guest_agent.0") ||
+		strings.Contains(xml, "graphics") {
 		l.Errorf("the machine is\n%s", xml)
 	}
 }
 
-// Cards of all models, UEFI whose variables are not in the point, a TPM, and disks on USB and SATA: an isolated machine has them all and leaves nothing.
+// Cards of all models, UEFI whose variables are not in the point, a TPM, and disks on USB and SATA:
+// an isolated machine has them all and leaves nothing.
 func TestIsolateHardware(t *testing.T) {
 	l := newLab(t)
 	l.image("sda")
@@ -137,7 +147,8 @@ func TestIsolateHardware(t *testing.T) {
 	cards := ""
 	models := []string{"virtio", "e1000", "e1000e", "rtl8139", "virtio-non-transitional"}
 	for i, model := range models {
-		cards += fmt.Sprintf("<interface type='network'><mac address='52:54:00:aa:bb:%02x'/><source network='lan'/><model type='%s'/></interface>", i, model)
+		cards += fmt.Sprintf("<interface type='network'><mac address='52:54:00:aa:bb:%02x'/><source "+
+			"network='lan'/><model type='%s'/></interface>", i, model)
 	}
 	xml := fmt.Sprintf(`<domain type='qemu'><name>old</name><uuid>%s</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type><loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>
@@ -146,9 +157,11 @@ func TestIsolateHardware(t *testing.T) {
 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%[2]s/sda'/><target dev='sda' bus='usb'/></disk>
 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%[2]s/sdb'/><target dev='sdb' bus='sata'/></disk>
 <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>%[3]s</devices></domain>`, uuid, l.dir, cards)
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml}, Disks: []point.Disk{{Name: "sda"}, {Name: "sdb"}}}
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml},
+		Disks: []point.Disk{{Name: "sda"}, {Name: "sdb"}}}
 	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-3", StorageDir: l.dir, Isolated: true, Held: true, Start: true,
-		Disks: map[string]string{"sda": l.dir + "/sda", "sdb": l.dir + "/sdb"}, Formats: map[string]string{"sda": "qcow2", "sdb": "qcow2"}}
+		Disks:   map[string]string{"sda": l.dir + "/sda", "sdb": l.dir + "/sdb"},
+		Formats: map[string]string{"sda": "qcow2", "sdb": "qcow2"}}
 	built, err := l.host.Define(l.ctx, r)
 	l.ok(err)
 	m := hypervisor.Machine{Name: built.Name, UUID: built.UUID}

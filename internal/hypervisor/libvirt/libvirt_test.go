@@ -126,7 +126,8 @@ func TestMachines(t *testing.T) {
 	}
 	var got []string
 	for _, d := range m.Disks {
-		got = append(got, fmt.Sprintf("%s %s %s %d iothread=%v ro=%v %s", d.Name, d.Bus, d.Format, d.Size, d.IOThread, d.ReadOnly, d.Serial))
+		got = append(got, fmt.Sprintf("%s %s %s %d iothread=%v ro=%v %s", d.Name, d.Bus, d.Format, d.Size, d.IOThread,
+			d.ReadOnly, d.Serial))
 	}
 	want := []string{"vda virtio qcow2 1048576 iothread=true ro=false SN-A", "vdc virtio raw 0 iothread=false ro=true ",
 		"sdb scsi raw 1048576 iothread=true ro=false "}
@@ -155,11 +156,13 @@ func TestAgentOfMachineThatEnded(t *testing.T) {
 		gone bool
 	}{{"managedsave", false}, {"destroy", true}} {
 		for _, verb := range []string{"start", tt.end} {
-			if out, err := exec.Command("virsh", "--quiet", "--connect", l.d.URI, verb, m.Name).CombinedOutput(); err != nil {
+			if out, err := exec.Command("virsh", "--quiet", "--connect", l.d.URI, verb,
+				m.Name).CombinedOutput(); err != nil {
 				t.Fatalf("virsh %s: %v: %s", verb, err, out)
 			}
 		}
-		if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) || errors.Is(err, guest.ErrGone) != tt.gone {
+		if _, err := l.host.OpenAgent(l.ctx, m); !errors.Is(err, hypervisor.ErrNoAgent) ||
+			errors.Is(err, guest.ErrGone) != tt.gone {
 			t.Errorf("agent after %s: %v", tt.end, err)
 		}
 	}
@@ -170,7 +173,8 @@ func TestDescribe(t *testing.T) {
 	l := newLab(t)
 	def, files, warnings, err := l.host.Describe(l.ctx, l.defineRich())
 	l.ok(err)
-	if def.Kind != "libvirt" || def.MachineType != "pc-q35-7.2" || !strings.Contains(def.InactiveXML, "geheim") || def.LiveXML != "" {
+	if def.Kind != "libvirt" || def.MachineType != "pc-q35-7.2" || !strings.Contains(def.InactiveXML, "geheim") ||
+		def.LiveXML != "" {
 		t.Errorf("definition %+v", def)
 	}
 	if !strings.HasPrefix(def.Hypervisor, "QEMU ") || !strings.Contains(def.Hypervisor, "libvirt ") {
@@ -181,7 +185,8 @@ func TestDescribe(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s/%s %d %o", f.Role, f.Name, f.Size, f.Mode))
 	}
 	slices.Sort(got)
-	if want := []string{"kernel/vmlinuz 6 600", "nvram/VARS.fd 9 600", "tpm/tpm2/tpm2-00.permall 9 600"}; !slices.Equal(got, want) {
+	if want := []string{"kernel/vmlinuz 6 600", "nvram/VARS.fd 9 600",
+		"tpm/tpm2/tpm2-00.permall 9 600"}; !slices.Equal(got, want) {
 		t.Errorf("files %q, want %q", got, want)
 	}
 	for _, about := range []string{"host device (usb)", "network lan"} {
@@ -199,7 +204,8 @@ func (l *lab) rebuild(name string) hypervisor.Rebuild {
 		Point: &point.RecoveryPoint{ID: point.NewID(), Definition: def}, Name: name,
 		Disks:   map[string]string{"vda": l.image("new-vda"), "sdb": l.image("new-sdb")},
 		Formats: map[string]string{"vda": "qcow2", "sdb": "qcow2"},
-		Files: map[string]string{"nvram/VARS.fd": l.file("new.fd", "variables"), "kernel/vmlinuz": l.file("new-vmlinuz", "kernel"),
+		Files: map[string]string{"nvram/VARS.fd": l.file("new.fd", "variables"),
+			"kernel/vmlinuz":           l.file("new-vmlinuz", "kernel"),
 			"tpm/tpm2/tpm2-00.permall": l.file("new-tpm", "tpm state")},
 		Networks: map[string]string{"lan": "dr", "br0": "br9"},
 	}
@@ -241,8 +247,10 @@ func TestDefineCopy(t *testing.T) {
 	check("devices/serial", "type", "pty")
 	check("devices/graphics", "autoport", "yes")
 	check("metadata/x", "", "kept")
-	for _, gone := range []string{"devices/hostdev", "devices/disk/target[@dev='vdc']", "devices/disk[@device='cdrom']/source",
-		"devices/channel/source[@path='" + l.dir + "/ga.sock']", "devices/interface/mac[@address='52:54:00:aa:bb:cc']"} {
+	for _, gone := range []string{"devices/hostdev", "devices/disk/target[@dev='vdc']",
+		"devices/disk[@device='cdrom']/source",
+		"devices/channel/source[@path='" + l.dir + "/ga.sock']",
+		"devices/interface/mac[@address='52:54:00:aa:bb:cc']"} {
 		if dom.FindElement(gone) != nil {
 			t.Errorf("%s is still there", gone)
 		}
@@ -291,7 +299,8 @@ func TestDefineInPlace(t *testing.T) {
 	dom, err := c.DomainByName(l.ctx, "old")
 	l.ok(err)
 	l.ok(c.DomainUndefine(l.ctx, dom, rpc.UndefineKeepNVRAM))
-	l.ok(os.MkdirAll(filepath.Join(l.dir, "c/libvirt/qemu/swtpm", uuid), 0o700)) // as an undefine that kept it leaves it
+	// as an undefine that kept it leaves it
+	l.ok(os.MkdirAll(filepath.Join(l.dir, "c/libvirt/qemu/swtpm", uuid), 0o700))
 	r.Name = "old"
 	if _, err := l.host.Define(l.ctx, r); !errors.Is(err, hypervisor.ErrExists) {
 		t.Errorf("TPM state that exists: %v", err)
@@ -307,12 +316,14 @@ func TestDefineInPlace(t *testing.T) {
 	}
 }
 
-// A machine that comes back where the directory of its console was lost with it starts nevertheless.
+// A machine that comes back where the directory of its console was lost with it starts
+// nevertheless.
 func TestDefineInPlaceWithoutConsole(t *testing.T) {
 	l := newLab(t)
 	r := l.rebuild("old")
 	r.SameIdentity = true
-	r.Point.Definition.InactiveXML = strings.ReplaceAll(r.Point.Definition.InactiveXML, "/console.log", "/gone/console.log")
+	r.Point.Definition.InactiveXML = strings.ReplaceAll(r.Point.Definition.InactiveXML, "/console.log",
+		"/gone/console.log")
 	c := l.d.Client()
 	dom, err := c.DomainByName(l.ctx, "old")
 	l.ok(err)
@@ -320,7 +331,8 @@ func TestDefineInPlaceWithoutConsole(t *testing.T) {
 	l.ok(os.RemoveAll(filepath.Join(l.dir, "c/libvirt/qemu/swtpm", uuid)))
 	out, err := l.host.Define(l.ctx, r)
 	l.ok(err)
-	if l.xml("old").FindElement("devices/serial[@type='pty']") == nil || !slices.ContainsFunc(out.Warnings, func(w string) bool { return strings.Contains(w, l.dir+"/gone") }) {
+	if l.xml("old").FindElement("devices/serial[@type='pty']") == nil ||
+		!slices.ContainsFunc(out.Warnings, func(w string) bool { return strings.Contains(w, l.dir+"/gone") }) {
 		t.Errorf("no console in its place; warnings %q", out.Warnings)
 	}
 }
@@ -335,7 +347,8 @@ func TestDefineRefusals(t *testing.T) {
 		"not XML":      {"<name>", "<name", "domain XML"},
 	} {
 		r := hypervisor.Rebuild{Name: "new", Disks: map[string]string{"vda": "/a", "sdb": "/b"},
-			Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: strings.Replace(good, tt.from, tt.to, 1)}}}
+			Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt",
+				InactiveXML: strings.Replace(good, tt.from, tt.to, 1)}}}
 		if _, err := l.host.Define(l.ctx, r); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -371,11 +384,13 @@ func TestCopyRuns(t *testing.T) {
 	}
 	def, _, _, err := l.host.Describe(l.ctx, m)
 	l.ok(err)
-	if !strings.Contains(def.LiveXML, "id='") || def.MigratableXML == "" || !strings.HasPrefix(def.MachineType, "pc-q35-") {
+	if !strings.Contains(def.LiveXML, "id='") || def.MigratableXML == "" ||
+		!strings.HasPrefix(def.MachineType, "pc-q35-") {
 		t.Errorf("definition %+v", def)
 	}
-	out, err := l.host.Define(l.ctx, hypervisor.Rebuild{Name: "two", Start: true, Point: &point.RecoveryPoint{Definition: def},
-		Disks: map[string]string{"vda": l.image("b")}, Formats: map[string]string{"vda": "qcow2"}})
+	out, err := l.host.Define(l.ctx,
+		hypervisor.Rebuild{Name: "two", Start: true, Point: &point.RecoveryPoint{Definition: def},
+			Disks: map[string]string{"vda": l.image("b")}, Formats: map[string]string{"vda": "qcow2"}})
 	l.ok(err)
 	if out.State != hypervisor.Running {
 		t.Errorf("rebuilt %+v", out)

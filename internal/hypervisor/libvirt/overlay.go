@@ -19,8 +19,8 @@ const (
 // policies are the attributes of a disk that decide what an I/O error does.
 var policies = []string{"error_policy", "rerror_policy"}
 
-// stackDisk puts a disk that is an overlay on its export, and has it stop the machine on an error. What it did on errors before is noted in the
-// machine's metadata.
+// stackDisk puts a disk that is an overlay on its export, and has it stop the machine on an error.
+// What it did on errors before is noted in the machine's metadata.
 func (b *builder) stackDisk(el *etree.Element, name string) error {
 	uri := b.rebuild.Backing[name]
 	if uri == "" {
@@ -76,7 +76,8 @@ func noteOf(dom *etree.Element) *etree.Element {
 	return nil
 }
 
-// settleDisks puts targets in the place of their overlays in a definition, and reports whether that changed anything.
+// settleDisks puts targets in the place of their overlays in a definition, and reports whether that
+// changed anything.
 func settleDisks(dom *etree.Element, targets []hypervisor.HydrationTarget) (changed bool, err error) {
 	for _, t := range targets {
 		el := diskElement(dom, t.Disk)

@@ -33,7 +33,8 @@ func TestSettleDisks(t *testing.T) {
 		}
 		on := want.Copy()
 		target := hypervisor.HydrationTarget{Disk: "vda", File: "/n/vda", Format: "qcow2"}
-		b := &builder{dom: on, libVersion: reconnectSince, rebuild: hypervisor.Rebuild{Backing: map[string]string{"vda": "nbd+unix:///vda?socket=%2Fn%2Fs"}}}
+		b := &builder{dom: on, libVersion: reconnectSince,
+			rebuild: hypervisor.Rebuild{Backing: map[string]string{"vda": "nbd+unix:///vda?socket=%2Fn%2Fs"}}}
 		el := diskElement(on, "vda")
 		el.SelectElement("source").CreateAttr("file", target.Overlay())
 		if err := b.stackDisk(el, "vda"); err != nil {
@@ -86,7 +87,8 @@ func TestMachineOwner(t *testing.T) {
 }
 
 func FuzzOwner(f *testing.F) {
-	f.Add("<capabilities><host><secmodel><model>dac</model><baselabel>+1:+2</baselabel></secmodel></host></capabilities>")
+	f.Add("<capabilities><host><secmodel><model>dac</model><baselabel>+1:+2</baselabel>" +
+		"</secmodel></host></capabilities>")
 	f.Fuzz(func(t *testing.T, text string) {
 		uid, gid, err := ownerIn(text)
 		if err != nil && (uid != -1 || gid != -1) {

@@ -9,7 +9,8 @@ import (
 	"github.com/beevik/etree"
 )
 
-// MachineOwner returns the user and group that libvirt runs machines as, -1 each if that is this process' own.
+// MachineOwner returns the user and group that libvirt runs machines as, -1 each if that is this
+// process' own.
 func (h *Host) MachineOwner(ctx context.Context) (uid, gid int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -14,8 +14,9 @@ import (
 
 const (
 	pivotPause = 50 * time.Millisecond // between two looks at a copy that takes the place of its disk
-	moveTime   = 40 * time.Second      // that a machine may stand still for its move: guests wait half a minute and more for a disk
-	settleTime = 30 * time.Second      // that libvirtd may take for what follows
+	// that a machine may stand still for its move: guests wait half a minute and more for a disk
+	moveTime   = 40 * time.Second
+	settleTime = 30 * time.Second // that libvirtd may take for what follows
 )
 
 // FinishHydration implements [hypervisor.Hydrator].
@@ -41,7 +42,8 @@ func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hype
 		return errors.New("the machine runs")
 	}
 	local, failed := h.pivotStill(ctx, m, l, s.Targets)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime) // whatever has taken too long, it is to go on
+	// whatever has taken too long, it is to go on
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := l.settle(ctx, local); err != nil {
 		failed = errors.Join(failed, standsStill(err))
@@ -71,9 +73,10 @@ func (l look) goOn(ctx context.Context) error {
 	return err
 }
 
-// pivotStill suspends the machine and has its copies, once nothing is left to copy, take the place of the overlays. It returns the disks that are on their
-// targets then.
-func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look, targets []hypervisor.HydrationTarget) (local []hypervisor.HydrationTarget, failed error) {
+// pivotStill suspends the machine and has its copies, once nothing is left to copy, take the place
+// of the overlays. It returns the disks that are on their targets then.
+func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look,
+	targets []hypervisor.HydrationTarget) (local []hypervisor.HydrationTarget, failed error) {
 	ctx, cancel := context.WithTimeout(ctx, moveTime)
 	defer cancel()
 	if l.state.State != rpc.StatePaused {
@@ -94,7 +97,8 @@ func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look, tar
 	return local, errors.Join(drained, failed)
 }
 
-// pivot has a copy take the place of its disk if tell is set or it was told before, unless it has, and reports whether the machine is on the target.
+// pivot has a copy take the place of its disk if tell is set or it was told before, unless it has,
+// and reports whether the machine is on the target.
 func (h *Host) pivot(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, tell bool) (bool, error) {
 	l, err := h.look(ctx, m)
 	if err != nil {
@@ -121,8 +125,9 @@ func (h *Host) pivot(ctx context.Context, m hypervisor.Machine, t hypervisor.Hyd
 	return h.pivoted(ctx, m, t)
 }
 
-// pivoted waits until a copy has taken the place of its disk, or has failed, and reports which. As long as that is not known the machine can not
-// go on: what it wrote would be in the image that the definition does not name.
+// pivoted waits until a copy has taken the place of its disk, or has failed, and reports which. As
+// long as that is not known the machine can not go on: what it wrote would be in the image that the
+// definition does not name.
 func (h *Host) pivoted(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (bool, error) {
 	for {
 		l, err := h.look(ctx, m)

@@ -53,7 +53,8 @@ func (i *instant) socket() string { return filepath.Join(i.dir, "nbd") }
 func (i *instant) serve() {
 	i.Helper()
 	os.Remove(i.socket())
-	cmd := exec.Command("qemu-nbd", "-r", "-e", "4", "--persistent", "-t", "-f", "raw", "-k", i.socket(), filepath.Join(i.dir, "source"))
+	cmd := exec.Command("qemu-nbd", "-r", "-e", "4", "--persistent", "-t", "-f", "raw", "-k", i.socket(),
+		filepath.Join(i.dir, "source"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	i.ok(cmd.Start())
 	i.export = cmd
@@ -77,7 +78,8 @@ func (i *instant) await(what string, done func() bool) {
 	}
 }
 
-// hydrate copies the disk and returns when all of it has been copied once. A copy that meets the connection that is gone ends, and is begun anew.
+// hydrate copies the disk and returns when all of it has been copied once. A copy that meets the
+// connection that is gone ends, and is begun anew.
 func (i *instant) hydrate() {
 	i.Helper()
 	i.await("the copy", func() bool {
@@ -130,7 +132,8 @@ func (i *instant) requireSettled(want bool) {
 	}
 }
 
-// requireMoved fails unless the machine runs on its own disk, and that holds what was exported and written.
+// requireMoved fails unless the machine runs on its own disk, and that holds what was exported and
+// written.
 func (i *instant) requireMoved() {
 	i.Helper()
 	i.requireState(hypervisor.Running)
@@ -153,16 +156,19 @@ func TestMoveNeedsNoExport(t *testing.T) {
 	i.requireMoved()
 }
 
-// Without the export a machine whose copy lacks something goes on where it was. With a new export it is copied anew and moves.
+// Without the export a machine whose copy lacks something goes on where it was. With a new export
+// it is copied anew and moves.
 func TestMoveWithoutExport(t *testing.T) {
 	i := newInstant(t)
 	i.hydrate()
 	i.endExport()
 	i.write(3<<20+4096, 4096) // what is around it would have to come from the export
-	if err := i.host.FinishHydration(i.ctx, i.m, i.settlement()); err == nil || errors.Is(err, hypervisor.ErrStandsStill) {
+	if err := i.host.FinishHydration(i.ctx, i.m, i.settlement()); err == nil ||
+		errors.Is(err, hypervisor.ErrStandsStill) {
 		t.Errorf("without the export: %v", err)
 	}
-	if paused, err := i.host.Continue(i.ctx, i.m); err != nil || paused { // its firmware may have read the disk, and waits for the export
+	// its firmware may have read the disk, and waits for the export
+	if paused, err := i.host.Continue(i.ctx, i.m); err != nil || paused {
 		t.Errorf("the machine stands still: %v, %v", paused, err)
 	}
 	i.requireSettled(false)
@@ -175,7 +181,8 @@ func TestMoveWithoutExport(t *testing.T) {
 	i.requireMoved()
 }
 
-// A machine that was paused stays so; one that stopped because of its disk does not count as paused; one that died is not moved to a target that may lack what it wrote.
+// A machine that was paused stays so; one that stopped because of its disk does not count as
+// paused; one that died is not moved to a target that may lack what it wrote.
 func TestMoveOfStillMachine(t *testing.T) {
 	i := newInstant(t)
 	i.hydrate()
@@ -205,7 +212,8 @@ func TestMoveOfStillMachine(t *testing.T) {
 	stay.StayPaused = true
 	i.ok(i.host.FinishHydration(i.ctx, i.m, stay))
 	i.requireState(hypervisor.Paused)
-	if state, err := c.DomainState(i.ctx, dom); err != nil || state != (rpc.State{State: rpc.StatePaused, Reason: rpc.PausedUser}) {
+	if state, err := c.DomainState(i.ctx, dom); err != nil ||
+		state != (rpc.State{State: rpc.StatePaused, Reason: rpc.PausedUser}) {
 		t.Errorf("the machine is %+v, %v", state, err)
 	}
 	i.ok(c.DomainResume(i.ctx, dom))

@@ -30,7 +30,8 @@ type plugged struct {
 	file string
 }
 
-// Attach implements [hypervisor.Attacher]. A plain QEMU keeps no definition: the disk stays for the life of its process.
+// Attach implements [hypervisor.Attacher]. A plain QEMU keeps no definition: the disk stays for the
+// life of its process.
 func (h *Host) Attach(ctx context.Context, m hypervisor.Machine, a hypervisor.Attachment) (string, error) {
 	c, err := h.Client(ctx)
 	if err != nil {
@@ -124,7 +125,8 @@ func nodeOf(node string, a hypervisor.Attachment) map[string]any {
 		"file": map[string]any{"driver": driver, "filename": a.File, "discard": "unmap", "read-only": a.ReadOnly}}
 }
 
-// dropNode removes a node that its device has let go, or is about to. One that is not there is no error.
+// dropNode removes a node that its device has let go, or is about to. One that is not there is no
+// error.
 func dropNode(ctx context.Context, c *qmp.Client, node string) error {
 	for {
 		err := c.Execute(ctx, "blockdev-del", map[string]any{"node-name": node}, nil)
@@ -172,7 +174,8 @@ func (h *Host) plugged(ctx context.Context, c *qmp.Client) ([]plugged, error) {
 	return out, nil
 }
 
-// imageFile returns the path of a drive's top image. QEMU writes the name of an image over another one as JSON.
+// imageFile returns the path of a drive's top image. QEMU writes the name of an image over another
+// one as JSON.
 func imageFile(b blockDevice) string {
 	name := b.Inserted.File
 	text, ok := strings.CutPrefix(name, "json:")
@@ -274,7 +277,8 @@ func awaitDeleted(ctx context.Context, events *qmp.Subscription, p plugged) erro
 	for {
 		e, err := events.Next(ctx)
 		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("disk %s: %w in %d s: is it in use there, or does the guest not run?", p.name, hypervisor.ErrNotReleased, int(releaseTime.Seconds()))
+			return fmt.Errorf("disk %s: %w in %d s: is it in use there, or does the guest not run?", p.name,
+				hypervisor.ErrNotReleased, int(releaseTime.Seconds()))
 		}
 		if err != nil {
 			return err

@@ -29,7 +29,8 @@ func wordSet(words string) map[string]bool {
 	return set
 }
 
-// parseCommandLine splits args, the program's name first. It accepts anything: an option at the end that lacks its value has none.
+// parseCommandLine splits args, the program's name first. It accepts anything: an option at the end
+// that lacks its value has none.
 func parseCommandLine(args []string) commandLine {
 	var cl commandLine
 	if len(args) == 0 {
@@ -117,7 +118,8 @@ func (cl *commandLine) drop(match func(o option) bool) {
 	cl.options = kept
 }
 
-// edit hands the properties of every option that has one of names to change and stores what that left.
+// edit hands the properties of every option that has one of names to change and stores what that
+// left.
 func (cl *commandLine) edit(names string, change func(o *option, p *props)) {
 	wanted := wordSet(names)
 	for i := range cl.options {
@@ -133,7 +135,8 @@ func (cl *commandLine) edit(names string, change func(o *option, p *props)) {
 
 const agentPort = "org.qemu.guest_agent.0"
 
-// agentSocket returns the path of the unix socket behind the guest agent's port, "" if there is none.
+// agentSocket returns the path of the unix socket behind the guest agent's port, "" if there is
+// none.
 func (cl *commandLine) agentSocket() string {
 	if p := cl.agentChardev(); p != nil && p.get("backend") == "socket" {
 		return p.get("path")

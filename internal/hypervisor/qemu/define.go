@@ -23,9 +23,10 @@ const (
 	logTail    = 600                   // bytes of QEMU's own words in an error
 )
 
-// Define writes a start script StorageDir/NAME.sh for a machine whose monitor will be the socket of the host's URI, and
-// runs it if asked, detached, with its output in StorageDir/NAME.log. It returns [hypervisor.ErrExists] if a machine answers at the socket, or
-// the script exists, before it changes anything. A machine that does not start leaves only its log.
+// Define writes a start script StorageDir/NAME.sh for a machine whose monitor will be the socket of
+// the host's URI, and runs it if asked, detached, with its output in StorageDir/NAME.log. It
+// returns [hypervisor.ErrExists] if a machine answers at the socket, or the script exists, before
+// it changes anything. A machine that does not start leaves only its log.
 func (h *Host) Define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
 	out, err := h.define(ctx, r)
 	if err != nil {
@@ -58,7 +59,8 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 	if err := writeScript(script, w); err != nil {
 		return hypervisor.Rebuilt{}, err
 	}
-	out := hypervisor.Rebuilt{Name: r.Name, UUID: w.uuid, State: hypervisor.Off, Start: quote(script), Warnings: w.warnings}
+	out := hypervisor.Rebuilt{Name: r.Name, UUID: w.uuid, State: hypervisor.Off, Start: quote(script),
+		Warnings: w.warnings}
 	if !r.Start {
 		return out, nil
 	}
@@ -104,7 +106,8 @@ func writeScript(path string, w *rewriter) error {
 func (w *rewriter) script() string {
 	var b strings.Builder
 	b.WriteString("#!/bin/sh\n")
-	fmt.Fprintf(&b, "# Starts the machine %s, rebuilt by Holdfast from recovery point %s.\nset -e\n", oneLine(w.r.Name), oneLine(string(w.r.Point.ID)))
+	fmt.Fprintf(&b, "# Starts the machine %s, rebuilt by Holdfast from recovery point %s.\nset -e\n", oneLine(w.r.Name),
+		oneLine(string(w.r.Point.ID)))
 	if dir := w.def.Dir; dir != "" && exists(dir) {
 		fmt.Fprintf(&b, "cd %s\n", quote(dir))
 	}
@@ -143,7 +146,8 @@ func oneLine(s string) string { return strings.NewReplacer("\n", " ", "\r", " ")
 func quote(s string) string {
 	plain := s != ""
 	for _, r := range s {
-		plain = plain && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./=:,+@%", r))
+		plain = plain && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' ||
+			strings.ContainsRune("-_./=:,+@%", r))
 	}
 	if plain {
 		return s

@@ -23,8 +23,8 @@ const (
 	roleInitrd = "initrd"
 )
 
-// Describe returns the command line of m and the facts that pin it down, the firmware variables, TPM state, kernel and initrd,
-// and in words what of the machine can not be kept.
+// Describe returns the command line of m and the facts that pin it down, the firmware variables,
+// TPM state, kernel and initrd, and in words what of the machine can not be kept.
 func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (point.Definition, []point.File, []string, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
@@ -114,7 +114,8 @@ func (l *fileList) add(role, name, path string) {
 			name = fmt.Sprintf("%d-%s", len(l.files), name)
 		}
 	}
-	l.files = append(l.files, point.File{Role: role, Path: path, Name: name, Mode: uint32(st.Mode().Perm()), Size: st.Size()})
+	l.files = append(l.files, point.File{Role: role, Path: path, Name: name, Mode: uint32(st.Mode().Perm()),
+		Size: st.Size()})
 }
 
 // addFirmware adds the images of writable flash.
@@ -170,7 +171,8 @@ func (l *fileList) addTPM(cl commandLine, p *process) {
 		tpm := parseProps(v, "type")
 		chardev := cl.byID("chardev", tpm.get("chardev"))
 		if tpm.get("type") != "emulator" || chardev == nil {
-			l.warnings = append(l.warnings, fmt.Sprintf("the state of the TPM %s is not stored: it is no emulator with a socket", tpm.get("id")))
+			l.warnings = append(l.warnings,
+				fmt.Sprintf("the state of the TPM %s is not stored: it is no emulator with a socket", tpm.get("id")))
 			continue
 		}
 		dir, err := tpmStateDir(p.resolve(chardev.get("path")))
@@ -198,7 +200,8 @@ func (l *fileList) addTree(dir string) {
 	}
 }
 
-// tpmStateDir looks for the swtpm process that serves the control socket and returns its state directory.
+// tpmStateDir looks for the swtpm process that serves the control socket and returns its state
+// directory.
 func tpmStateDir(socket string) (string, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -222,7 +225,8 @@ func tpmStateDir(socket string) (string, error) {
 	return "", errors.New("no swtpm process has the control socket " + socket)
 }
 
-// tpmArgs returns the state directory that swtpm's args name, and whether they name the control socket.
+// tpmArgs returns the state directory that swtpm's args name, and whether they name the control
+// socket.
 func tpmArgs(args []string, socket string) (dir string, ok bool) {
 	for i, a := range args {
 		key, value, joined := strings.Cut(a, "=")
@@ -235,7 +239,8 @@ func tpmArgs(args []string, socket string) (dir string, ok bool) {
 		p := parseProps(value, "type")
 		switch key {
 		case "--ctrl":
-			ok = ok || p.get("path") != "" && filepath.Base(p.get("path")) == filepath.Base(socket) && (p.get("path") == socket || !filepath.IsAbs(p.get("path")))
+			ok = ok || p.get("path") != "" && filepath.Base(p.get("path")) == filepath.Base(socket) &&
+				(p.get("path") == socket || !filepath.IsAbs(p.get("path")))
 		case "--tpmstate":
 			dir = p.get("dir")
 		}
@@ -255,7 +260,8 @@ func unportable(cl commandLine) []string {
 }
 
 func hostDevice(driver string) bool {
-	return strings.HasPrefix(driver, "vfio-") || driver == "usb-host" || strings.HasPrefix(driver, "scsi-generic") || strings.HasPrefix(driver, "vhost-")
+	return strings.HasPrefix(driver, "vfio-") || driver == "usb-host" || strings.HasPrefix(driver, "scsi-generic") ||
+		strings.HasPrefix(driver, "vhost-")
 }
 
 // paths returns the relative paths of images in the command line.

@@ -100,7 +100,8 @@ func describeDisk(ctx context.Context, c *qmp.Client, b blockDevice) (hypervisor
 	if in.Driver == "copy-before-write" && image.Backing != nil { // a backup is running: its filter is on top
 		image = image.Backing
 	}
-	d := hypervisor.Disk{Size: image.VirtualSize, Allocated: image.allocated(), Format: image.Format, Node: in.NodeName, Device: dev, Bus: bus}
+	d := hypervisor.Disk{Size: image.VirtualSize, Allocated: image.allocated(), Format: image.Format, Node: in.NodeName,
+		Device: dev, Bus: bus}
 	d.Persistent = in.Driver == "qcow2" && image.FormatSpecific.Data.Compat == "1.1"
 	if d.Serial, err = qomString(ctx, c, dev, "serial"); err != nil {
 		return hypervisor.Disk{}, false, err
@@ -131,7 +132,8 @@ func qomString(ctx context.Context, c *qmp.Client, object, property string) (str
 // busOf returns the bus that a device type sits on, and false for what is no disk.
 func busOf(kind string) (string, bool) {
 	switch {
-	case strings.Contains(kind, "pflash"), strings.Contains(kind, "sd-card"), strings.Contains(kind, "floppy"), strings.HasSuffix(kind, "-cd"):
+	case strings.Contains(kind, "pflash"), strings.Contains(kind, "sd-card"), strings.Contains(kind, "floppy"),
+		strings.HasSuffix(kind, "-cd"):
 		return "", false
 	case strings.HasPrefix(kind, "virtio-blk"), strings.HasPrefix(kind, "vhost-user-blk"):
 		return "virtio", true
@@ -158,7 +160,8 @@ func onIOThread(ctx context.Context, c *qmp.Client, dev string) (bool, error) {
 
 var diskName = regexp.MustCompile(`^(vd|sd|hd|xvd|nvme)[a-z0-9]+$`)
 
-// diskLabel returns the name that the user gave the disk's device or drive, if it is one for a disk; else "".
+// diskLabel returns the name that the user gave the disk's device or drive, if it is one for a
+// disk; else "".
 func diskLabel(b blockDevice) string {
 	id := strings.TrimSuffix(b.QDev, "/virtio-backend")
 	if rest, ok := strings.CutPrefix(id, "/machine/peripheral/"); ok {
@@ -172,7 +175,8 @@ func diskLabel(b blockDevice) string {
 	return ""
 }
 
-// nameDisks keeps labels and gives each disk without one, or with a label that came before, the first free name of vda, vdb, …
+// nameDisks keeps labels and gives each disk without one, or with a label that came before, the
+// first free name of vda, vdb, …
 func nameDisks(labels []string) []string {
 	taken := make(map[string]bool)
 	names := make([]string, len(labels))

@@ -19,7 +19,8 @@ import (
 // Scheme begins the URIs of this package.
 const Scheme = "qmp:"
 
-// commandTime bounds what QEMU answers at once when it is well: some commands, on a host that may be very busy.
+// commandTime bounds what QEMU answers at once when it is well: some commands, on a host that may
+// be very busy.
 const commandTime = 60 * time.Second
 
 // Host is one plain QEMU process, or the place where one will be.
@@ -61,7 +62,8 @@ func New(uri string) (*Host, error) {
 // URI is how the user named the host.
 func (h *Host) URI() string { return h.uri }
 
-// Client returns the connection to the monitor, made anew if the last one has ended. It stays the host's: do not close it.
+// Client returns the connection to the monitor, made anew if the last one has ended. It stays the
+// host's: do not close it.
 func (h *Host) Client(ctx context.Context) (*qmp.Client, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -92,14 +94,16 @@ func (h *Host) Close() error {
 	return err
 }
 
-// OpenAgent opens the machine's guest agent: at the path that the URI names, else at the one QEMU's command line names.
+// OpenAgent opens the machine's guest agent: at the path that the URI names, else at the one QEMU's
+// command line names.
 func (h *Host) OpenAgent(ctx context.Context, m hypervisor.Machine) (hypervisor.Agent, error) {
 	path := h.agent
 	if path == "" {
 		path = h.agentSocket(ctx)
 	}
 	if path == "" {
-		return nil, fmt.Errorf("machine %s: %w: its command line has no unix socket for org.qemu.guest_agent.0", m.Name, hypervisor.ErrNoAgent)
+		return nil, fmt.Errorf("machine %s: %w: its command line has no unix socket for org.qemu.guest_agent.0", m.Name,
+			hypervisor.ErrNoAgent)
 	}
 	a, err := guest.DialUnix(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
@@ -111,7 +115,8 @@ func (h *Host) OpenAgent(ctx context.Context, m hypervisor.Machine) (hypervisor.
 	return a, nil
 }
 
-// agentSocket returns where QEMU listens for the agent's client, by its command line; "" if nowhere.
+// agentSocket returns where QEMU listens for the agent's client, by its command line; "" if
+// nowhere.
 func (h *Host) agentSocket(ctx context.Context) string {
 	c, err := h.Client(ctx)
 	if err != nil {

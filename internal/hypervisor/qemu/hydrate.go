@@ -26,7 +26,8 @@ const (
 
 func jobID(disk string) string { return "hydrate-" + disk }
 
-// localNode names the node of a local image so that the node which the command line names is known by it.
+// localNode names the node of a local image so that the node which the command line names is known
+// by it.
 func localNode(root, disk string) string {
 	if strings.HasPrefix(root, "#") || len(localPrefix)+len(root) > nodeNameMax {
 		root = disk
@@ -43,7 +44,8 @@ type backed struct {
 	noSync bool // flushes are ignored
 }
 
-// reach returns the connection to the machine m, whatever it does, or [hypervisor.ErrNoMachine] if nobody listens or it is another.
+// reach returns the connection to the machine m, whatever it does, or [hypervisor.ErrNoMachine] if
+// nobody listens or it is another.
 func (h *Host) reach(ctx context.Context, m hypervisor.Machine) (*qmp.Client, error) {
 	for {
 		c, err := h.Client(ctx)
@@ -114,7 +116,8 @@ func (h *Host) hydrate(ctx context.Context, m hypervisor.Machine, t hypervisor.H
 	return d.mirror(ctx, c, t, rate)
 }
 
-// mirror opens the target and starts the job. Having copied everything it waits to be finalized: never does a machine move by itself.
+// mirror opens the target and starts the job. Having copied everything it waits to be finalized:
+// never does a machine move by itself.
 func (d backed) mirror(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget, rate int64) error {
 	name := localNode(d.node, t.Disk)
 	cache := map[string]any{"direct": d.direct, "no-flush": d.noSync}
@@ -126,7 +129,8 @@ func (d backed) mirror(ctx context.Context, c *qmp.Client, t hypervisor.Hydratio
 		return err
 	}
 	err = c.Execute(ctx, "blockdev-mirror", map[string]any{
-		"job-id": jobID(t.Disk), "device": d.node, "target": name, "sync": "full", "copy-mode": "background", "speed": rate,
+		"job-id": jobID(t.Disk), "device": d.node, "target": name, "sync": "full", "copy-mode": "background",
+		"speed":           rate,
 		"on-source-error": "stop", "on-target-error": "stop", "auto-finalize": false, "auto-dismiss": false,
 	}, nil)
 	if err != nil {
@@ -169,12 +173,14 @@ func findBacked(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget
 			continue
 		}
 		cache := b.Inserted.Cache
-		return backed{node: b.Inserted.NodeName, qdev: b.QDev, local: file == t.File, direct: cache.Direct, noSync: cache.NoFlush}, nil
+		return backed{node: b.Inserted.NodeName, qdev: b.QDev, local: file == t.File, direct: cache.Direct,
+			noSync: cache.NoFlush}, nil
 	}
 	return backed{}, fmt.Errorf("no disk is on %s", t.Overlay())
 }
 
-// nodeFile returns the path of an image as QEMU describes it: plain, or as the JSON of its nodes; "" if it has none.
+// nodeFile returns the path of an image as QEMU describes it: plain, or as the JSON of its nodes;
+// "" if it has none.
 func nodeFile(name string) string {
 	text, ok := strings.CutPrefix(name, "json:")
 	if !ok {
@@ -221,10 +227,12 @@ func findJob(ctx context.Context, c *qmp.Client, disk string) (*blockJob, error)
 
 func (j *blockJob) stopped() bool { return j.IOStatus != "" && j.IOStatus != "ok" }
 
-// still reports whether a copy waits, be it for a moment or because it met an error before "cont" reset its I/O status.
+// still reports whether a copy waits, be it for a moment or because it met an error before "cont"
+// reset its I/O status.
 func (j *blockJob) still() bool { return j.Status == "paused" || j.Status == "standby" }
 
-// ended reports whether nothing is left to copy and nothing can be added: the guest's writes wait until it is finalized.
+// ended reports whether nothing is left to copy and nothing can be added: the guest's writes wait
+// until it is finalized.
 func (j *blockJob) ended() bool { return j.Status == "waiting" || j.Status == "pending" }
 
 // goOn lets a copy continue that stopped on an error.
@@ -252,7 +260,8 @@ func (j *blockJob) err() error {
 }
 
 // Hydration implements [hypervisor.Hydrator].
-func (h *Host) Hydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration, error) {
+func (h *Host) Hydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration,
+	error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	out, err := h.hydration(ctx, m, t)
@@ -262,7 +271,8 @@ func (h *Host) Hydration(ctx context.Context, m hypervisor.Machine, t hypervisor
 	return out, nil
 }
 
-func (h *Host) hydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration, error) {
+func (h *Host) hydration(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (hypervisor.Hydration,
+	error) {
 	c, err := h.reach(ctx, m)
 	if err != nil {
 		return hypervisor.Hydration{}, err
@@ -286,11 +296,13 @@ func (h *Host) hydration(ctx context.Context, m hypervisor.Machine, t hypervisor
 	}
 	runs := job.Status != "concluded"
 	return hypervisor.Hydration{
-		Running: runs, Ready: runs && (job.Ready || job.ended()), Done: job.Offset, Total: max(job.Len, job.Offset+dirty), Err: job.err(),
+		Running: runs, Ready: runs && (job.Ready || job.ended()), Done: job.Offset,
+		Total: max(job.Len, job.Offset+dirty), Err: job.err(),
 	}, nil
 }
 
-// dirtyBytes returns how much of an image its copy has still to see. A job counts what is written only when it looks next, a tenth of a second later.
+// dirtyBytes returns how much of an image its copy has still to see. A job counts what is written
+// only when it looks next, a tenth of a second later.
 func dirtyBytes(ctx context.Context, c *qmp.Client, file string) (n int64, err error) {
 	nodes, err := queryNodes(ctx, c)
 	for _, node := range nodes {
@@ -307,7 +319,8 @@ func dirtyBytes(ctx context.Context, c *qmp.Client, file string) (n int64, err e
 }
 
 // HydrationRate implements [hypervisor.Hydrator].
-func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
+func (h *Host) HydrationRate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget,
+	rate int64) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
 	c, err := h.reach(ctx, m)

@@ -34,20 +34,27 @@ type instant struct {
 }
 
 // originalArgs is a machine with a disk in each of the forms that a command line has for one.
-var originalArgs = []string{"qemu-system-x86_64", "-name", "old", "-machine", "q35,accel=tcg", "-m", "32", "-nodefaults", "-display", "none",
+var originalArgs = []string{"qemu-system-x86_64", "-name", "old", "-machine", "q35,accel=tcg", "-m", "32",
+	"-nodefaults", "-display", "none",
 	"-object", "iothread,id=io0",
-	"-blockdev", "driver=file,filename=/gone/a.img,node-name=a-f", "-blockdev", "driver=qcow2,file=a-f,node-name=a", "-device", "virtio-blk-pci,drive=a,id=vda,iothread=io0",
+	"-blockdev", "driver=file,filename=/gone/a.img,node-name=a-f", "-blockdev", "driver=qcow2,file=a-f,node-name=a",
+	"-device", "virtio-blk-pci,drive=a,id=vda,iothread=io0",
 	"-blockdev", `{"driver":"raw","node-name":"b","file":{"driver":"file","filename":"/gone/b.img"}}`, "-device", "virtio-scsi-pci,id=scsi0",
 	"-device", "scsi-hd,drive=b,id=sdb", "-drive", "file=/gone/c.img,if=virtio,format=qcow2,cache=none"}
 
 func newInstant(t *testing.T) *instant {
 	t.Helper()
 	dir := shortDir(t)
-	i := &instant{T: t, dir: dir, content: map[string][]byte{}, m: hypervisor.Machine{Name: "it's new", UUID: newUUID()}}
-	p := &point.RecoveryPoint{ID: point.NewID(), Definition: point.Definition{Kind: "qemu", Args: originalArgs, MachineType: "pc-q35-7.2"}}
-	r := hypervisor.Rebuild{Point: p, Name: i.m.Name, UUID: i.m.UUID, StorageDir: dir, Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{}}
+	i := &instant{T: t, dir: dir, content: map[string][]byte{},
+		m: hypervisor.Machine{Name: "it's new", UUID: newUUID()}}
+	p := &point.RecoveryPoint{ID: point.NewID(),
+		Definition: point.Definition{Kind: "qemu", Args: originalArgs, MachineType: "pc-q35-7.2"}}
+	r := hypervisor.Rebuild{Point: p, Name: i.m.Name, UUID: i.m.UUID, StorageDir: dir, Disks: map[string]string{},
+		Formats: map[string]string{}, Backing: map[string]string{}}
 	rng := rand.New(rand.NewPCG(1, 2))
-	for n, d := range []struct{ name, node, file, format string }{{"vda", "a", "/gone/a.img", "qcow2"}, {"sdb", "b", "/gone/b.img", "raw"}, {"vdb", "", "/gone/c.img", "raw"}} {
+	for n, d := range []struct {
+		name, node, file, format string
+	}{{"vda", "a", "/gone/a.img", "qcow2"}, {"sdb", "b", "/gone/b.img", "raw"}, {"vdb", "", "/gone/c.img", "raw"}} {
 		data := make([]byte, diskBytes)
 		for at := 0; at < len(data)/2; at += 8 {
 			copy(data[at:], fmt.Sprintf("%8d", rng.Uint32()%1e8))
@@ -58,13 +65,16 @@ func newInstant(t *testing.T) *instant {
 			t.Fatal(err)
 		}
 		i.exports = append(i.exports, i.export(source, socket))
-		target := hypervisor.HydrationTarget{Disk: d.name, File: filepath.Join(dir, "new, "+d.name), Format: d.format, Size: diskBytes}
+		target := hypervisor.HydrationTarget{Disk: d.name, File: filepath.Join(dir, "new, "+d.name), Format: d.format,
+			Size: diskBytes}
 		backing := fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"nbd","server":{"type":"unix","path":%q},"reconnect-delay":1}}`, socket)
-		if err := qcow2.Create(target.Overlay(), diskBytes, qcow2.CreateOptions{BackingFile: backing, BackingFormat: "raw"}); err != nil {
+		if err := qcow2.Create(target.Overlay(), diskBytes,
+			qcow2.CreateOptions{BackingFile: backing, BackingFormat: "raw"}); err != nil {
 			t.Fatal(err)
 		}
 		i.targets = append(i.targets, target)
-		p.Disks = append(p.Disks, point.Disk{Name: d.name, Size: diskBytes, Source: point.Source{Node: d.node, File: d.file}})
+		p.Disks = append(p.Disks, point.Disk{Name: d.name, Size: diskBytes,
+			Source: point.Source{Node: d.node, File: d.file}})
 		r.Disks[d.name], r.Formats[d.name], r.Backing[d.name] = target.Overlay(), "qcow2", "nbd+unix:///?socket="+socket
 	}
 	var err error
@@ -122,13 +132,15 @@ func (i *instant) write(disk string, at int, value byte) {
 	copy(i.content[disk][at:], bytes.Repeat([]byte{value}, mib))
 }
 
-// failToWrite has the machine write a part of a disk whose rest would have to come from the export, which is gone.
+// failToWrite has the machine write a part of a disk whose rest would have to come from the export,
+// which is gone.
 func (i *instant) failToWrite(disk string, at int) {
 	i.Helper()
 	i.io(disk, fmt.Sprintf("write -P 9 %d 4k", at))
 }
 
-// io has the machine run a command of qemu-io on a disk. What that says goes to QEMU's own output: what it did is to be seen on the disk.
+// io has the machine run a command of qemu-io on a disk. What that says goes to QEMU's own output:
+// what it did is to be seen on the disk.
 func (i *instant) io(disk, command string) {
 	i.Helper()
 	var device string
@@ -177,7 +189,8 @@ func (i *instant) awaitReady() {
 	}
 }
 
-// requireSettled fails unless machine and definition are on the targets alone, and those hold what was written.
+// requireSettled fails unless machine and definition are on the targets alone, and those hold what
+// was written.
 func (i *instant) requireSettled() {
 	i.Helper()
 	settled, err := i.h.Settled(i.Context(), i.m, i.settlement())
@@ -219,7 +232,8 @@ func (i *instant) settlement() hypervisor.Settlement {
 	return hypervisor.Settlement{Targets: i.targets, StorageDir: i.dir}
 }
 
-// Disks in all forms move to local images while the machine writes; afterwards it starts from them alone, and a point of it is one of a plain machine.
+// Disks in all forms move to local images while the machine writes; afterwards it starts from them
+// alone, and a point of it is one of a plain machine.
 func TestHydration(t *testing.T) {
 	i := newInstant(t)
 	i.write("vda", 0, 1)
@@ -268,12 +282,15 @@ func (i *instant) requireDescribed(m hypervisor.Machine) {
 	i.Helper()
 	def, _, _, err := i.h.Describe(i.Context(), m)
 	i.ok(err)
-	if text := strings.Join(def.Args, " "); strings.Contains(text, hypervisor.OverlaySuffix) || strings.Contains(text, "werror") {
+	if text := strings.Join(def.Args, " "); strings.Contains(text, hypervisor.OverlaySuffix) ||
+		strings.Contains(text, "werror") {
 		i.Errorf("it is described as being on overlays: %s", text)
 	}
-	r := hypervisor.Rebuild{Point: &point.RecoveryPoint{Definition: def}, Name: "again", StorageDir: i.dir, Disks: map[string]string{}}
+	r := hypervisor.Rebuild{Point: &point.RecoveryPoint{Definition: def}, Name: "again", StorageDir: i.dir,
+		Disks: map[string]string{}}
 	for _, d := range m.Disks {
-		r.Point.Disks = append(r.Point.Disks, point.Disk{Name: d.Name, Source: point.Source{Node: d.Node, File: d.File, Format: d.Format}})
+		r.Point.Disks = append(r.Point.Disks,
+			point.Disk{Name: d.Name, Source: point.Source{Node: d.Node, File: d.File, Format: d.Format}})
 		r.Disks[d.Name] = "/again/" + d.Name
 	}
 	w := newRewriter(r, "/q", "")
@@ -283,7 +300,8 @@ func (i *instant) requireDescribed(m hypervisor.Machine) {
 	}
 }
 
-// A machine that is killed while its disks are copied starts again from its overlays, which have all that was flushed; the copy begins anew.
+// A machine that is killed while its disks are copied starts again from its overlays, which have
+// all that was flushed; the copy begins anew.
 func TestHydrationOfKilledMachine(t *testing.T) {
 	i := newInstant(t)
 	i.write("vda", mib, 7)
@@ -291,7 +309,9 @@ func TestHydrationOfKilledMachine(t *testing.T) {
 	i.ok(err)
 	for _, d := range machine(t, i.h).Disks {
 		if d.Name == "vda" {
-			i.ok(c.Execute(t.Context(), "human-monitor-command", map[string]any{"command-line": "qemu-io -d " + strings.TrimSuffix(d.Device, "/virtio-backend") + "/virtio-backend flush"}, nil))
+			i.ok(c.Execute(t.Context(), "human-monitor-command",
+				map[string]any{"command-line": "qemu-io -d " + strings.TrimSuffix(d.Device, "/virtio-backend") +
+					"/virtio-backend flush"}, nil))
 		}
 	}
 	i.hydrateAll(mib)

@@ -14,10 +14,13 @@ import (
 const firstHub = 7000 // hubs of ours are numbered from here
 
 var (
-	// outwardDevices lead to the host or through it; those of hostDevice are left out of every machine that is rebuilt.
-	outwardDevices = []string{"virtio-9p", "vhost-", "ivshmem", "usb-host", "usb-redir", "usb-mtp", "usb-ccid", "ccid-card", "u2f-", "usb-bt-dongle",
+	// outwardDevices lead to the host or through it; those of hostDevice are left out of every
+	// machine that is rebuilt.
+	outwardDevices = []string{"virtio-9p", "vhost-", "ivshmem", "usb-host", "usb-redir", "usb-mtp", "usb-ccid",
+		"ccid-card", "u2f-", "usb-bt-dongle",
 		"vfio", "scsi-block", "scsi-generic", "pvrdma", "x-pci-proxy", "xen-", "isa-parallel", "virtio-input-host"}
-	outwardObjects = []string{"can-host", "input-linux", "filter-", "colo-compare", "x-remote-object", "x-vfio-user-server", "vhost-user-backend", "cryptodev-vhost-user",
+	outwardObjects = []string{"can-host", "input-linux", "filter-", "colo-compare", "x-remote-object",
+		"x-vfio-user-server", "vhost-user-backend", "cryptodev-vhost-user",
 		"dbus-vmstate", "input-barrier", "memory-backend-epc", "rng-egd", "iommufd"}
 	outwardOptions = wordSet(`virtfs fsdev smb redir tftp bootp usbdevice gdb s incoming spice vnc nographic curses sdl
 		daemonize fda fdb sd cdrom-url plugin qtest qtest-log bt xen-domid parallel debugcon virtioconsole add-fd chroot`)
@@ -26,7 +29,8 @@ var (
 	networkDrivers = wordSet("nbd rbd ssh iscsi http https ftp ftps gluster nfs sheepdog vxhs nvme host_cdrom")
 )
 
-// isolate leaves the machine no way out. It runs last, and looks at what all else has made of the command line.
+// isolate leaves the machine no way out. It runs last, and looks at what all else has made of the
+// command line.
 func (w *rewriter) isolate() {
 	if !w.r.Isolated {
 		return
@@ -77,7 +81,8 @@ func (w *rewriter) dropOutward() {
 	}
 	w.cl.edit("audiodev", func(_ *option, p *props) {
 		id := p.get("id")
-		p.object, p.list = nil, []property{{key: "driver", value: "none", bare: true, implied: true}, {key: "id", value: id}}
+		p.object, p.list = nil, []property{{key: "driver", value: "none", bare: true, implied: true},
+			{key: "id", value: id}}
 	})
 }
 
@@ -94,7 +99,8 @@ func (w *rewriter) cutNetworks() {
 	}
 	had := w.cl.has("nic") || w.cl.has("netdev") || w.cl.has("net")
 	w.cl.edit("netdev", func(_ *option, p *props) {
-		p.object, p.list = nil, []property{{key: "type", value: "hubport", bare: true, implied: true}, {key: "id", value: p.get("id")}, {key: "hubid", value: next()}}
+		p.object, p.list = nil, []property{{key: "type", value: "hubport", bare: true, implied: true},
+			{key: "id", value: p.get("id")}, {key: "hubid", value: next()}}
 	})
 	var added []option
 	w.cl.edit("nic", func(_ *option, p *props) {
@@ -124,7 +130,8 @@ func (w *rewriter) cutNetworks() {
 	w.cl.options = append(w.cl.options, added...)
 	if !had && !w.cl.has("nodefaults") { // QEMU would add a card on a network of its own making
 		id := next()
-		w.cl.options = append(w.cl.options, option{name: "netdev", value: "hubport,id=hfhub" + id + ",hubid=" + id, hasValue: true},
+		w.cl.options = append(w.cl.options,
+			option{name: "netdev", value: "hubport,id=hfhub" + id + ",hubid=" + id, hasValue: true},
 			option{name: "net", value: "nic,netdev=hfhub" + id, hasValue: true})
 	}
 	w.cl.edit("device", func(_ *option, p *props) {
@@ -134,7 +141,8 @@ func (w *rewriter) cutNetworks() {
 	})
 }
 
-// closeChardevs leaves monitors, the guest agent and the TPM as they are, and ends all others in a file or nowhere.
+// closeChardevs leaves monitors, the guest agent and the TPM as they are, and ends all others in a
+// file or nowhere.
 func (w *rewriter) closeChardevs() {
 	keep := make(map[string]bool)
 	for _, id := range w.monitorChardevs() {
@@ -150,7 +158,8 @@ func (w *rewriter) closeChardevs() {
 		switch {
 		case w.tpm != nil && p.get("path") == w.tpm.socket:
 		case id == agent:
-			p.object, p.list = nil, []property{{key: "backend", value: "socket", bare: true, implied: true}, {key: "id", value: id}}
+			p.object, p.list = nil, []property{{key: "backend", value: "socket", bare: true, implied: true},
+				{key: "id", value: id}}
 			listen(p, w.agent)
 		case keep[id] && backend == "socket" && serves(p) && p.get("path") != "":
 		case inwardChardevs[backend]:
@@ -166,7 +175,8 @@ func (w *rewriter) closeChardevs() {
 // endIn replaces the other end of a character device.
 func (w *rewriter) endIn(p *props, backend string) {
 	id, mux := p.get("id"), p.get("mux")
-	p.object, p.list = nil, []property{{key: "backend", value: backend, bare: true, implied: true}, {key: "id", value: id}}
+	p.object, p.list = nil, []property{{key: "backend", value: backend, bare: true, implied: true},
+		{key: "id", value: id}}
 	if mux != "" {
 		p.set("mux", mux)
 	}
@@ -211,7 +221,8 @@ func (w *rewriter) closeObjects() {
 	w.cl.edit("object", func(_ *option, p *props) {
 		if p.get("qom-type") == "rng-egd" {
 			id := p.get("id")
-			p.object, p.list = nil, []property{{key: "qom-type", value: "rng-random", bare: true, implied: true}, {key: "id", value: id}, {key: "filename", value: "/dev/urandom"}}
+			p.object, p.list = nil, []property{{key: "qom-type", value: "rng-random", bare: true, implied: true},
+				{key: "id", value: id}, {key: "filename", value: "/dev/urandom"}}
 		}
 	})
 	w.cl.drop(func(o option) bool {
@@ -227,9 +238,12 @@ func (w *rewriter) closeObjects() {
 // ejectRemote empties removable drives whose media are elsewhere.
 func (w *rewriter) ejectRemote() {
 	w.cl.edit("drive", func(_ *option, p *props) {
-		if file := p.get("file"); p.get("media") == "cdrom" && (isURI(strings.TrimPrefix(file, "file:")) || strings.HasPrefix(file, "/dev/")) {
+		if file := p.get("file"); p.get("media") == "cdrom" && (isURI(strings.TrimPrefix(file, "file:")) ||
+			strings.HasPrefix(file, "/dev/")) {
 			w.warn("isolated: medium %s is left out", file)
-			p.remove(func(key string) bool { return key == "file" || key == "format" || strings.HasPrefix(key, "file.") })
+			p.remove(func(key string) bool {
+				return key == "file" || key == "format" || strings.HasPrefix(key, "file.")
+			})
 		}
 	})
 	w.cl.drop(func(o option) bool {
@@ -266,7 +280,8 @@ func (w *rewriter) isRemote(name string) bool {
 	return false
 }
 
-// protectFiles keeps the machine from writing to files of the original that are not part of the point: floppies, cards, firmware variables.
+// protectFiles keeps the machine from writing to files of the original that are not part of the
+// point: floppies, cards, firmware variables.
 func (w *rewriter) protectFiles() {
 	w.cl.drop(func(o option) bool {
 		p := parseProps(o.value, "")
@@ -302,7 +317,8 @@ func (h *Host) Isolation(ctx context.Context, m hypervisor.Machine) (isolation.R
 		return report, fmt.Errorf("check that %s is isolated: %w", m.Name, err)
 	}
 	var info string
-	if err := c.Execute(ctx, "human-monitor-command", map[string]string{"command-line": "info network"}, &info); err != nil {
+	if err := c.Execute(ctx, "human-monitor-command", map[string]string{"command-line": "info network"},
+		&info); err != nil {
 		return report, fmt.Errorf("check that %s is isolated: %w", m.Name, err)
 	}
 	return report.Add(isolation.Backends(info)...), nil
@@ -322,7 +338,8 @@ func (h *Host) Release(ctx context.Context, m hypervisor.Machine) error {
 	return nil
 }
 
-// SerialText returns the last max bytes that the machine wrote to its first serial port, "" if that is not kept in a file.
+// SerialText returns the last max bytes that the machine wrote to its first serial port, "" if that
+// is not kept in a file.
 func (h *Host) SerialText(ctx context.Context, m hypervisor.Machine, max int64) (string, error) {
 	c, err := h.reach(ctx, m)
 	if err != nil {

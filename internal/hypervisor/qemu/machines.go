@@ -53,7 +53,8 @@ func (h *Host) machine(ctx context.Context, c *qmp.Client) (hypervisor.Machine, 
 	return m, err
 }
 
-// state maps QEMU's run states. A machine that waits for storage or for cont has its disks at rest: it is paused.
+// state maps QEMU's run states. A machine that waits for storage or for cont has its disks at rest:
+// it is paused.
 func state(status string) hypervisor.State {
 	switch status {
 	case "running":

@@ -9,7 +9,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// stopDrivers are the devices that can stop the machine on an error, each with its own name for a global property.
+// stopDrivers are the devices that can stop the machine on an error, each with its own name for a
+// global property.
 var stopDrivers = []string{"virtio-blk-device", "scsi-hd", "scsi-block", "ide-hd"}
 
 // stopOptions are the globals that make every disk stop the machine on an error.
@@ -17,7 +18,8 @@ func stopOptions() []option {
 	var out []option
 	for _, driver := range stopDrivers {
 		for _, property := range []string{"rerror", "werror"} {
-			out = append(out, option{name: "global", value: "driver=" + driver + ",property=" + property + ",value=stop", hasValue: true})
+			out = append(out, option{name: "global", value: "driver=" + driver + ",property=" + property +
+				",value=stop", hasValue: true})
 		}
 	}
 	return out
@@ -32,7 +34,8 @@ func (w *rewriter) holdOnErrors() {
 	w.cl.edit("device", func(_ *option, p *props) {
 		driver := p.get("driver")
 		if strings.HasPrefix(driver, "nvme") || strings.HasPrefix(driver, "usb-storage") {
-			w.warn("a disk on %s tells the guest of I/O errors: should the export be away for long, the guest sees them", driver)
+			w.warn("a disk on %s tells the guest of I/O errors: should the export be away for long, the guest sees "+
+				"them", driver)
 		}
 		for _, key := range []string{"rerror", "werror"} {
 			if v := p.get(key); v != "" && v != "stop" {
@@ -49,7 +52,8 @@ func (cl *commandLine) dropStops() {
 	cl.drop(func(o option) bool { return slices.Contains(ours, o) })
 }
 
-// settleArgs tells of a machine whose disks became local while it ran as if it had been started from them.
+// settleArgs tells of a machine whose disks became local while it ran as if it had been started
+// from them.
 func (cl *commandLine) settleArgs(ctx context.Context, c *qmp.Client, proc *process) error {
 	if !cl.hasOverlays() {
 		return nil
@@ -70,5 +74,7 @@ func (cl *commandLine) settleArgs(ctx context.Context, c *qmp.Client, proc *proc
 }
 
 func (cl *commandLine) hasOverlays() bool {
-	return slices.ContainsFunc(cl.options, func(o option) bool { return strings.Contains(o.value, hypervisor.OverlaySuffix) })
+	return slices.ContainsFunc(cl.options, func(o option) bool {
+		return strings.Contains(o.value, hypervisor.OverlaySuffix)
+	})
 }

@@ -15,8 +15,8 @@ type process struct {
 	open map[string]string // base name → path of the files it has open; "" where several have the name
 }
 
-// readProcess looks at /proc. A QEMU that made itself a daemon has / as its directory; then the files it has open say
-// where it was started.
+// readProcess looks at /proc. A QEMU that made itself a daemon has / as its directory; then the
+// files it has open say where it was started.
 func readProcess(pid int) (*process, error) {
 	proc := fmt.Sprintf("/proc/%d", pid)
 	raw, err := os.ReadFile(proc + "/cmdline")
@@ -57,7 +57,8 @@ func splitArgs(raw []byte) []string {
 	return args
 }
 
-// resolve returns the absolute form of a path of the command line. What is no path, such as nbd:// or json:, stays as it is.
+// resolve returns the absolute form of a path of the command line. What is no path, such as nbd://
+// or json:, stays as it is.
 func (p *process) resolve(name string) string {
 	name = strings.TrimPrefix(name, "file:")
 	if p == nil || name == "" || filepath.IsAbs(name) || isURI(name) {
@@ -80,7 +81,8 @@ func (p *process) startDir(relative []string) string {
 	}
 	for _, name := range relative {
 		clean := filepath.Clean(name)
-		if target := p.resolve(name); !filepath.IsAbs(name) && strings.HasSuffix(target, "/"+clean) && target != "/"+clean {
+		if target := p.resolve(name); !filepath.IsAbs(name) && strings.HasSuffix(target, "/"+clean) && target != "/"+
+			clean {
 			return strings.TrimSuffix(target, "/"+clean)
 		}
 	}

@@ -8,12 +8,16 @@ import (
 )
 
 // impliedKey is what a first value without a key means.
-var impliedKey = map[string]string{"chardev": "backend", "device": "driver", "netdev": "type", "nic": "type", "net": "type",
-	"machine": "type", "M": "type", "object": "qom-type", "name": "guest", "tpmdev": "type", "mon": "chardev", "vnc": "vnc",
-	"smp": "cpus", "m": "size", "accel": "accel", "cpu": "model", "vga": "type", "audiodev": "driver", "fsdev": "fsdriver",
+var impliedKey = map[string]string{"chardev": "backend", "device": "driver", "netdev": "type", "nic": "type",
+	"net":     "type",
+	"machine": "type", "M": "type", "object": "qom-type", "name": "guest", "tpmdev": "type", "mon": "chardev",
+	"vnc": "vnc",
+	"smp": "cpus", "m": "size", "accel": "accel", "cpu": "model", "vga": "type", "audiodev": "driver",
+	"fsdev":  "fsdriver",
 	"virtfs": "fsdriver", "blockdev": "driver"}
 
-// props are the properties of one option, key=value,… or JSON. Keys of nested JSON are written with dots, as QEMU does.
+// props are the properties of one option, key=value,… or JSON. Keys of nested JSON are written with
+// dots, as QEMU does.
 type props struct {
 	object map[string]any // of JSON; nil for the other form
 	list   []property

@@ -109,41 +109,52 @@ func TestNameDisks(t *testing.T) {
 	}
 }
 
-// startOriginal runs a machine with one of everything: disks in all forms, firmware variables, a TPM, an agent, sockets, a network.
+// startOriginal runs a machine with one of everything: disks in all forms, firmware variables, a
+// TPM, an agent, sockets, a network.
 func startOriginal(t *testing.T) (dir string, h *Host) {
 	dir = filepath.Join(shortDir(t), "my vm")
 	if err := os.MkdirAll(filepath.Join(dir, "tpm"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name, format := range map[string]string{"a.qcow2": "qcow2", "b.img": "raw", "c.qcow2": "qcow2", "d.img": "raw", "base.img": "raw", "old.qcow2": "qcow2 -o compat=0.10"} {
+	for name, format := range map[string]string{"a.qcow2": "qcow2", "b.img": "raw", "c.qcow2": "qcow2", "d.img": "raw",
+		"base.img": "raw", "old.qcow2": "qcow2 -o compat=0.10"} {
 		args := append([]string{"create", "-q", "-f"}, strings.Fields(format)...)
 		tool(t, "qemu-img", append(args, filepath.Join(dir, name), "8M")...)
 	}
 	tool(t, "cp", "/usr/share/OVMF/OVMF_VARS_4M.fd", filepath.Join(dir, "vars.fd"))
-	spawn(t, dir, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir+"/tpm", "--ctrl", "type=unixio,path="+dir+"/swtpm.sock", "--flags", "startup-clear")
+	spawn(t, dir, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir+"/tpm", "--ctrl", "type=unixio,path="+dir+
+		"/swtpm.sock", "--flags", "startup-clear")
 	await(t, "the TPM", func() bool { return exists(dir + "/swtpm.sock") })
-	spawn(t, dir, "qemu-system-x86_64", "-S", "-name", "my vm,debug-threads=on", "-uuid", "11111111-2222-3333-4444-555555555555",
+	spawn(t, dir, "qemu-system-x86_64", "-S", "-name", "my vm,debug-threads=on", "-uuid",
+		"11111111-2222-3333-4444-555555555555",
 		"-machine", "q35,accel=tcg", "-cpu", "max,-svm", "-m", "64", "-nodefaults", "-display", "none",
-		"-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive", "if=pflash,format=raw,file=vars.fd",
-		"-qmp", "unix:q.sock,server=on,wait=off", "-monitor", "unix:hmp.sock,server=on,wait=off", "-serial", "file:console.log", "-pidfile", "pid",
+		"-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd", "-drive",
+		"if=pflash,format=raw,file=vars.fd",
+		"-qmp", "unix:q.sock,server=on,wait=off", "-monitor", "unix:hmp.sock,server=on,wait=off", "-serial",
+		"file:console.log", "-pidfile", "pid",
 		"-object", "iothread,id=io0",
 		"-blockdev", `{"driver":"file","filename":"a.qcow2","node-name":"a-f","cache":{"no-flush":true}}`,
-		"-blockdev", "driver=qcow2,file=a-f,node-name=a,discard=unmap", "-device", "virtio-blk-pci,drive=a,id=vdb,iothread=io0,serial=S-1",
+		"-blockdev", "driver=qcow2,file=a-f,node-name=a,discard=unmap", "-device",
+		"virtio-blk-pci,drive=a,id=vdb,iothread=io0,serial=S-1",
 		"-blockdev", `{"driver":"raw","node-name":"b","file":{"driver":"file","filename":"b.img"}}`,
 		"-device", "virtio-scsi-pci,id=scsi0,iothread=io0", "-device", `{"driver":"scsi-hd","drive":"b","bus":"scsi0.0"}`,
 		"-drive", "file=c.qcow2,if=virtio,cache=writeback", "-drive", "file=old.qcow2,if=virtio,format=qcow2",
 		"-drive", "file=base.img,format=raw,if=virtio,readonly=on", "-hda", "d.img",
 		"-drive", "if=none,id=cd,media=cdrom", "-device", "ide-cd,drive=cd",
-		"-chardev", "socket,id=tpmchar,path=swtpm.sock", "-tpmdev", "emulator,id=tpm0,chardev=tpmchar", "-device", "tpm-tis,tpmdev=tpm0",
-		"-device", "virtio-serial", "-chardev", "socket,path=qga.sock,server=on,wait=off,id=q0", "-device", "virtserialport,chardev=q0,name=org.qemu.guest_agent.0",
-		"-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:0-:22", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:aa:bb:cc")
+		"-chardev", "socket,id=tpmchar,path=swtpm.sock", "-tpmdev", "emulator,id=tpm0,chardev=tpmchar", "-device",
+		"tpm-tis,tpmdev=tpm0",
+		"-device", "virtio-serial", "-chardev", "socket,path=qga.sock,server=on,wait=off,id=q0", "-device",
+		"virtserialport,chardev=q0,name=org.qemu.guest_agent.0",
+		"-netdev", "user,id=n0,hostfwd=tcp:127.0.0.1:0-:22", "-device",
+		"virtio-net-pci,netdev=n0,mac=52:54:00:aa:bb:cc")
 	return dir, connect(t, "qmp:"+dir+"/q.sock")
 }
 
 func TestMachinesAndDescribe(t *testing.T) {
 	dir, h := startOriginal(t)
 	m := machine(t, h)
-	if m.Name != "my vm" || m.UUID != "11111111-2222-3333-4444-555555555555" || m.State != hypervisor.Paused || !m.Agent {
+	if m.Name != "my vm" || m.UUID != "11111111-2222-3333-4444-555555555555" || m.State != hypervisor.Paused ||
+		!m.Agent {
 		t.Errorf("machine is %+v", m)
 	}
 	type facts struct {
@@ -179,7 +190,8 @@ func TestMachinesAndDescribe(t *testing.T) {
 	if err != nil || len(warnings) > 0 {
 		t.Fatalf("describe: %v, warnings %q", err, warnings)
 	}
-	if def.Kind != "qemu" || def.Dir != dir || def.MachineType != "pc-q35-7.2" || !strings.HasPrefix(def.Hypervisor, "QEMU 7.2") ||
+	if def.Kind != "qemu" || def.Dir != dir || def.MachineType != "pc-q35-7.2" ||
+		!strings.HasPrefix(def.Hypervisor, "QEMU 7.2") ||
 		!strings.Contains(def.CPU, `"svm": false`) || def.Args[0] != "qemu-system-x86_64" {
 		t.Errorf("definition is %+v", def)
 	}
@@ -198,7 +210,8 @@ func TestMachinesAndDescribe(t *testing.T) {
 	}
 }
 
-// rebuildOf returns the order to rebuild the point of a described machine from copies of its disks in storage.
+// rebuildOf returns the order to rebuild the point of a described machine from copies of its disks
+// in storage.
 func rebuildOf(t *testing.T, h *Host, storage string) hypervisor.Rebuild {
 	t.Helper()
 	m := machine(t, h)
@@ -207,9 +220,11 @@ func rebuildOf(t *testing.T, h *Host, storage string) hypervisor.Rebuild {
 		t.Fatal(err)
 	}
 	p := &point.RecoveryPoint{ID: point.NewID(), VM: m.Name, MachineUUID: m.UUID, Definition: def, Files: files}
-	r := hypervisor.Rebuild{Point: p, Name: "it's new", StorageDir: storage, Disks: map[string]string{}, Formats: map[string]string{}, Files: map[string]string{}}
+	r := hypervisor.Rebuild{Point: p, Name: "it's new", StorageDir: storage, Disks: map[string]string{},
+		Formats: map[string]string{}, Files: map[string]string{}}
 	for _, d := range m.Disks {
-		p.Disks = append(p.Disks, point.Disk{Name: d.Name, Size: d.Size, Source: point.Source{File: d.File, Format: d.Format, Node: d.Node}})
+		p.Disks = append(p.Disks, point.Disk{Name: d.Name, Size: d.Size,
+			Source: point.Source{File: d.File, Format: d.Format, Node: d.Node}})
 		format := map[string]string{"raw": "qcow2", "qcow2": "raw"}[d.Format]
 		path := filepath.Join(storage, "new, "+d.Name)
 		tool(t, "qemu-img", "create", "-q", "-f", format, path, "8M")
@@ -246,7 +261,8 @@ func TestDefineAndStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := machine(t, n)
-	if m.Name != r.Name || m.UUID != out.UUID || m.UUID == r.Point.MachineUUID || m.State != hypervisor.Running || out.State != hypervisor.Running {
+	if m.Name != r.Name || m.UUID != out.UUID || m.UUID == r.Point.MachineUUID || m.State != hypervisor.Running ||
+		out.State != hypervisor.Running {
 		t.Errorf("rebuilt machine is %+v, %+v", m, out)
 	}
 	var got []string
@@ -266,7 +282,8 @@ func TestDefineAndStart(t *testing.T) {
 			t.Errorf("the copy uses the original's %s", f.Path)
 		}
 	}
-	if len(files) < 2 || strings.Contains(strings.Join(def.Args, " "), "aa:bb:cc") || !strings.Contains(strings.Join(out.Warnings, "\n"), "vdd") {
+	if len(files) < 2 || strings.Contains(strings.Join(def.Args, " "), "aa:bb:cc") ||
+		!strings.Contains(strings.Join(out.Warnings, "\n"), "vdd") {
 		t.Errorf("files %v, args %q, warnings %q", files, def.Args, out.Warnings)
 	}
 	if _, err := n.Define(t.Context(), r); !errors.Is(err, hypervisor.ErrExists) {
@@ -280,7 +297,8 @@ func TestDefineRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu", Args: []string{"qemu-system-x86_64", "-no-such-option"}}}
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu",
+		Args: []string{"qemu-system-x86_64", "-no-such-option"}}}
 	good := hypervisor.Rebuild{Point: p, Name: "n", StorageDir: storage, SameIdentity: true, Start: true}
 	if _, err := h.Define(t.Context(), good); err == nil || !strings.Contains(err.Error(), "no-such-option") {
 		t.Errorf("a machine that does not start: %v", err)

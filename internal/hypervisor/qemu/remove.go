@@ -12,7 +12,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
-// Remove implements [hypervisor.Remover]: it kills QEMU. The definition of a plain QEMU is its start script, which is a file and stays.
+// Remove implements [hypervisor.Remover]: it kills QEMU. The definition of a plain QEMU is its
+// start script, which is a file and stays.
 func (h *Host) Remove(ctx context.Context, m hypervisor.Machine) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
@@ -30,8 +31,8 @@ func (h *Host) Remove(ctx context.Context, m hypervisor.Machine) error {
 	return nil
 }
 
-// kill ends a process and waits until it is gone with all that it held: of a process that is ending, the socket on which it listens closes before
-// its connections and the locks of its images.
+// kill ends a process and waits until it is gone with all that it held: of a process that is
+// ending, the socket on which it listens closes before its connections and the locks of its images.
 func kill(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {

@@ -120,7 +120,8 @@ func (w *rewriter) pinMachine() {
 	}
 }
 
-// setIdentity gives the machine its name, and a UUID and MAC addresses that are the old ones or fresh.
+// setIdentity gives the machine its name, and a UUID and MAC addresses that are the old ones or
+// fresh.
 func (w *rewriter) setIdentity() {
 	if !w.cl.has("name") {
 		w.cl.set("name", "")
@@ -215,7 +216,8 @@ func (w *rewriter) replaceFiles() {
 	}
 	for i := range w.cl.options {
 		o := &w.cl.options[i]
-		if path := moved[w.old(o.value)]; path != "" && (o.name == "kernel" || o.name == "initrd" || o.name == "pflash") {
+		if path := moved[w.old(o.value)]; path != "" && (o.name == "kernel" || o.name == "initrd" ||
+			o.name == "pflash") {
 			o.value = path
 		}
 	}

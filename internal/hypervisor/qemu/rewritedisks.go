@@ -12,12 +12,14 @@ var (
 	// filterDrivers pass on what is below them.
 	filterDrivers = wordSet("throttle copy-on-read compress blkverify blkdebug blklogwrites preallocate")
 	// protocolDrivers are the lowest node of a disk.
-	protocolDrivers = wordSet("file host_device nbd rbd ssh iscsi http https ftp ftps gluster nfs nvme vvfat null-co null-aio")
+	protocolDrivers = wordSet("file host_device nbd rbd ssh iscsi http https ftp ftps gluster nfs nvme vvfat null-co " +
+		"null-aio")
 	// commonKeys are options that every block driver has.
 	commonKeys = wordSet("driver node-name read-only auto-read-only discard detect-zeroes cache force-share")
 )
 
-// replaceDisks puts the restored images in the place of the old ones. A disk that was not restored goes, with its device.
+// replaceDisks puts the restored images in the place of the old ones. A disk that was not restored
+// goes, with its device.
 func (w *rewriter) replaceDisks() {
 	placed := make(map[int]bool) // options that hold a restored disk
 	for _, d := range w.r.Point.Disks {
@@ -47,7 +49,8 @@ func (w *rewriter) replaceDisks() {
 }
 
 func (w *rewriter) addDrive(path, format string) int {
-	p := &props{list: []property{{key: "file", value: path}, {key: "format", value: format}, {key: "if", value: "virtio"}}}
+	p := &props{list: []property{{key: "file", value: path}, {key: "format", value: format},
+		{key: "if", value: "virtio"}}}
 	w.cl.options = append(w.cl.options, option{name: "drive", value: p.String(), hasValue: true})
 	return len(w.cl.options) - 1
 }
@@ -64,8 +67,8 @@ func (w *rewriter) node(name string) (int, *props) {
 	return -1, nil
 }
 
-// placeNode replaces the image below the node that the disk was captured from, and returns the option of that node; -1 if
-// the command line has no such node.
+// placeNode replaces the image below the node that the disk was captured from, and returns the
+// option of that node; -1 if the command line has no such node.
 func (w *rewriter) placeNode(d point.Disk, path, format string) int {
 	root, p := w.node(d.Source.Node)
 	if root < 0 {
@@ -136,7 +139,8 @@ func replaceProtocol(p *props, prefix, path string) {
 	p.set(prefix+"filename", path)
 }
 
-// keepCommon drops the options of the node at prefix that not every driver has, but for those named.
+// keepCommon drops the options of the node at prefix that not every driver has, but for those
+// named.
 func keepCommon(p *props, prefix, also string) {
 	extra := wordSet(also)
 	p.remove(func(key string) bool {
@@ -179,7 +183,8 @@ func driveFile(o option) string {
 	return ""
 }
 
-// hdIndex returns the drive index that an option such as -hda stands for, -1 if it is none. An image without an option is -hda.
+// hdIndex returns the drive index that an option such as -hda stands for, -1 if it is none. An
+// image without an option is -hda.
 func hdIndex(name string) int {
 	if name == "" {
 		return 0
@@ -190,7 +195,8 @@ func hdIndex(name string) int {
 	return -1
 }
 
-// placeDrive replaces the image of a -drive, -hda or bare image, found by its file. It returns -1 if there is none.
+// placeDrive replaces the image of a -drive, -hda or bare image, found by its file. It returns -1
+// if there is none.
 func (w *rewriter) placeDrive(d point.Disk, path, format string, placed map[int]bool) int {
 	for i := range w.cl.options {
 		o := &w.cl.options[i]
@@ -206,7 +212,8 @@ func (w *rewriter) placeDrive(d point.Disk, path, format string, placed map[int]
 		}
 		p := parseProps(o.value, "")
 		if p.get("format") != format && p.get("driver") != format { // options of the other format mean nothing
-			dropKeys(p, "", "l2-cache-size", "cache-size", "refcount-cache-size", "lazy-refcounts", "overlap-check", "cache-clean-interval", "size", "offset")
+			dropKeys(p, "", "l2-cache-size", "cache-size", "refcount-cache-size", "lazy-refcounts", "overlap-check",
+				"cache-clean-interval", "size", "offset")
 		}
 		dropKeys(p, "", "backing", "driver", "filename", "data-file", "encrypt", "snapshot")
 		p.remove(func(key string) bool { return strings.HasPrefix(key, "file.") })
@@ -223,7 +230,8 @@ func (w *rewriter) sameImage(file, source string) bool {
 	return source != "" && (file == source || w.old(file) == w.old(source) || filepath.Clean(w.old(file)) == source)
 }
 
-// dropOthers removes the disks that hold no restored image, their devices, and nodes that nothing uses any more.
+// dropOthers removes the disks that hold no restored image, their devices, and nodes that nothing
+// uses any more.
 func (w *rewriter) dropOthers(placed map[int]bool) {
 	gone := make(map[string]bool) // drives and nodes whose devices go too
 	var kept []option
@@ -249,7 +257,8 @@ func (w *rewriter) dropOthers(placed map[int]bool) {
 	w.dropUnused()
 }
 
-// dropDevices removes the devices of drives in gone, and of nodes that are neither among roots nor read-only and here.
+// dropDevices removes the devices of drives in gone, and of nodes that are neither among roots nor
+// read-only and here.
 func (w *rewriter) dropDevices(gone, roots map[string]bool) {
 	var left []string
 	w.cl.drop(func(o option) bool {
@@ -288,7 +297,8 @@ func (w *rewriter) keepsNode(name string) bool {
 			return false
 		}
 		next := p.get("file")
-		if _, below := w.node(next); below != nil && below.get("read-only") != "on" && exists(w.old(below.get("filename"))) {
+		if _, below := w.node(next); below != nil && below.get("read-only") != "on" &&
+			exists(w.old(below.get("filename"))) {
 			return true
 		}
 		name = next

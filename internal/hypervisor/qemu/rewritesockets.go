@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// moveSockets gives the machine's monitor and agent their new paths, and everything else that has a name on the host one of
-// its own, so that the machine and its original do not meet.
+// moveSockets gives the machine's monitor and agent their new paths, and everything else that has a
+// name on the host one of its own, so that the machine and its original do not meet.
 func (w *rewriter) moveSockets() {
 	monitors := w.monitorChardevs()
 	agent := ""
@@ -20,7 +20,8 @@ func (w *rewriter) moveSockets() {
 	}
 }
 
-// monitorChardevs returns the IDs of the character devices of QMP monitors, of which the first becomes the new machine's.
+// monitorChardevs returns the IDs of the character devices of QMP monitors, of which the first
+// becomes the new machine's.
 func (w *rewriter) monitorChardevs() []string {
 	var ids []string
 	for _, v := range w.cl.values("mon") {
@@ -58,7 +59,8 @@ func serves(p *props) bool { return p.get("server") == "on" || p.get("server") =
 func listen(p *props, path string) {
 	p.remove(func(key string) bool {
 		switch key {
-		case "path", "host", "port", "to", "ipv4", "ipv6", "fd", "telnet", "tn3270", "websocket", "tls-creds", "tls-authz", "nodelay",
+		case "path", "host", "port", "to", "ipv4", "ipv6", "fd", "telnet", "tn3270", "websocket", "tls-creds",
+			"tls-authz", "nodelay",
 			"server", "wait", "nowait", "noserver", "reconnect", "delay":
 			return true
 		}
@@ -69,7 +71,8 @@ func listen(p *props, path string) {
 	p.set("wait", "off")
 }
 
-// moveMonitors sets the path of the first -qmp, unless a -mon has it, and adds one where there is none.
+// moveMonitors sets the path of the first -qmp, unless a -mon has it, and adds one where there is
+// none.
 func (w *rewriter) moveMonitors(have bool) {
 	for i := range w.cl.options {
 		o := &w.cl.options[i]

@@ -14,7 +14,8 @@ import (
 
 var _ hypervisor.Screen = (*Host)(nil)
 
-// Screenshot implements [hypervisor.Screen]. QEMU writes the picture to a file beside its monitor's socket, where it surely may.
+// Screenshot implements [hypervisor.Screen]. QEMU writes the picture to a file beside its monitor's
+// socket, where it surely may.
 func (h *Host) Screenshot(ctx context.Context, m hypervisor.Machine) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()

@@ -14,7 +14,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// moveTime bounds how long a machine stands still for its move: guests wait half a minute and more for a disk.
+// moveTime bounds how long a machine stands still for its move: guests wait half a minute and more
+// for a disk.
 const moveTime = 40 * time.Second
 
 // FinishHydration implements [hypervisor.Hydrator].
@@ -41,7 +42,8 @@ func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hype
 	if err := settleDefinition(m, s, local); err != nil {
 		failed = errors.Join(failed, standsStill(err))
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTime) // whatever has taken too long, it is to go on
+	// whatever has taken too long, it is to go on
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTime)
 	defer cancel()
 	if !s.StayPaused && !errors.Is(failed, hypervisor.ErrStandsStill) {
 		failed = errors.Join(failed, standsStill(c.Execute(ctx, "cont", nil, nil)))
@@ -66,9 +68,10 @@ func standsStill(err error) error {
 	return fmt.Errorf("%w: %w", hypervisor.ErrStandsStill, err)
 }
 
-// completeStill stops the machine and has its copies, once nothing is left to copy, take the place of the overlays. It returns the disks that are on their
-// targets then.
-func (h *Host) completeStill(ctx context.Context, c *qmp.Client, m hypervisor.Machine, targets []hypervisor.HydrationTarget) ([]hypervisor.HydrationTarget, error) {
+// completeStill stops the machine and has its copies, once nothing is left to copy, take the place
+// of the overlays. It returns the disks that are on their targets then.
+func (h *Host) completeStill(ctx context.Context, c *qmp.Client, m hypervisor.Machine,
+	targets []hypervisor.HydrationTarget) ([]hypervisor.HydrationTarget, error) {
 	ctx, cancel := context.WithTimeout(ctx, moveTime)
 	defer cancel()
 	if err := c.Execute(ctx, "stop", nil, nil); err != nil {
@@ -81,7 +84,8 @@ func (h *Host) completeStill(ctx context.Context, c *qmp.Client, m hypervisor.Ma
 	return completeAll(ctx, c, targets, true)
 }
 
-// settleDefinition changes the machine's start script. A machine without one, whose disk was plugged in while it ran, has nothing to change.
+// settleDefinition changes the machine's start script. A machine without one, whose disk was
+// plugged in while it ran, has nothing to change.
 func settleDefinition(m hypervisor.Machine, s hypervisor.Settlement, targets []hypervisor.HydrationTarget) error {
 	if s.StorageDir == "" {
 		return nil
@@ -89,9 +93,11 @@ func settleDefinition(m hypervisor.Machine, s hypervisor.Settlement, targets []h
 	return settleScript(scriptPath(s.StorageDir, m.Name), targets)
 }
 
-// completeAll has the copies of a machine that stands still take the place of its overlays and returns the disks that are on their targets, also if
-// they were before. New copies are told to complete only if tell is set.
-func completeAll(ctx context.Context, c *qmp.Client, targets []hypervisor.HydrationTarget, tell bool) (local []hypervisor.HydrationTarget, failed error) {
+// completeAll has the copies of a machine that stands still take the place of its overlays and
+// returns the disks that are on their targets, also if they were before. New copies are told to
+// complete only if tell is set.
+func completeAll(ctx context.Context, c *qmp.Client, targets []hypervisor.HydrationTarget,
+	tell bool) (local []hypervisor.HydrationTarget, failed error) {
 	for _, t := range targets {
 		job, err := findJob(ctx, c, t.Disk)
 		if err == nil && job != nil && (job.Status == "ready" || job.still() && job.Ready) && tell {
@@ -116,7 +122,8 @@ func about(t hypervisor.HydrationTarget, err error) error {
 	return fmt.Errorf("disk %s: %w", t.Disk, err)
 }
 
-// completed waits for the end of a copy that was told to complete, if it was, finalizes it, and reports whether the machine is on its target.
+// completed waits for the end of a copy that was told to complete, if it was, finalizes it, and
+// reports whether the machine is on its target.
 func completed(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget, told bool) (bool, error) {
 	job, failed := awaitEnd(ctx, c, t.Disk, told)
 	if failed == nil && job != nil && job.ended() {
@@ -139,12 +146,14 @@ func completed(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget,
 	}
 }
 
-// awaitEnd returns the copy of a disk when it has nothing left to do but what finalize does, or has ended; nil if there is none. One that was not told to
-// complete, or stopped on an error, is returned as it is: told to complete it will come to its end once it goes on, and wait there.
+// awaitEnd returns the copy of a disk when it has nothing left to do but what finalize does, or has
+// ended; nil if there is none. One that was not told to complete, or stopped on an error, is
+// returned as it is: told to complete it will come to its end once it goes on, and wait there.
 func awaitEnd(ctx context.Context, c *qmp.Client, disk string, told bool) (*blockJob, error) {
 	for {
 		job, err := findJob(ctx, c, disk)
-		if err != nil || job == nil || job.stopped() || job.Status != "waiting" && !(told && (job.Status == "ready" || job.still())) {
+		if err != nil || job == nil || job.stopped() ||
+			job.Status != "waiting" && !(told && (job.Status == "ready" || job.still())) {
 			return job, err
 		}
 		select {
@@ -180,7 +189,8 @@ func queryNodes(ctx context.Context, c *qmp.Client) ([]namedNode, error) {
 	return nodes, err
 }
 
-// closeOverlay makes QEMU let go of an overlay that no disk is on any more, and so of the export below.
+// closeOverlay makes QEMU let go of an overlay that no disk is on any more, and so of the export
+// below.
 func closeOverlay(ctx context.Context, c *qmp.Client, t hypervisor.HydrationTarget) error {
 	for {
 		nodes, err := queryNodes(ctx, c)
@@ -267,7 +277,8 @@ func parseScript(text string) (script, error) {
 	return script{head: text[:i+1], cl: parseCommandLine(words)}, nil
 }
 
-// splitWords splits one shell command of plain and quoted words. What a shell would expand or what follows the command is an error.
+// splitWords splits one shell command of plain and quoted words. What a shell would expand or what
+// follows the command is an error.
 func splitWords(text string) ([]string, error) {
 	var words []string
 	var word strings.Builder
@@ -381,8 +392,9 @@ func prefixOf(p *props, path string) (prefix string, found bool) {
 	return "", false
 }
 
-// settleScript puts targets in the place of their overlays in a start script, durably. With the last overlay the options that stop the machine on
-// errors go. A script that is as it should be stays untouched.
+// settleScript puts targets in the place of their overlays in a start script, durably. With the
+// last overlay the options that stop the machine on errors go. A script that is as it should be
+// stays untouched.
 func settleScript(path string, targets []hypervisor.HydrationTarget) error {
 	sc, err := readScript(path)
 	if err != nil {

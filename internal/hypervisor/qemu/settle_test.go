@@ -26,7 +26,8 @@ func (i *instant) requireState(want hypervisor.State) {
 	}
 }
 
-// goOn lets all copies go on and waits until they are ready. What meets the connection that is gone once more is told again.
+// goOn lets all copies go on and waits until they are ready. What meets the connection that is gone
+// once more is told again.
 func (i *instant) goOn() {
 	i.Helper()
 	for _, t := range i.targets {
@@ -39,8 +40,9 @@ func (i *instant) goOn() {
 	}
 }
 
-// Without the export a machine whose copies lack something goes on where it was and the error says what is left. With a new export it moves, also if "cont" has
-// made QEMU forget that the copy waits.
+// Without the export a machine whose copies lack something goes on where it was and the error says
+// what is left. With a new export it moves, also if "cont" has made QEMU forget that the copy
+// waits.
 func TestMoveWithoutExport(t *testing.T) {
 	i := newInstant(t)
 	i.hydrateAll(0)
@@ -51,7 +53,8 @@ func TestMoveWithoutExport(t *testing.T) {
 	if err == nil || errors.Is(err, hypervisor.ErrStandsStill) || !strings.Contains(err.Error(), "sdb") {
 		t.Errorf("without the export: %v", err)
 	}
-	if paused, err := i.h.Continue(t.Context(), i.m); err != nil || paused { // its firmware may have read a disk, and waits for the export
+	// its firmware may have read a disk, and waits for the export
+	if paused, err := i.h.Continue(t.Context(), i.m); err != nil || paused {
 		t.Errorf("the machine stands still: %v, %v", paused, err)
 	}
 	settled, err := i.h.Settled(t.Context(), i.m, i.settlement())
@@ -69,7 +72,8 @@ func TestMoveWithoutExport(t *testing.T) {
 	i.requireSettled()
 }
 
-// A copy that has copied everything moves the machine without the export, and what was written up to the last moment is in it.
+// A copy that has copied everything moves the machine without the export, and what was written up
+// to the last moment is in it.
 func TestMoveNeedsNoExport(t *testing.T) {
 	i := newInstant(t)
 	i.hydrateAll(0)
@@ -83,7 +87,8 @@ func TestMoveNeedsNoExport(t *testing.T) {
 	i.requireSettled()
 }
 
-// A copy that was told to complete and could not does not move the machine when it can: it waits for the next call.
+// A copy that was told to complete and could not does not move the machine when it can: it waits
+// for the next call.
 func TestNoMoveByItself(t *testing.T) {
 	i := newInstant(t)
 	i.hydrateAll(0)
@@ -95,7 +100,8 @@ func TestNoMoveByItself(t *testing.T) {
 	i.endExports()
 	i.failToWrite("sdb", 3*mib+4096)
 	i.stopped(sdb)
-	i.ok(c.Execute(t.Context(), "job-complete", map[string]any{"id": jobID("sdb")}, nil)) // and then who gave the order is killed
+	// and then who gave the order is killed
+	i.ok(c.Execute(t.Context(), "job-complete", map[string]any{"id": jobID("sdb")}, nil))
 	i.ok(c.Execute(t.Context(), "cont", nil, nil))
 	i.exportAgain()
 	await(t, "the end of the copy", func() bool {
@@ -105,7 +111,8 @@ func TestNoMoveByItself(t *testing.T) {
 		return job.Status == "pending"
 	})
 	i.ok(i.h.HydrationRate(t.Context(), i.m, sdb, 0))
-	if now, err := i.h.Hydration(t.Context(), i.m, sdb); err != nil || now.Local || !now.Ready || now.Done != now.Total {
+	if now, err := i.h.Hydration(t.Context(), i.m, sdb); err != nil || now.Local || !now.Ready ||
+		now.Done != now.Total {
 		t.Errorf("the copy that has ended is %+v, %v", now, err)
 	}
 	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
@@ -133,7 +140,8 @@ func TestMoveOfDeadMachine(t *testing.T) {
 	}
 }
 
-// A machine that was paused stays paused, and one whose start script can not be changed stands still until it can.
+// A machine that was paused stays paused, and one whose start script can not be changed stands
+// still until it can.
 func TestMoveStandsStill(t *testing.T) {
 	i := newInstant(t)
 	i.hydrateAll(0)

@@ -55,7 +55,8 @@ func findSlots(ctx context.Context, c *qmp.Client) ([]slot, error) {
 	return append(out, more...), err
 }
 
-// takesAny reports whether the first bus takes a device at any free place while the machine runs, as that of a pc does.
+// takesAny reports whether the first bus takes a device at any free place while the machine runs,
+// as that of a pc does.
 func takesAny(devices []pciDevice) bool {
 	used := map[int]bool{}
 	hot := false
@@ -72,8 +73,8 @@ type object struct {
 	bus        string // it sits on
 }
 
-// namedSlots returns the empty root ports and the SCSI controllers that have an ID. What sits where is asked of the devices: before the firmware has run, the
-// buses below ports have no numbers.
+// namedSlots returns the empty root ports and the SCSI controllers that have an ID. What sits where
+// is asked of the devices: before the firmware has run, the buses below ports have no numbers.
 func namedSlots(ctx context.Context, c *qmp.Client) ([]slot, error) {
 	var all []object
 	for _, dir := range []string{"/machine/peripheral", "/machine/peripheral-anon"} {
@@ -122,7 +123,8 @@ func listObjects(ctx context.Context, c *qmp.Client, dir string) ([]object, erro
 	return out, nil
 }
 
-// chooseSlot returns the first slot whose disks are named like name; any where none is, for a name is only a name.
+// chooseSlot returns the first slot whose disks are named like name; any where none is, for a name
+// is only a name.
 func chooseSlot(slots []slot, name string) (slot, error) {
 	for _, s := range slots {
 		if name == "" || strings.HasPrefix(name, s.prefix) {
@@ -132,5 +134,6 @@ func chooseSlot(slots []slot, name string) (slot, error) {
 	if len(slots) > 0 {
 		return slots[0], nil
 	}
-	return slot{}, fmt.Errorf("%w: there is neither an empty pcie-root-port with an ID nor a virtio-scsi controller with an ID", hypervisor.ErrNoSlot)
+	return slot{}, fmt.Errorf("%w: there is neither an empty pcie-root-port with an ID nor a virtio-scsi controller "+
+		"with an ID", hypervisor.ErrNoSlot)
 }

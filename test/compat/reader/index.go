@@ -10,7 +10,8 @@ import (
 	"math"
 )
 
-// segment is an index segment: docs/formats/index.md. Reading disks does without; it is read to check the text.
+// segment is an index segment: docs/formats/index.md. Reading disks does without; it is read to
+// check the text.
 type segment struct {
 	packs  []string // objects
 	sizes  []uint64 // of packs, bytes
@@ -36,7 +37,8 @@ func (v *vaultDir) readSegment(name string) (*segment, error) {
 			return nil, errors.New("its counts do not fit its size")
 		}
 	}
-	if blocks != (entries+84)/85 || filter < 64 || filter%64 != 0 || 32+4096*blocks+32*packs+8*blocks+filter+64 != uint64(len(b)) {
+	if blocks != (entries+84)/85 || filter < 64 || filter%64 != 0 || 32+4096*blocks+32*packs+8*blocks+filter+
+		64 != uint64(len(b)) {
 		return nil, errors.New("its counts do not fit its size")
 	}
 	tail := b[32+4096*blocks : len(b)-64]

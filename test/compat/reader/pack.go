@@ -28,7 +28,8 @@ type place struct {
 	sum            uint32
 }
 
-// readTables reads the tables of all packs. A damaged pack is passed over: its chunks may have other places.
+// readTables reads the tables of all packs. A damaged pack is passed over: its chunks may have
+// other places.
 func (v *vaultDir) readTables() error {
 	v.places = map[string][]place{}
 	for kind, folder := range map[byte]string{1: "data", 2: "meta"} {
@@ -96,7 +97,8 @@ func (v *vaultDir) readTable(name string, kind byte) ([]place, error) {
 	if err != nil {
 		return nil, err
 	}
-	if crc32.Checksum(table, crc) != binary.LittleEndian.Uint32(foot[4:]) || !bytes.Equal(keyedHash(tableKey, header, table), foot[16:48]) {
+	if crc32.Checksum(table, crc) != binary.LittleEndian.Uint32(foot[4:]) ||
+		!bytes.Equal(keyedHash(tableKey, header, table), foot[16:48]) {
 		return nil, errors.New("its table is not as it was written")
 	}
 	return parseRows(table, tableOff, place{pack: name, packID: string(id), kind: kind})

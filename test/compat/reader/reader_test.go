@@ -28,7 +28,8 @@ const golden = "../../../internal/vault/testdata/golden"
 
 // The reader knows nothing but the text: it imports nothing of the project.
 func TestReaderIsIndependent(t *testing.T) {
-	allowed := []string{"filippo.io/age", "github.com/zeebo/blake3", "github.com/klauspost/compress/zstd", "golang.org/x/crypto/argon2"}
+	allowed := []string{"filippo.io/age", "github.com/zeebo/blake3", "github.com/klauspost/compress/zstd",
+		"golang.org/x/crypto/argon2"}
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +115,8 @@ func (v *vaultDir) disk(id, name string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// requireSegments checks that every row of every index segment stands in the table of its pack, and that no pack of a segment has more.
+// requireSegments checks that every row of every index segment stands in the table of its pack, and
+// that no pack of a segment has more.
 func requireSegments(t *testing.T, v *vaultDir, atLeast int) {
 	t.Helper()
 	names, err := v.objects("index")
@@ -177,7 +179,8 @@ type written struct {
 	notes map[string][]byte // by point and note
 }
 
-// writeVault writes points of two random disks of size bytes and up into a fresh vault, with an index segment.
+// writeVault writes points of two random disks of size bytes and up into a fresh vault, with an
+// index segment.
 func writeVault(t *testing.T, seed uint64, size int) written {
 	t.Helper()
 	ctx := context.Background()
@@ -192,10 +195,13 @@ func writeVault(t *testing.T, seed uint64, size int) written {
 		t.Fatal(err)
 	}
 	chunkSize := []int{16 << 10, 64 << 10, 1 << 20}[seed%3]
-	if _, err := vault.Init(ctx, store, vault.InitOptions{ChunkSize: chunkSize, Keys: []vault.NamedKey{{Name: "x", Key: vault.Key{Identity: w.key}}}}); err != nil {
+	if _, err := vault.Init(ctx, store,
+		vault.InitOptions{ChunkSize: chunkSize,
+			Keys: []vault.NamedKey{{Name: "x", Key: vault.Key{Identity: w.key}}}}); err != nil {
 		t.Fatal(err)
 	}
-	v, err := vault.Open(ctx, store, vault.Key{Identity: w.key}, vault.Options{Workers: 2, PackSize: int64(chunkSize) * 20})
+	v, err := vault.Open(ctx, store, vault.Key{Identity: w.key},
+		vault.Options{Workers: 2, PackSize: int64(chunkSize) * 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,10 +242,12 @@ func (w *written) commit(t *testing.T, v *vault.Vault, disks map[string][]byte) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &point.RecoveryPoint{ID: point.NewID(), VM: "vm", Time: time.Now(), Consistency: point.Crash, ConsistencyReason: "test"}
+	p := &point.RecoveryPoint{ID: point.NewID(), VM: "vm", Time: time.Now(), Consistency: point.Crash,
+		ConsistencyReason: "test"}
 	for name, data := range disks {
 		size := int64(len(data))
-		out, err := s.PutDisk(ctx, vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}), Source: bytes.NewReader(data)})
+		out, err := s.PutDisk(ctx, vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Len: size}),
+			Source: bytes.NewReader(data)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -280,7 +288,8 @@ func TestFreshVaults(t *testing.T) {
 	}
 }
 
-// Whichever byte of whichever object is changed, the reader says so or gives the right bytes: never others.
+// Whichever byte of whichever object is changed, the reader says so or gives the right bytes: never
+// others.
 func TestDamageIsNeverRead(t *testing.T) {
 	w := writeVault(t, 9, 100<<10)
 	whole, err := open(w.dir, []byte(w.key))

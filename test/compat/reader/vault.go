@@ -123,7 +123,8 @@ func unlock(dir string, keyFile []byte) ([]byte, error) {
 			return nil, err
 		}
 		var s slot
-		if json.Unmarshal(raw, &s) != nil || s.Format != "holdfast-key-1" || s.Name != f.Name() || !keyName.MatchString(s.Name) {
+		if json.Unmarshal(raw, &s) != nil || s.Format != "holdfast-key-1" || s.Name != f.Name() ||
+			!keyName.MatchString(s.Name) {
 			continue
 		}
 		if key := s.open(keyFile); len(key) == 32 {
@@ -173,7 +174,8 @@ func (s *slot) openAge(identity string) []byte {
 
 func (s *slot) openPassphrase(phrase []byte) []byte {
 	p := s.Passphrase
-	if p.Time == 0 || p.Time > 64 || p.Threads == 0 || p.Threads > 255 || p.Memory < 8*p.Threads || p.Memory > 1048576 || len(p.Nonce) != 12 {
+	if p.Time == 0 || p.Time > 64 || p.Threads == 0 || p.Threads > 255 || p.Memory < 8*p.Threads ||
+		p.Memory > 1048576 || len(p.Nonce) != 12 {
 		return nil
 	}
 	aead, err := gcm(argon2.IDKey(phrase, p.Salt, p.Time, p.Memory, uint8(p.Threads), 32))

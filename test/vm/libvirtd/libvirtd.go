@@ -1,8 +1,10 @@
 // Package libvirtd gives a test a libvirtd of its own.
 //
-// The daemon is a real one, in session mode, in its own user, process and mount namespaces and with all its directories in one short
-// temporary directory: nothing of the machine's own libvirt is seen or touched, and neither the daemon nor any QEMU it started can
-// outlive the test, not even one that is killed. Files of the test are reached under their usual paths, with the test's own rights.
+// The daemon is a real one, in session mode, in its own user, process and mount namespaces and with
+// all its directories in one short temporary directory: nothing of the machine's own libvirt is
+// seen or touched, and neither the daemon nor any QEMU it started can outlive the test, not even
+// one that is killed. Files of the test are reached under their usual paths, with the test's own
+// rights.
 package libvirtd
 
 import (
@@ -37,7 +39,8 @@ type Daemon struct {
 	cmd *exec.Cmd
 }
 
-// Start starts a libvirtd and returns its URI. It ends with the test, and every QEMU it started with it.
+// Start starts a libvirtd and returns its URI. It ends with the test, and every QEMU it started
+// with it.
 func Start(tb testing.TB) string { return New(tb).URI }
 
 // New starts a libvirtd that ends with the test, and every QEMU it started with it.
@@ -88,18 +91,20 @@ func (d *Daemon) configure() error {
 		}
 	}
 	return errors.Join(
-		write(filepath.Join(d.Dir, "libvirtd.conf"), fmt.Sprintf("log_outputs=\"3:file:%s/log\"\nkeepalive_interval=1\n", d.Dir)),
+		write(filepath.Join(d.Dir, "libvirtd.conf"),
+			fmt.Sprintf("log_outputs=\"3:file:%s/log\"\nkeepalive_interval=1\n", d.Dir)),
 		write(filepath.Join(d.Dir, "c/libvirt/qemu.conf"), "security_driver = \"none\"\nstdio_handler = \"file\"\n"))
 }
 
 func write(path, text string) error { return os.WriteFile(path, []byte(text), 0o600) }
 
-// run starts the daemon, again and again, below a first process that reaps what QEMU leaves. Killing unshare kills that one, and the
-// kernel then kills all the rest.
+// run starts the daemon, again and again, below a first process that reaps what QEMU leaves.
+// Killing unshare kills that one, and the kernel then kills all the rest.
 func (d *Daemon) run() error {
-	// Entering a user namespace clears the signal that a parent's death would send, so the first process waits for the end of its
-	// input too, which is this process' end.
-	script := "while :; do /usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") + "; sleep 0.1; done & cat >/dev/null"
+	// Entering a user namespace clears the signal that a parent's death would send, so the first
+	// process waits for the end of its input too, which is this process' end.
+	script := "while :; do /usr/sbin/libvirtd --config " + filepath.Join(d.Dir, "libvirtd.conf") +
+		"; sleep 0.1; done & cat >/dev/null"
 	d.cmd = exec.Command("unshare", "--user", "--map-user=1000", "--map-group=1000", "--pid", "--fork", "--kill-child",
 		"--mount-proc", "sh", "-c", script)
 	d.cmd.Env = append(os.Environ(), "HOME="+d.Dir,
@@ -121,7 +126,8 @@ func (d *Daemon) run() error {
 	return nil
 }
 
-// probes is what daemons of this process found out about the QEMU binaries, by file name: asking again takes each a second.
+// probes is what daemons of this process found out about the QEMU binaries, by file name: asking
+// again takes each a second.
 var probes sync.Map
 
 func (d *Daemon) probeDir() string { return filepath.Join(d.Dir, "k/libvirt/qemu/capabilities") }
@@ -164,7 +170,8 @@ func (d *Daemon) logOnFailure() {
 	}
 }
 
-// awaitEnd returns when the kernel has ended all that ran in the daemon's namespace, so that nothing is written any more.
+// awaitEnd returns when the kernel has ended all that ran in the daemon's namespace, so that
+// nothing is written any more.
 func (d *Daemon) awaitEnd() error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -229,7 +236,8 @@ func (d *Daemon) Restart() {
 	}
 }
 
-// QEMU returns the process that runs the machine, as a process ID of the test's own namespace, to be killed or stopped.
+// QEMU returns the process that runs the machine, as a process ID of the test's own namespace, to
+// be killed or stopped.
 func (d *Daemon) QEMU(machine string) int {
 	d.tb.Helper()
 	pid := d.process(func(args string) bool {

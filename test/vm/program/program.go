@@ -1,7 +1,10 @@
-// Package program builds the holdfast binary and runs it as a user would, for tests that boot guests.
+// Package program builds the holdfast binary and runs it as a user would, for tests that boot
+// guests.
 //
-// A package calls [Main] from its TestMain; [Start] then runs the binary with the environment that the test gives it. What was started is killed when its test
-// ends, what it started itself (guards, machines) is the test's to look after: [Processes] finds it. Nothing waits longer than [Patience].
+// A package calls [Main] from its TestMain; [Start] then runs the binary with the environment that
+// the test gives it. What was started is killed when its test ends, what it started itself (guards,
+// machines) is the test's to look after: [Processes] finds it. Nothing waits longer than
+// [Patience].
 package program
 
 import (
@@ -172,7 +175,8 @@ func Processes(match func(args string) bool) map[int]string {
 	return found
 }
 
-// Gone reports whether a process has ended and holds no file any more. One that is ending has no command line, but its files until its last thread is a zombie.
+// Gone reports whether a process has ended and holds no file any more. One that is ending has no
+// command line, but its files until its last thread is a zombie.
 func Gone(pid int) bool {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	for _, task := range tasks {

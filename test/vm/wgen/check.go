@@ -6,9 +6,9 @@ import (
 	"io"
 )
 
-// Check reads copies of both disks and returns the last step that each has seen, with
-// nB <= nA <= nB+1. It returns [ErrUnwritten] if no writer has begun, and [ErrInconsistent], saying
-// where, if the pair does not show one instant: a torn or foreign record, a missing or a premature one.
+// Check reads copies of both disks and returns the last step that each has seen, with nB <= nA <=
+// nB+1. It returns [ErrUnwritten] if no writer has begun, and [ErrInconsistent], saying where, if
+// the pair does not show one instant: a torn or foreign record, a missing or a premature one.
 func Check(a, b io.ReaderAt, sizeA, sizeB int64) (nA, nB uint64, err error) {
 	layout, err := readHeader(a, sizeA)
 	if err != nil {

@@ -91,7 +91,8 @@ func (l Layout) putRecord(slot []byte, disk, n uint64, unixNano int64) {
 	binary.LittleEndian.PutUint64(slot[32:], uint64(unixNano))
 	x := mix(l.Seed ^ n<<8 ^ disk)
 	for off := 40; off < SlotSize-8; off += 8 {
-		// Half of the body is random, so that a record neither vanishes in compression nor defies it.
+		// Half of the body is random, so that a record neither vanishes in compression nor defies
+		// it.
 		if off < SlotSize/2 {
 			x = mix(x)
 		}
@@ -131,7 +132,8 @@ func parseHeader(slot []byte) (Layout, error) {
 		return Layout{}, ErrUnwritten
 	}
 	l := Layout{Seed: binary.LittleEndian.Uint64(slot[8:]), Slots: binary.LittleEndian.Uint64(slot[16:])}
-	if string(slot[:8]) != headerMagic || !sealed(slot) || l.Slots < 2*zeroSlots || l.Slots%zeroSlots != 0 || l.Slots > 1<<40 {
+	if string(slot[:8]) != headerMagic || !sealed(slot) || l.Slots < 2*zeroSlots || l.Slots%zeroSlots != 0 ||
+		l.Slots > 1<<40 {
 		return Layout{}, fmt.Errorf("header is damaged: %w", ErrInconsistent)
 	}
 	return l, nil

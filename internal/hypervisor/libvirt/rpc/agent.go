@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// FSFreeze makes the guest flush and hold its file systems, all if mounts is empty. It returns how many.
+// FSFreeze makes the guest flush and hold its file systems, all if mounts is empty. It returns how
+// many.
 func (c *Client) FSFreeze(ctx context.Context, dom Domain, mounts []string) (int, error) {
 	return c.freeze(ctx, procFSFreeze, dom, mounts)
 }
@@ -39,7 +40,8 @@ func (c *Client) SetAgentTimeout(ctx context.Context, dom Domain, t time.Duratio
 	return c.void(ctx, procAgentTimeout, e.b)
 }
 
-// AgentCommand passes one JSON command to the guest agent and returns its JSON reply. libvirt gives up after t, in whole seconds.
+// AgentCommand passes one JSON command to the guest agent and returns its JSON reply. libvirt gives
+// up after t, in whole seconds.
 func (c *Client) AgentCommand(ctx context.Context, dom Domain, command string, t time.Duration) (string, error) {
 	var e encoder
 	e.domain(dom)
@@ -58,7 +60,8 @@ func seconds(t time.Duration) int32 {
 	return int32(max(1, min((t+time.Second-1)/time.Second, 1<<20)))
 }
 
-// MonitorCommand runs a QMP command, or with hmp a command of the human monitor. libvirt marks the domain as tainted.
+// MonitorCommand runs a QMP command, or with hmp a command of the human monitor. libvirt marks the
+// domain as tainted.
 func (c *Client) MonitorCommand(ctx context.Context, dom Domain, command string, hmp bool) (string, error) {
 	var e encoder
 	e.domain(dom)

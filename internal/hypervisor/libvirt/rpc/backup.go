@@ -32,7 +32,8 @@ const (
 	CheckpointXMLSize     = 4
 )
 
-// CheckpointCreate makes a checkpoint, or with CheckpointRedefine tells libvirt of one it has forgotten. It returns its name.
+// CheckpointCreate makes a checkpoint, or with CheckpointRedefine tells libvirt of one it has
+// forgotten. It returns its name.
 func (c *Client) CheckpointCreate(ctx context.Context, dom Domain, xml string, flags uint32) (string, error) {
 	var e encoder
 	e.domain(dom)
@@ -61,12 +62,14 @@ func (c *Client) Checkpoints(ctx context.Context, dom Domain) ([]string, error) 
 	return out, d.err
 }
 
-// CheckpointXML describes a checkpoint; with CheckpointXMLSize each disk has the bytes that changed since.
+// CheckpointXML describes a checkpoint; with CheckpointXMLSize each disk has the bytes that changed
+// since.
 func (c *Client) CheckpointXML(ctx context.Context, dom Domain, name string, flags uint32) (string, error) {
 	return c.text(ctx, procCheckpointXML, checkpointFlags(dom, name, flags))
 }
 
-// CheckpointDelete drops a checkpoint and its bitmaps; with CheckpointMetadataOnly libvirt merely forgets it.
+// CheckpointDelete drops a checkpoint and its bitmaps; with CheckpointMetadataOnly libvirt merely
+// forgets it.
 func (c *Client) CheckpointDelete(ctx context.Context, dom Domain, name string, flags uint32) error {
 	return c.void(ctx, procCheckpointDelete, checkpointFlags(dom, name, flags))
 }

@@ -29,7 +29,8 @@ type BlockJob struct {
 	Cur, End uint64 // how far it is, in units of its own
 }
 
-// BlockCopy starts to copy a disk to the one that xml describes, at rate bytes a second; 0 means no limit.
+// BlockCopy starts to copy a disk to the one that xml describes, at rate bytes a second; 0 means no
+// limit.
 func (c *Client) BlockCopy(ctx context.Context, dom Domain, disk, xml string, rate uint64, flags uint32) error {
 	var e encoder
 	e.domain(dom)

@@ -1,8 +1,9 @@
 // Package rpc speaks libvirt's remote protocol to libvirtd over a unix socket.
 //
-// A [Client] is one connection. Its methods are safe for concurrent use, each is one call to libvirtd and ends with its context; a call
-// whose context ended may still have happened. What libvirt refuses is an [*Error], a connection that ended is [ErrClosed].
-// What libvirtd sends is checked against size limits before memory is taken for it.
+// A [Client] is one connection. Its methods are safe for concurrent use, each is one call to
+// libvirtd and ends with its context; a call whose context ended may still have happened. What
+// libvirt refuses is an [*Error], a connection that ended is [ErrClosed]. What libvirtd sends is
+// checked against size limits before memory is taken for it.
 package rpc
 
 import (
@@ -38,9 +39,11 @@ func Dial(ctx context.Context, socket, driver string) (*Client, error) {
 	nc, err := dialer.DialContext(ctx, "unix", socket)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("connect to libvirtd at %s: %w: neither root nor in the socket's group (usually libvirt)", socket, fs.ErrPermission)
+		return nil, fmt.Errorf("connect to libvirtd at %s: %w: neither root nor in the socket's group (usually "+
+			"libvirt)", socket, fs.ErrPermission)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("connect to libvirtd: no socket %s: libvirtd is not installed or not running: %w", socket, fs.ErrNotExist)
+		return nil, fmt.Errorf("connect to libvirtd: no socket %s: libvirtd is not installed or not running: %w",
+			socket, fs.ErrNotExist)
 	case err != nil:
 		return nil, fmt.Errorf("connect to libvirtd at %s: %w", socket, err)
 	}

@@ -73,7 +73,8 @@ type conn struct {
 }
 
 func newConn(nc net.Conn) *conn {
-	c := &conn{nc: nc, calls: map[uint32]*pending{}, events: map[int32]*subscription{}, streams: map[uint32]*stream{}, done: make(chan struct{})}
+	c := &conn{nc: nc, calls: map[uint32]*pending{}, events: map[int32]*subscription{}, streams: map[uint32]*stream{},
+		done: make(chan struct{})}
 	go c.read()
 	return c
 }
@@ -112,7 +113,8 @@ func (c *conn) dispatch(m message) {
 	switch {
 	case m.prog == programKeepalive && m.proc == keepalivePing:
 		// Answered apart, so that a full socket can not hold up the reader.
-		go c.write(context.Background(), header{prog: programKeepalive, vers: 1, proc: keepalivePong, typ: typeMessage}, nil)
+		go c.write(context.Background(), header{prog: programKeepalive, vers: 1, proc: keepalivePong, typ: typeMessage},
+			nil)
 	case m.typ == typeReply:
 		c.mu.Lock()
 		p := c.calls[m.serial]
@@ -137,13 +139,15 @@ func (c *conn) dispatch(m message) {
 	}
 }
 
-// call sends one call and waits for its reply. With ctx over it returns ctx's error; the call may still happen.
+// call sends one call and waits for its reply. With ctx over it returns ctx's error; the call may
+// still happen.
 func (c *conn) call(ctx context.Context, prog uint32, proc int32, args []byte, hook func(message)) ([]byte, error) {
 	return c.callWith(ctx, prog, proc, args, hook, func(uint32) {})
 }
 
 // callWith is call; numbered is told the call's serial number, with mu held, before it is sent.
-func (c *conn) callWith(ctx context.Context, prog uint32, proc int32, args []byte, hook func(message), numbered func(serial uint32)) ([]byte, error) {
+func (c *conn) callWith(ctx context.Context, prog uint32, proc int32, args []byte, hook func(message),
+	numbered func(serial uint32)) ([]byte, error) {
 	p := &pending{reply: make(chan message, 1), hook: hook}
 	c.mu.Lock()
 	if c.err != nil {
@@ -240,7 +244,8 @@ func readMessage(r io.Reader) (message, error) {
 	}
 	d := decoder{b: fixed[:]}
 	n := d.u32()
-	m := message{header: header{prog: d.u32(), vers: d.u32(), proc: d.i32(), typ: d.u32(), serial: d.u32(), status: d.u32()}}
+	m := message{header: header{prog: d.u32(), vers: d.u32(), proc: d.i32(), typ: d.u32(), serial: d.u32(),
+		status: d.u32()}}
 	if n < headerLen || n > messageMax {
 		return message{}, fmt.Errorf("%w: length %d", errBadFrame, n)
 	}

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// A keepalive of the daemon is answered while no call is under way, and a reply to a call that nobody waits for is dropped.
+// A keepalive of the daemon is answered while no call is under way, and a reply to a call that
+// nobody waits for is dropped.
 func TestKeepaliveIsAnswered(t *testing.T) {
 	here, there := net.Pipe()
 	c := newConn(here)
@@ -27,7 +28,8 @@ func TestKeepaliveIsAnswered(t *testing.T) {
 	}
 }
 
-// Whatever ends the stream ends the calls, with ErrClosed for an end and another error for what is no message.
+// Whatever ends the stream ends the calls, with ErrClosed for an end and another error for what is
+// no message.
 func TestStreamEndsCalls(t *testing.T) {
 	for name, end := range map[string]func(net.Conn){
 		"closed":    func(nc net.Conn) { nc.Close() },
@@ -45,7 +47,8 @@ func TestStreamEndsCalls(t *testing.T) {
 				end(there)
 			}()
 			_, err := c.call(context.Background(), programRemote, procOpen, nil, nil)
-			if name == "no message" && !errors.Is(err, errBadFrame) || name != "no message" && !errors.Is(err, ErrClosed) {
+			if name == "no message" && !errors.Is(err, errBadFrame) ||
+				name != "no message" && !errors.Is(err, ErrClosed) {
 				t.Errorf("call ended with %v", err)
 			}
 			if _, again := c.call(context.Background(), programRemote, procOpen, nil, nil); again == nil {

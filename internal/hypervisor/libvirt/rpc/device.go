@@ -18,7 +18,8 @@ func (c *Client) AttachDevice(ctx context.Context, dom Domain, xml string, affec
 	return c.void(ctx, procAttachDevice, deviceArgs(dom, xml, affect))
 }
 
-// DetachDevice takes the device that xml describes from a domain. A running guest is only asked: it lets the device go later, or never.
+// DetachDevice takes the device that xml describes from a domain. A running guest is only asked: it
+// lets the device go later, or never.
 func (c *Client) DetachDevice(ctx context.Context, dom Domain, xml string, affect Affect) error {
 	return c.void(ctx, procDetachDevice, deviceArgs(dom, xml, affect))
 }

@@ -76,7 +76,8 @@ const (
 
 	PausedUser = 1 // reason of StatePaused: someone asked for it
 
-	// Reasons of StateOff. After others the guest may go on as it was: saved, or moved to another host.
+	// Reasons of StateOff. After others the guest may go on as it was: saved, or moved to another
+	// host.
 	OffShutdown  = 1
 	OffDestroyed = 2
 	OffCrashed   = 3
@@ -222,7 +223,8 @@ func (c *Client) DomainBlockInfo(ctx context.Context, dom Domain, disk string) (
 	return BlockInfo{Allocation: d.u64(), Capacity: d.u64(), Physical: d.u64()}, d.end()
 }
 
-// DomainCapabilities says what a machine type of an architecture can have here. Any argument may be "".
+// DomainCapabilities says what a machine type of an architecture can have here. Any argument may be
+// "".
 func (c *Client) DomainCapabilities(ctx context.Context, emulator, arch, machine, virt string) (string, error) {
 	var e encoder
 	for _, s := range []string{emulator, arch, machine, virt} {

@@ -32,9 +32,11 @@ const eventBuffer = 64
 
 type subscription struct{ ch chan Event }
 
-// Subscribe delivers events of one kind, of one domain. A receiver that lags by more than 64 events loses some, and
-// the channel stays silent when the connection ends: look at the state besides. Call stop when done.
-func (c *Client) Subscribe(ctx context.Context, dom Domain, kind EventKind) (events <-chan Event, stop func(), err error) {
+// Subscribe delivers events of one kind, of one domain. A receiver that lags by more than 64 events
+// loses some, and the channel stays silent when the connection ends: look at the state besides.
+// Call stop when done.
+func (c *Client) Subscribe(ctx context.Context, dom Domain, kind EventKind) (events <-chan Event, stop func(),
+	err error) {
 	var e encoder
 	e.i32(int32(kind))
 	e.flag(true)

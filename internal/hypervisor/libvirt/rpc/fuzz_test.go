@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// FuzzMessages feeds a client what a hostile daemon could send: no panic, and no more memory than was sent.
+// FuzzMessages feeds a client what a hostile daemon could send: no panic, and no more memory than
+// was sent.
 func FuzzMessages(f *testing.F) {
 	dom := encoder{}
 	dom.i32(3)
@@ -24,10 +25,14 @@ func FuzzMessages(f *testing.F) {
 	for _, m := range []message{
 		{header{prog: programRemote, vers: 1, proc: procEventLifecycle, typ: typeMessage}, dom.b},
 		{header{prog: programRemote, vers: 1, proc: procEventJobCompleted, typ: typeMessage}, job.b},
-		{header{prog: programRemote, vers: 1, proc: procOpen, typ: typeReply, serial: 1, status: statusError}, remoteError.b},
-		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1, status: statusContinue}, []byte("part")},
-		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1, status: statusContinue}, nil},
-		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1, status: statusError}, remoteError.b},
+		{header{prog: programRemote, vers: 1, proc: procOpen, typ: typeReply, serial: 1, status: statusError},
+			remoteError.b},
+		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1,
+			status: statusContinue}, []byte("part")},
+		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1,
+			status: statusContinue}, nil},
+		{header{prog: programRemote, vers: 1, proc: procDomainScreenshot, typ: typeStream, serial: 1,
+			status: statusError}, remoteError.b},
 		{header{prog: programKeepalive, vers: 1, proc: keepalivePing, typ: typeMessage}, nil},
 	} {
 		f.Add(append(appendHeader(nil, m.header, len(m.body)), m.body...))

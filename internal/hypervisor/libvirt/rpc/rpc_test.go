@@ -95,10 +95,12 @@ func TestDomainLife(t *testing.T) {
 		t.Errorf("state %+v after suspend", s)
 	}
 	l.ok(l.DomainResume(l.ctx, dom))
-	if xml, err := l.DomainXML(l.ctx, dom, rpc.XMLSecure|rpc.XMLMigratable); err != nil || !strings.Contains(xml, "<name>one</name>") {
+	if xml, err := l.DomainXML(l.ctx, dom, rpc.XMLSecure|rpc.XMLMigratable); err != nil ||
+		!strings.Contains(xml, "<name>one</name>") {
 		t.Errorf("XML %.80s, %v", xml, err)
 	}
-	if text, err := l.MonitorCommand(l.ctx, dom, "info status", true); err != nil || !strings.Contains(text, "running") {
+	if text, err := l.MonitorCommand(l.ctx, dom, "info status", true); err != nil ||
+		!strings.Contains(text, "running") {
 		t.Errorf("info status: %q, %v", text, err)
 	}
 	if text, err := l.MonitorCommand(l.ctx, dom, `{"execute":"query-status"}`, false); err != nil || !strings.Contains(text, `"running":true`) {
@@ -135,7 +137,8 @@ func (l *lab) agentIsSilent(dom rpc.Domain) {
 // Capabilities and networks answer, and what is missing has its own code.
 func TestHostCalls(t *testing.T) {
 	l := newLab(t)
-	if xml, err := l.DomainCapabilities(l.ctx, "", "x86_64", "q35", "qemu"); err != nil || !strings.Contains(xml, "<domainCapabilities>") {
+	if xml, err := l.DomainCapabilities(l.ctx, "", "x86_64", "q35", "qemu"); err != nil ||
+		!strings.Contains(xml, "<domainCapabilities>") {
 		t.Errorf("capabilities %.80q, %v", xml, err)
 	}
 	if _, err := l.DomainCapabilities(l.ctx, "", "x86_64", "pc-none-1.0", "qemu"); err == nil {
@@ -193,7 +196,8 @@ func TestSilentDaemon(t *testing.T) {
 	if _, err := rpc.Dial(ctx, sock, libvirtd.Driver); !errors.Is(err, context.Canceled) {
 		t.Errorf("dial a silent daemon: %v", err)
 	}
-	if _, err := rpc.Dial(t.Context(), filepath.Join(t.TempDir(), "none"), libvirtd.Driver); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := rpc.Dial(t.Context(), filepath.Join(t.TempDir(), "none"), libvirtd.Driver); !errors.Is(err,
+		fs.ErrNotExist) {
 		t.Errorf("dial no daemon: %v", err)
 	}
 }

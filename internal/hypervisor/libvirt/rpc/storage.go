@@ -24,7 +24,8 @@ func (c *Client) StoragePoolXML(ctx context.Context, p StoragePool) (string, err
 	return c.text(ctx, procStoragePoolXML, poolFlags(p))
 }
 
-// StoragePoolRefresh has libvirt look again which volumes a pool has. A pool that is not active is an Error of code [OperationInvalid].
+// StoragePoolRefresh has libvirt look again which volumes a pool has. A pool that is not active is
+// an Error of code [OperationInvalid].
 func (c *Client) StoragePoolRefresh(ctx context.Context, p StoragePool) error {
 	return c.void(ctx, procStoragePoolRefresh, poolFlags(p))
 }

@@ -82,8 +82,8 @@ func (s *stream) result() ([]byte, error) {
 	return s.buf.Bytes(), s.err
 }
 
-// Screenshot returns the picture of a domain's first screen in a format of the hypervisor's choice, with the MIME type that libvirt gives it. A picture of
-// more than max bytes is an error.
+// Screenshot returns the picture of a domain's first screen in a format of the hypervisor's choice,
+// with the MIME type that libvirt gives it. A picture of more than max bytes is an error.
 func (c *Client) Screenshot(ctx context.Context, dom Domain, max int) (mime string, data []byte, err error) {
 	var e encoder
 	e.domain(dom)
@@ -104,7 +104,8 @@ func (c *Client) Screenshot(ctx context.Context, dom Domain, max int) (mime stri
 }
 
 // callStream makes a call whose reply a stream follows.
-func (c *conn) callStream(ctx context.Context, proc int32, args []byte, s *stream) (body []byte, serial uint32, err error) {
+func (c *conn) callStream(ctx context.Context, proc int32, args []byte, s *stream) (body []byte, serial uint32,
+	err error) {
 	body, err = c.callWith(ctx, programRemote, proc, args, nil, func(n uint32) {
 		serial = n
 		c.streams[n] = s

@@ -64,8 +64,8 @@ func (e *encoder) checkpoint(d Domain, name string) {
 	e.domain(d)
 }
 
-// decoder takes XDR from b. After the first error it returns zero values and keeps that error. It allocates no more than
-// a small multiple of what b holds.
+// decoder takes XDR from b. After the first error it returns zero values and keeps that error. It
+// allocates no more than a small multiple of what b holds.
 type decoder struct {
 	b   []byte
 	err error
