@@ -63,7 +63,7 @@ func (b *bench) guest() error {
 	if err := b.guestRounds(guests); err != nil {
 		return err
 	}
-	printGuests(guests)
+	printGuests(guests, strings.ToUpper(image.Accel.Name))
 	for _, g := range guests {
 		if err := g.prove(); err != nil {
 			return fmt.Errorf("%s: %w", g.name, err)
@@ -85,11 +85,7 @@ func (b *bench) guestRounds(guests []*guest) error {
 	return nil
 }
 
-func printGuests(guests []*guest) {
-	accel := "TCG"
-	if _, err := os.Stat("/dev/kvm"); err == nil {
-		accel = "KVM"
-	}
+func printGuests(guests []*guest, accel string) {
 	fmt.Printf("regime: guests running under libvirt (QEMU %s, %s), one for each tool, all with the same writes; "+
 		"three qcow2 disks, none on an iothread:\n", qemuVersion(), accel)
 	fmt.Printf("        on Debian 12's QEMU an NBD client that disconnects from such a disk kills the machine, and "+

@@ -7,7 +7,11 @@
 // they say on the console: "ACKED n" and "COMMITTED n".
 //
 // The lab has a monitor and an agent channel of its own, so that a test looks into a guest without
-// taking the ones that the product uses, frozen or not. KVM is used where there is one.
+// taking the ones that the product uses, frozen or not.
+//
+// KVM is used where a kernel has been seen to run under it, else QEMU's own emulation, TCG. That is
+// found out once after each start of the machine, see [Accel]. HOLDFAST_LAB_ACCEL, kvm or tcg, decides
+// without looking.
 //
 // Whatever a test starts here ends with the test, and with the test process if that is killed.
 package vm

@@ -16,11 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Image is the guest that was built: what QEMU boots, and a disk to copy.
+// Image is the guest that was built: what QEMU boots, a disk to copy, and how it runs on this machine.
 type Image struct {
 	Kernel string
 	Initrd string
 	Disk   string // qcow2 without a backing file; never written to
+	Accel  Accel
 }
 
 // recipe is everything that decides what is in the image, below the repository's root.
@@ -28,7 +29,8 @@ var recipe = []string{"test/vm/image", "test/vm/wgen", "packaging/guest/fsfreeze
 	"packaging/guest/fsfreeze-hook.d/sqlite.sh"}
 
 // FindImage returns the cached guest, or builds it, which takes a minute or two, with the build's
-// output going to log. Only one process builds at a time; the others wait for it.
+// output going to log. Only one process builds at a time; the others wait for it. The first time
+// after the machine has started it also finds out whether the guest runs under KVM here.
 func FindImage(ctx context.Context, log io.Writer) (Image, error) {
 	root, err := repository()
 	if err != nil {
@@ -46,11 +48,15 @@ func FindImage(ctx context.Context, log io.Writer) (Image, error) {
 	if err := ensureImage(ctx, root, dir, log); err != nil {
 		return Image{}, fmt.Errorf("build guest image %s: %w", dir, err)
 	}
-	return Image{
+	image := Image{
 		Kernel: filepath.Join(dir, "vmlinuz"),
 		Initrd: filepath.Join(dir, "initrd.img"),
 		Disk:   filepath.Join(dir, "disk.qcow2"),
-	}, nil
+	}
+	if image.Accel, err = findAccel(ctx, image.Kernel, accelMemory(dir), log); err != nil {
+		return Image{}, fmt.Errorf("find out whether guests run under KVM: %w", err)
+	}
+	return image, nil
 }
 
 // LabImage is [FindImage] for a test.

@@ -105,7 +105,7 @@ func prepareLibvirt(uri string, image Image, o Options) (*VM, string, error) {
 }
 
 var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap{"xml": escapeXML}).Parse(
-	`<domain type='{{if .KVM}}kvm{{else}}qemu{{end}}'>
+	`<domain type='{{if eq .Image.Accel.Name "kvm"}}kvm{{else}}qemu{{end}}'>
   <name>{{xml .VM.Name}}</name>
   <uuid>{{.VM.UUID}}</uuid>
   <memory unit='MiB'>{{.Options.Memory}}</memory>
@@ -154,7 +154,7 @@ var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap
 func (v *VM) domainXML(image Image, o Options) (string, error) {
 	var out strings.Builder
 	err := domainTemplate.Execute(&out, map[string]any{
-		"VM": v, "Image": image, "Options": o, "CommandLine": o.commandLine(), "KVM": usableKVM(),
+		"VM": v, "Image": image, "Options": o, "CommandLine": o.commandLine(),
 	})
 	return out.String(), err
 }

@@ -68,7 +68,7 @@ func (v *VM) start(image Image, o Options) error {
 		return err
 	}
 	defer stderr.Close()
-	cmd := exec.Command("qemu-system-x86_64", v.arguments(image, o)...)
+	cmd := exec.Command(emulator, v.arguments(image, o)...)
 	cmd.Stdout, cmd.Stderr = stderr, stderr
 	// A terminal's interrupt is for the one who started the guest, not for the guest.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -90,13 +90,9 @@ func (v *VM) start(image Image, o Options) error {
 
 // arguments is QEMU's command line; every path in it is absolute.
 func (v *VM) arguments(image Image, o Options) []string {
-	accel := "tcg"
-	if usableKVM() {
-		accel = "kvm"
-	}
 	args := []string{
 		"-name", v.Name, "-uuid", v.UUID,
-		"-machine", "pc", "-accel", accel, "-cpu", "max", "-m", strconv.Itoa(o.Memory), "-smp", "1",
+		"-machine", "pc", "-accel", image.Accel.Name, "-cpu", "max", "-m", strconv.Itoa(o.Memory), "-smp", "1",
 		"-nodefaults", "-display", "none", "-no-reboot",
 		"-kernel", image.Kernel, "-initrd", image.Initrd, "-append", o.commandLine(),
 		"-serial", "file:" + escape(v.ConsolePath),
