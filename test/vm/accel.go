@@ -37,8 +37,9 @@ func (a Accel) String() string {
 	return fmt.Sprintf("guests of the lab run under %s: %s", strings.ToUpper(a.Name), a.Why)
 }
 
-// accelProbe finds out whether guests run on the processor itself. That the device opens says little:
-// there are hosts where the firmware runs and every kernel stands still at its first instructions.
+// accelProbe finds out whether guests run on the processor itself. That the device opens says
+// little: there are hosts where the firmware runs and every kernel stands still at its first
+// instructions.
 type accelProbe struct {
 	device string                               // KVM's
 	memory string                               // the file that remembers; one process asks at a time
@@ -46,8 +47,8 @@ type accelProbe struct {
 	boot   func(context.Context) (Accel, error) // boots a kernel under KVM
 }
 
-// findAccel says how guests of kernel run here, in one line to log too. A kernel is booted once for each
-// boot of the machine, version of QEMU and kernel; the file memory remembers.
+// findAccel says how guests of kernel run here, in one line to log too. A kernel is booted once for
+// each boot of the machine, version of QEMU and kernel; the file memory remembers.
 func findAccel(ctx context.Context, kernel, memory string, log io.Writer) (Accel, error) {
 	var a Accel
 	var err error
@@ -70,7 +71,8 @@ func findAccel(ctx context.Context, kernel, memory string, log io.Writer) (Accel
 	return a, err
 }
 
-// accelKey names what a verdict is true of: this boot of the machine with its KVM, QEMU, and the kernel.
+// accelKey names what a verdict is true of: this boot of the machine with its KVM, QEMU, and the
+// kernel.
 func accelKey(kernel string) (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -123,13 +125,14 @@ func (p accelProbe) find(ctx context.Context) (Accel, error) {
 	return known.Accel, os.WriteFile(p.memory, append(text, '\n'), 0o644)
 }
 
-// bootUnderKVM boots kernel until its first line. What the firmware and the kernel's loader in real mode
-// write proves nothing.
+// bootUnderKVM boots kernel until its first line. What the firmware and the kernel's loader in real
+// mode write proves nothing.
 func bootUnderKVM(ctx context.Context, kernel string) (Accel, error) {
 	limited, cancel := context.WithTimeout(ctx, accelTimeout)
 	defer cancel()
 	var said bytes.Buffer
-	cmd := exec.CommandContext(limited, emulator, "-machine", "pc", "-accel", "kvm", "-cpu", "max", "-m", "384", "-smp", "1",
+	cmd := exec.CommandContext(limited, emulator, "-machine", "pc", "-accel", "kvm", "-cpu", "max", "-m", "384", "-smp",
+		"1",
 		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", kernel, "-append", "console=ttyS0 earlyprintk=serial,ttyS0 panic=1 no_timer_check")
 	cmd.Stderr = &said
@@ -150,11 +153,13 @@ func bootUnderKVM(ctx context.Context, kernel string) (Accel, error) {
 	case ctx.Err() != nil:
 		return Accel{}, ctx.Err()
 	case ran:
-		return Accel{Name: "kvm", Why: fmt.Sprintf("a kernel said its first line within %v", took.Round(10*time.Millisecond))}, nil
+		return Accel{Name: "kvm", Why: fmt.Sprintf("a kernel said its first line within %v",
+			took.Round(10*time.Millisecond))}, nil
 	case !stood:
 		return Accel{Name: "tcg", Why: fmt.Sprintf("QEMU ended under KVM (%v): %s", how, oneLine(said.String()))}, nil
 	default:
-		return Accel{Name: "tcg", Why: fmt.Sprintf("%s opens, but a kernel under KVM said nothing for %v", kvmDevice, accelTimeout)}, nil
+		return Accel{Name: "tcg", Why: fmt.Sprintf("%s opens, but a kernel under KVM said nothing for %v", kvmDevice,
+			accelTimeout)}, nil
 	}
 }
 

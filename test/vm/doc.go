@@ -10,8 +10,8 @@
 // taking the ones that the product uses, frozen or not.
 //
 // KVM is used where a kernel has been seen to run under it, else QEMU's own emulation, TCG. That is
-// found out once after each start of the machine, see [Accel]. HOLDFAST_LAB_ACCEL, kvm or tcg, decides
-// without looking.
+// found out once after each start of the machine, see [Accel]. HOLDFAST_LAB_ACCEL, kvm or tcg,
+// decides without looking.
 //
 // Whatever a test starts here ends with the test, and with the test process if that is killed.
 package vm

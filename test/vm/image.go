@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Image is the guest that was built: what QEMU boots, a disk to copy, and how it runs on this machine.
+// Image is the guest that was built: what QEMU boots, a disk to copy, and how it runs on this
+// machine.
 type Image struct {
 	Kernel string
 	Initrd string
