@@ -34,19 +34,16 @@ Two commands are enough to begin:
 The vault is a directory, the machines are found through --connect: a libvirt URI
 (qemu:///system, the default) or a plain QEMU process (qmp:SOCKET[,qga=SOCKET]).`
 
-const exitStatusHelp = `holdfast ends with one of these:
-
-  0    done
-  1    an error; nothing was changed unless the message says so
-  2    the command line could not be understood
-  3    damage was found in the vault (check, verify, or reading for a restore)
-  4    the consistency that --require asked for was not reached; no point was made
-  5    the key does not open the vault, no key was given, or it is not a vault
-  6    a drill came to an end, and the point is not verified
-  130  interrupted by SIGINT or SIGTERM, after cleaning up
-
+// exitStatusHelp says what the exit statuses mean.
+func exitStatusHelp() string {
+	text := "holdfast ends with one of these:\n\n"
+	for _, s := range statuses {
+		text += fmt.Sprintf("  %-4d %s\n", s.status, s.meaning)
+	}
+	return text + `
 With --json an error is one document on standard error, and standard output is empty:
   {"error":{"message":"…","hint":"…","kind":"wrong_key"}}`
+}
 
 const environmentHelp = `Flags that name things may be given by the environment; the flag wins:
 
@@ -148,7 +145,7 @@ func (a *app) root() *cobra.Command {
 		a.vaultCommands(), a.vmCommands(), a.imageCommands(), a.pointCommands(), a.instantCommands(), a.diskCommands(),
 		a.snapshotCommands(), a.usageCommand(), a.hostCommands(), a.versionCommand(), a.guardCommand(),
 		a.watchCommand(), a.instantGuardCommand(),
-		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp},
+		&cobra.Command{Use: "exit-status", Short: "What the exit statuses mean", Long: exitStatusHelp()},
 		&cobra.Command{Use: "environment", Short: "Environment variables and where keys are looked for",
 			Long: environmentHelp},
 	)

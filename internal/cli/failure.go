@@ -40,6 +40,21 @@ const (
 	StatusInterrupted = 130
 )
 
+// statuses says what each exit status means. The table in docs/manual/cli.md has the same words.
+var statuses = []struct {
+	status  int
+	meaning string
+}{
+	{StatusOK, "done"},
+	{StatusError, "an error; nothing was changed unless the message says so"},
+	{StatusUsage, "the command line could not be understood"},
+	{StatusDamage, "damage was found, in the vault or in a file system inside a point"},
+	{StatusConsistency, "the consistency that --require asked for was not reached; no point was made"},
+	{StatusKey, "the key does not open the vault, no key was given, or it is not a vault"},
+	{StatusNotVerified, "a drill came to an end, and the point is not verified"},
+	{StatusInterrupted, "interrupted by SIGINT or SIGTERM, after cleaning up; a second signal ends the program at once"},
+}
+
 var (
 	errInterrupted = errors.New("interrupted")
 	errDamage      = errors.New("damage found")
