@@ -170,6 +170,11 @@ func TestLevels(t *testing.T) {
 			g.Files["/proc/self/cmdline"] = "qemu-ga\x00-d\x00"
 			g.Files["/etc/qemu/qemu-ga.conf"] = "[general]\nfsfreeze-hook = /etc/qemu/fsfreeze-hook\n"
 		}), app, Limits{}, 0, app, "the hook /etc/qemu/fsfreeze-hook succeeded"},
+		{"the configuration cannot be read", faulty(plain(), "guest-file-open", guesttest.Fault{}, guesttest.Fault{
+			Kind:  guesttest.Refuse,
+			Error: "failed to open file '/etc/qemu/qemu-ga.conf' (mode: 'r'): Permission denied",
+		}), app, Limits{}, 0, files,
+			"whether hooks of applications ran is not known: guest-file-open: guest agent: failed to open file"},
 		{"files can not be read", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
 			g.Disabled = []string{"guest-file-open"}
 		}), app, Limits{}, 0, files, "guest-file-open"},

@@ -100,10 +100,16 @@ func hookPath(ctx context.Context, l *line) (string, error) {
 		return hook, nil
 	}
 	text, err := l.readFile(ctx, config)
-	if answered(err) && !disabled(err) {
-		return "", nil // there is no such file
+	if isMissing(err) {
+		return "", nil
 	}
 	return parseConfig(string(text)), err
+}
+
+// isMissing reports whether the agent said that a file does not exist. It has one class for all
+// that can go wrong with a file, and the words of the C library for what it was.
+func isMissing(err error) bool {
+	return answered(err) && strings.Contains(err.Error(), "No such file or directory")
 }
 
 // parseCommandLine finds the hook and the configuration file in the agent's arguments, which
