@@ -17,8 +17,8 @@ import (
 
 const architecture = "docs/architecture.md"
 
-// sections are the headings of the tables of packages in docs/architecture.md, and the layers that each covers. The
-// last one covers what is in no layer.
+// sections are the headings of the tables of packages in docs/architecture.md, and the layers that
+// each covers. The last one covers what is in no layer.
 var sections = []struct {
 	heading string
 	layers  []int
@@ -76,7 +76,8 @@ func linesOf(t *testing.T, name string) (lines []line) {
 
 var firstCell = regexp.MustCompile("^\\| `([^`]+)` \\|")
 
-// documentedPackages returns the packages of the tables of docs/architecture.md, each with the heading it stands under.
+// documentedPackages returns the packages of the tables of docs/architecture.md, each with the
+// heading it stands under.
 func documentedPackages(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -214,7 +215,8 @@ var (
 	identifier = regexp.MustCompile(`^(?:[a-z]+[A-Z]\w*|[A-Z]\w*[a-z]\w*)$`)
 )
 
-// What the pages of the architecture name in code letters exists: files, packages, types, functions.
+// What the pages of the architecture name in code letters exists: files, packages, types,
+// functions.
 func TestArchitectureNamesWhatExists(t *testing.T) {
 	known := declarations(t)
 	for _, l := range documents(t) {

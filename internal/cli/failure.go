@@ -52,7 +52,8 @@ var statuses = []struct {
 	{StatusConsistency, "the consistency that --require asked for was not reached; no point was made"},
 	{StatusKey, "the key does not open the vault, no key was given, or it is not a vault"},
 	{StatusNotVerified, "a drill came to an end, and the point is not verified"},
-	{StatusInterrupted, "interrupted by SIGINT or SIGTERM, after cleaning up; a second signal ends the program at once"},
+	{StatusInterrupted, "interrupted by SIGINT or SIGTERM, after cleaning up; a second signal ends the program at " +
+		"once"},
 }
 
 var (

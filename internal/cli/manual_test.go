@@ -259,7 +259,7 @@ func TestManualHasEveryVariable(t *testing.T) {
 }
 
 // foreign are flags of other programs that the manual names.
-var foreign = []string{"--fsfreeze-hook", "--block-rpcs", "--flat"}
+var foreign = []string{"--fsfreeze-hook", "--block-rpcs"}
 
 var flagName = regexp.MustCompile(`(?:^|[\s(\[/|` + "`" + `])(--[a-z][a-z-]*)`)
 

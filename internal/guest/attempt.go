@@ -77,17 +77,17 @@ func (a *attempt) crash(format string, args ...any) {
 // prepare finds out what the guest is able to do, before anything is held.
 func (a *attempt) prepare(ctx context.Context) *point.GuestReport {
 	if err := a.connect(ctx); err != nil {
-		a.crash("%s", unreachable(err))
+		a.unreachable(err)
 		return nil
 	}
 	var i info
 	if err := a.ask(ctx, answerTime, "guest-info", nil, &i); err != nil {
-		a.crash("what the guest agent is able to do is not known: %v", err)
+		a.crash(reasonAbilities, err)
 		return nil
 	}
 	for _, name := range []string{"guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"} {
 		if !i.allows(name) {
-			a.crash("the guest agent does not allow %s", name)
+			a.crash(reasonNotAllowed, name)
 		}
 	}
 	var system osInfo
@@ -95,7 +95,7 @@ func (a *attempt) prepare(ctx context.Context) *point.GuestReport {
 	a.known, a.windows = err == nil && system.ID != "", system.ID == windows
 	a.limits = a.limits.withDefaults(a.windows)
 	if a.agent == nil {
-		a.crash("the guest agent was lost: %v", err)
+		a.crash(reasonLostEarly, err)
 		return nil
 	}
 	report, _ := Report(ctx, a.agent) // what it can not tell, it leaves out
@@ -105,16 +105,18 @@ func (a *attempt) prepare(ctx context.Context) *point.GuestReport {
 	return report
 }
 
-func unreachable(err error) string {
+// unreachable settles the attempt because no agent could be opened.
+func (a *attempt) unreachable(err error) {
 	switch {
 	case errors.Is(err, ErrInUse):
-		return ErrInUse.Error()
+		a.crash(reasonInUse)
 	case errors.Is(err, ErrSilent):
-		return ErrSilent.Error()
+		a.crash(reasonSilent)
 	case errors.Is(err, hypervisor.ErrNoAgent):
-		return fmt.Sprintf("the machine has no guest agent to ask: %v", err)
+		a.crash(reasonNoAgent, err)
+	default:
+		a.crash(reasonUnreachable, err)
 	}
-	return fmt.Sprintf("the guest agent could not be reached: %v", err)
 }
 
 // hold asks the guest to hold its writes. Whatever comes of it, the guest must be released if
@@ -123,14 +125,18 @@ func (a *attempt) hold(ctx context.Context) {
 	frozen, err := a.frozen(ctx)
 	switch {
 	case err != nil:
-		a.crash("whether the guest is held already is not known: %v", err)
+		a.crash(reasonHeldUnknown, err)
 		return
 	case frozen:
-		a.crash("somebody else holds the guest's file systems")
+		a.crash(reasonHeldByOthers)
 		return
 	}
-	if err := a.claim(); err != nil {
-		a.crash("%v", err)
+	switch err := a.claim(); {
+	case errors.Is(err, ErrHeldByUs):
+		a.crash(reasonHeldByUs)
+		return
+	case err != nil:
+		a.crash(reasonNotNoted, err)
 		return
 	}
 	a.touched, a.since = true, time.Now()
@@ -140,13 +146,13 @@ func (a *attempt) hold(ctx context.Context) {
 	}
 	switch {
 	case answered(err):
-		a.crash("the guest could not quiesce: %s", described(err))
+		a.crash(reasonRefused, described(err))
 	case errors.Is(err, context.DeadlineExceeded):
-		a.crash("the guest did not quiesce within %v", a.limits.Quiesce)
+		a.crash(reasonTooSlow, a.limits.Quiesce)
 	case err != nil:
-		a.crash("the guest agent was lost while the guest was to quiesce: %v", err)
+		a.crash(reasonLostAtFreeze, err)
 	case a.count <= 0:
-		a.crash("the guest quiesced none of its file systems")
+		a.crash(reasonNothingHeld)
 	default:
 		a.promise()
 	}
@@ -164,18 +170,17 @@ func described(err error) string {
 
 // promise sets the level that a successful freeze stands for, if the thaw confirms it.
 func (a *attempt) promise() {
-	held := fmt.Sprintf("%d file systems were flushed and held", a.count)
+	held := fmt.Sprintf(reasonHeld, a.count)
 	if a.count == 1 {
-		held = "1 file system was flushed and held"
+		held = reasonHeldOne
 	}
 	switch {
 	case a.windows:
-		a.out.Level, a.out.Reason = point.Application, "the guest's VSS writers were frozen, and "+held
+		a.out.Level, a.out.Reason = point.Application, reasonVSS+", and "+held
 	case a.want != point.Application:
-		a.out.Level, a.out.Reason = point.Filesystem, held+"; no more was asked for"
+		a.out.Level, a.out.Reason = point.Filesystem, held+"; "+reasonNoMore
 	case !a.known:
-		a.out.Level, a.out.Reason = point.Filesystem,
-			held+"; the guest agent does not say what system it runs on, so whether applications took part is not known"
+		a.out.Level, a.out.Reason = point.Filesystem, held+"; "+reasonSystem
 	case a.hooks.Active:
 		a.out.Level, a.out.Reason = point.Application, held+"; "+a.hooks.Why
 	default:
@@ -217,15 +222,13 @@ func (a *attempt) confirm(count int, err error) {
 	case answered(err) && !a.windows && strings.Contains(described(err), "hook"):
 		// Linux runs its hooks after the file systems are released; they had been held.
 		a.out.Level = point.Filesystem
-		a.out.Reason = "the file systems were flushed and held, but a hook in the guest failed at the thaw: " +
-			described(err)
+		a.out.Reason = fmt.Sprintf(reasonHookAtThaw, described(err))
 	case answered(err):
-		a.crash("the guest did not hold its writes until the thaw: %s", described(err))
+		a.crash(reasonNotUntilThaw, described(err))
 	case err != nil:
-		a.crash("the guest agent was lost while the guest was held, so whether writes were held until the thaw is "+
-			"not known: %v", err)
+		a.crash(reasonLostAtThaw, err)
 	case count < a.count:
-		a.crash("only %d of %d file systems were still held at the thaw", count, a.count)
+		a.crash(reasonSomeReleased, count, a.count)
 	}
 }
 

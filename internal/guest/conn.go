@@ -20,10 +20,10 @@ import (
 
 var (
 	// ErrSilent reports that the channel to the agent is there, but nothing answers on it.
-	ErrSilent = errors.New("the guest agent does not answer")
+	ErrSilent = errors.New(reasonSilent)
 	// ErrInUse reports that another program is connected to the agent's socket, which takes one
 	// client at a time.
-	ErrInUse = errors.New("the guest agent's socket is in use by another client")
+	ErrInUse = errors.New(reasonInUse)
 	// ErrGone reports that the machine of the agent does not run: its QEMU has ended, and with it
 	// whatever its guest held.
 	ErrGone = errors.New("no QEMU serves it")

@@ -54,14 +54,14 @@ func (g Guard) Start(ctx context.Context, spec GuardSpec) (*Held, error) {
 		g.StateDir = StateDir()
 	}
 	h := &Held{guard: g, spec: spec, told: make(chan struct{}, 8), ended: make(chan struct{})}
-	h.out = Outcome{Level: point.Crash, Reason: "the guest was not quiesced"}
+	h.out = Outcome{Level: point.Crash, Reason: reasonNotQuiesced}
 	if spec.Want == point.Crash {
-		h.finish("no more than crash consistency was asked for")
+		h.finish(reasonNotWanted)
 		close(h.ended)
 		return h, ctx.Err()
 	}
 	if err := h.spawn(); err != nil {
-		h.finish("the guard that releases the guest could not be started: %v", err)
+		h.finish(reasonNoGuard, err)
 		close(h.ended)
 		return h, ctx.Err()
 	}
@@ -120,7 +120,7 @@ func (h *Held) listen(out io.Reader) {
 		return
 	}
 	if !h.isOver() {
-		h.finish("the guard that was to release the guest died: %s", firstOf(h.stderr.String(), fmt.Sprint(err)))
+		h.finish(reasonGuardDied, firstOf(h.stderr.String(), fmt.Sprint(err)))
 	}
 	h.rescue()
 }

@@ -89,7 +89,7 @@ func guard(ctx context.Context, in io.Reader, say func(reply), open OpenAgent) e
 	}
 	say(reply{Now: nowReady, Outcome: a.out, Guest: report})
 	if !a.awaitQuiesce(alive, requests) {
-		a.crash("the guest was not asked to hold its writes")
+		a.crash(reasonNeverAsked)
 		say(reply{Now: nowOver, Outcome: a.out})
 		return nil
 	}
@@ -101,7 +101,7 @@ func (a *attempt) begin(ctx context.Context, first request) *point.GuestReport {
 	thaw, cancel := context.WithTimeout(ctx, leftoverTime)
 	defer cancel()
 	if _, err := ThawLeftover(thaw, a.open, first.StateDir, first.Spec.Machine); err != nil {
-		a.crash("the guest was left held by an earlier attempt: %v", err)
+		a.crash(reasonLeftHeld, err)
 		return nil
 	}
 	return a.prepare(ctx)
@@ -120,7 +120,7 @@ func (a *attempt) run(alive context.Context, requests <-chan string, say func(re
 		say(reply{Now: nowOver, Outcome: a.out})
 		return nil
 	}
-	a.crash("%v", err)
+	a.crash(reasonNotReleased, err)
 	say(reply{Now: nowOver, Outcome: a.out})
 	err = a.releaseUntil(alive)
 	say(reply{Now: nowOver, Outcome: a.out})
@@ -148,10 +148,10 @@ func (a *attempt) awaitQuiesce(alive context.Context, requests <-chan string) bo
 func (a *attempt) awaitThaw(alive context.Context, requests <-chan string, timeUp <-chan time.Time) {
 	select {
 	case <-timeUp:
-		a.crash("the guest was released after %v, as the instant had not been taken by then", a.limits.Hold)
+		a.crash(reasonTimeUp, a.limits.Hold)
 	case what := <-requests:
 		if what != doThaw {
-			a.crash("the guest was released before the instant was taken")
+			a.crash(reasonReleased)
 		}
 	case <-alive.Done():
 		select {
@@ -161,7 +161,7 @@ func (a *attempt) awaitThaw(alive context.Context, requests <-chan string, timeU
 			}
 		default:
 		}
-		a.crash("the guest was released before the instant was taken")
+		a.crash(reasonReleased)
 	}
 }
 

@@ -25,6 +25,9 @@ type hooks struct {
 	Why    string // what makes us think so, or why they do not count
 }
 
+// noHooks says why hooks do not count.
+func noHooks(format string, args ...any) hooks { return hooks{Why: fmt.Sprintf(format, args...)} }
+
 // findHooks looks for evidence that hooks run at a freeze, through the agent itself: its own
 // command line (it is the agent that reads /proc/self), its configuration, and the hook that these
 // name. Whatever can not be found out counts as no hooks.
@@ -34,25 +37,23 @@ func findHooks(ctx context.Context, l *line) hooks {
 	hook, err := hookPath(ctx, l)
 	switch {
 	case disabled(err):
-		return hooks{Why: "whether hooks of applications ran is not known, as the guest agent does not let files be " +
-			"read (guest-file-open)"}
+		return noHooks(reasonNoFiles)
 	case err != nil:
-		return hooks{Why: fmt.Sprintf("whether hooks of applications ran is not known: %v", err)}
+		return noHooks(reasonHooksUnknown, err)
 	case hook == "":
-		return hooks{Why: "no hooks of applications ran, as the guest agent was started without --fsfreeze-hook"}
+		return noHooks(reasonNoHook)
 	}
 	script, err := l.readFile(ctx, hook)
 	if err != nil {
-		return hooks{Why: fmt.Sprintf("what the hook %s does is not known: %v", hook, err)}
+		return noHooks(reasonHookUnread, hook, err)
 	}
 	switch text := string(script); {
 	case ignoresFailures(text):
-		return hooks{Why: fmt.Sprintf("the hook dispatcher %s ignores hooks that fail, so whether they succeeded is "+
-			"not known", hook)}
+		return noHooks(reasonHooksIgnored, hook)
 	case strings.Contains(text, hookDir):
 		return dispatched(ctx, l, hook, text)
 	}
-	return hooks{Active: true, Why: fmt.Sprintf("the hook %s succeeded", hook)}
+	return hooks{Active: true, Why: fmt.Sprintf(reasonHookRan, hook)}
 }
 
 // dispatched says what a dispatcher runs that stops the quiesce when a hook fails, as ours does:
@@ -62,21 +63,20 @@ func dispatched(ctx context.Context, l *line, hook, script string) hooks {
 	if strings.Contains(script, hookDirEnv) {
 		env, err := l.readFile(ctx, "/proc/self/environ")
 		if err != nil {
-			return hooks{Why: fmt.Sprintf("where the hooks of %s are is not known: %v", hook, err)}
+			return noHooks(reasonWhereUnknown, hook, err)
 		}
 		dir = firstOf(variable(string(env), hookDirEnv), path.Join(path.Dir(defaultHook), hookDir))
 	}
 	names, err := l.executables(ctx, dir)
 	switch {
 	case disabled(err):
-		return hooks{Why: fmt.Sprintf("whether there are hooks in %s is not known, as the guest agent does not let "+
-			"programs run (guest-exec)", dir)}
+		return noHooks(reasonNoPrograms, dir)
 	case err != nil:
-		return hooks{Why: fmt.Sprintf("whether there are hooks in %s is not known: %v", dir, err)}
+		return noHooks(reasonListUnknown, dir, err)
 	case len(names) == 0:
-		return hooks{Why: fmt.Sprintf("no hooks of applications are installed in %s", dir)}
+		return noHooks(reasonNoHooks, dir)
 	}
-	return hooks{Active: true, Why: "the hooks of applications succeeded: " + strings.Join(names, ", ")}
+	return hooks{Active: true, Why: fmt.Sprintf(reasonHooksRan, strings.Join(names, ", "))}
 }
 
 // variable returns the value of a variable in the form of /proc/PID/environ.

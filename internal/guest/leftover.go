@@ -16,7 +16,7 @@ import (
 )
 
 // ErrHeldByUs reports that another Holdfast on this host holds the guest at this moment.
-var ErrHeldByUs = errors.New("another holdfast is quiescing this guest")
+var ErrHeldByUs = errors.New(reasonHeldByUs)
 
 // StateEnv names the environment variable for the directory of state files.
 const StateEnv = "HOLDFAST_STATE"

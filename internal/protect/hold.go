@@ -10,6 +10,15 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
+// Why a guest was not even asked to hold its writes. docs/manual/quiesce.md explains these and
+// those of package guest.
+const (
+	reasonNotAsked  = "crash consistency was asked for, so the guest was left alone"
+	reasonState     = "the machine is %s, so its guest cannot answer"
+	reasonNoChannel = "the machine has no guest agent channel"
+	reasonNoWay     = "there is no way to the guest agent"
+)
+
 // hold keeps the guest's writes back around the instant and knows which level of consistency came
 // of it.
 type hold struct {
@@ -29,13 +38,13 @@ func (r *run) openHold(ctx context.Context) (*hold, error) {
 	m := r.req.Machine
 	switch {
 	case h.want == point.Crash:
-		h.settle("crash consistency was asked for, so the guest was left alone")
+		h.settle(reasonNotAsked)
 	case m.State != hypervisor.Running:
-		h.settle(fmt.Sprintf("the machine is %s, so its guest can not answer", m.State))
+		h.settle(reasonState, m.State)
 	case !m.Agent:
-		h.settle("the machine has no guest agent channel")
+		h.settle(reasonNoChannel)
 	case r.OpenGuest == nil:
-		h.settle("there is no way to the guest agent")
+		h.settle(reasonNoWay)
 	default:
 		g, err := r.OpenGuest(ctx, m, h.want)
 		if err != nil {
@@ -50,8 +59,8 @@ func (r *run) openHold(ctx context.Context) (*hold, error) {
 	return h, nil
 }
 
-func (h *hold) settle(reason string) {
-	h.settled, h.outcome = true, guest.Outcome{Level: point.Crash, Reason: reason}
+func (h *hold) settle(format string, args ...any) {
+	h.settled, h.outcome = true, guest.Outcome{Level: point.Crash, Reason: fmt.Sprintf(format, args...)}
 }
 
 func (h *hold) quiesce(ctx context.Context) error {
