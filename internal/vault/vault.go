@@ -154,7 +154,8 @@ func readSlots(ctx context.Context, s blob.Store) (slots []*keys.Slot, bad []str
 	return slots, bad, nil
 }
 
-// Close releases what the vault holds in memory. Sessions must have ended.
+// Close ends the use of the vault. Nothing has to be released today, and it returns nil; it is called
+// so that a vault that keeps something open can be closed. Sessions must have ended.
 func (v *Vault) Close() error { return nil }
 
 // ID returns the vault's ID, 32 hexadecimal digits.
