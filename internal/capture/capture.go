@@ -35,7 +35,7 @@ var ErrOff = errors.New("the machine is off")
 
 // ErrBusy reports that another process captures the machine, or has a capture of it that is not
 // committed.
-var ErrBusy = errors.New("the machine is being captured by another process")
+var ErrBusy = errors.New("another backup of this machine is running")
 
 // ErrCopied reports that a job of the hypervisor, such as a hydration, works on a disk that was to
 // be captured.

@@ -139,7 +139,6 @@ var causes = []cause{
 		"choose another directory with --to, or give --force to replace what is there"},
 	{vault.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{vault.ErrLastKey, "last_key", StatusError, "add another key first: `holdfast vault key add`"},
-	{protect.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{qmp.ErrInUse, "busy", StatusError,
 		"QEMU serves one client per monitor: wait until the other backup or program is done, or give QEMU another " +
 			"-qmp socket"},

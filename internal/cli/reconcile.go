@@ -131,7 +131,7 @@ func (a *app) reconcileMachine(ctx context.Context, h host, v *vault.Vault, m hy
 		did, err = protect.CleanUp(ctx, deps, m, release)
 		out.Did = append(out.Did, did...)
 	}
-	if errors.Is(err, protect.ErrBusy) || errors.Is(err, capture.ErrBusy) {
+	if errors.Is(err, capture.ErrBusy) {
 		out.Did = append(out.Did, "left alone: a backup of it is running")
 		err = nil
 	}

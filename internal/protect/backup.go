@@ -33,9 +33,9 @@ type run struct {
 
 // Backup takes one recovery point of a machine and returns it once the vault holds it for good.
 //
-// Errors that callers decide by: [ErrBusy], [ErrConsistency], [ErrNoDisks], capture.ErrScratch,
-// blob.ErrNoSpace. On any error no point was made and the machine's changes are still recorded for
-// the next run.
+// Errors that callers decide by: capture.ErrBusy, [ErrConsistency], [ErrNoDisks],
+// capture.ErrScratch, blob.ErrNoSpace. On any error no point was made and the machine's changes are
+// still recorded for the next run.
 func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, error) {
 	deps.defaults()
 	req.defaults()

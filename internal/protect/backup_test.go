@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/blob/fault"
 	"github.com/holdfast-vm/holdfast/internal/blob/mem"
+	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -244,7 +245,7 @@ func TestOneBackupAtATime(t *testing.T) {
 	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()}); err != nil {
 		t.Fatal(err)
 	}
-	if !errors.Is(inner, protect.ErrBusy) || !strings.Contains(inner.Error(), "process ") {
+	if !errors.Is(inner, capture.ErrBusy) || !strings.Contains(inner.Error(), "process ") {
 		t.Errorf("the second backup: %v, want ErrBusy with the process", inner)
 	}
 	if _, err := protect.CleanUp(context.Background(), d, m.machine(), false); err != nil {

@@ -92,9 +92,9 @@ func reconcile(ctx context.Context, deps Deps, m hypervisor.Machine, keep []stri
 	return did, errors.Join(thawErr, err)
 }
 
-// CleanUp reconciles a machine that no backup is working on; it returns ErrBusy if one is. Records
-// of changes stay if the next point counts from them, unless release is set; nothing is known of
-// them where Deps.Vault is nil. It returns what it did, in words, also on error.
+// CleanUp reconciles a machine that no backup is working on; it returns capture.ErrBusy if one is.
+// Records of changes stay if the next point counts from them, unless release is set; nothing is
+// known of them where Deps.Vault is nil. It returns what it did, in words, also on error.
 func CleanUp(ctx context.Context, deps Deps, m hypervisor.Machine, release bool) ([]string, error) {
 	unlock, err := lockMachine(deps.StateDir, m)
 	if err != nil {

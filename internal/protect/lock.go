@@ -12,12 +12,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
 // lockMachine keeps other processes of this host from backing up m at the same time, until the
-// function it returns is called or the process ends. If another one does, it returns ErrBusy with
-// its process ID.
+// function it returns is called or the process ends. If another one does, it returns
+// capture.ErrBusy with its process ID.
 func lockMachine(stateDir string, m hypervisor.Machine) (unlock func(), err error) {
 	dir := filepath.Join(stateDir, "locks")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -31,7 +32,7 @@ func lockMachine(stateDir string, m hypervisor.Machine) (unlock func(), err erro
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w (process %s)", ErrBusy, holder(path))
+			return nil, fmt.Errorf("%w (process %s)", capture.ErrBusy, holder(path))
 		}
 		return nil, fmt.Errorf("lock the machine: %w", err)
 	}

@@ -28,8 +28,6 @@ import (
 var (
 	// ErrConsistency reports that the required consistency was not reached. No point was made.
 	ErrConsistency = errors.New("the required consistency was not reached")
-	// ErrBusy reports that another process is backing up the machine.
-	ErrBusy = errors.New("another backup of this machine is running")
 	// ErrNoDisks reports that nothing would be left to back up.
 	ErrNoDisks = errors.New("no disk to back up")
 )

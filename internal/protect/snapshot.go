@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
@@ -173,7 +174,7 @@ func (r *run) lock(ctx context.Context) (unlock func(), err error) {
 	told := false
 	for {
 		unlock, err = lockMachine(r.StateDir, r.req.Machine)
-		if r.req.Snapshot == nil || !errors.Is(err, ErrBusy) {
+		if r.req.Snapshot == nil || !errors.Is(err, capture.ErrBusy) {
 			return unlock, err
 		}
 		if !told {
