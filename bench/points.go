@@ -120,7 +120,7 @@ func (f *manyPoints) take(v *vault.Vault) error {
 	p := &point.RecoveryPoint{ID: point.NewID(), VM: "web", Time: time.Now().UTC(), Consistency: point.Crash,
 		ConsistencyReason: "bench", Rung: point.Push,
 		Disks: []point.Disk{{Name: "vda", Size: pointsDisk, Used: out.Used, Root: out.Root}},
-		Definition: point.Definition{Kind: "libvirt", InactiveXML: pointsXML, LiveXML: pointsXML,
+		Definition: point.Definition{Kind: point.ForLibvirt, InactiveXML: pointsXML, LiveXML: pointsXML,
 			MigratableXML: pointsXML}}
 	f.taken = append(f.taken, p)
 	return s.Commit(ctx, p)

@@ -151,7 +151,7 @@ func (m *manySnapshots) takeOne() error {
 	}
 	p := &point.RecoveryPoint{ID: point.NewID(), Kind: point.Snapshot, Name: fmt.Sprintf("number-%d", m.made),
 		Time: time.Now().UTC(), Consistency: point.Crash,
-		ConsistencyReason: "bench", Rung: point.Offline, Definition: point.Definition{Kind: "image"},
+		ConsistencyReason: "bench", Rung: point.Offline, Definition: point.Definition{Kind: point.OnlyDisks},
 		Disks: []point.Disk{{Name: "data", Size: snapshotsDisk, Used: out.Used, Root: out.Root, Managed: "data",
 			ManagedID: m.disk.ID}}}
 	return s.Commit(ctx, p)

@@ -189,7 +189,7 @@ func (a *app) printPoint(p *point.RecoveryPoint) error {
 }
 
 func definitionText(d point.Definition) string {
-	parts := []string{d.Kind}
+	parts := []string{string(d.Kind)}
 	if d.MachineType != "" {
 		parts = append(parts, d.MachineType)
 	}

@@ -121,7 +121,7 @@ func (a *app) drillPoint(ctx context.Context, ref string, flags drillFlags) erro
 	}
 	return a.withPoint(ctx, ref, func(v *vault.Vault, p *point.RecoveryPoint) error {
 		req.Point = p
-		if p.Definition.Kind == "libvirt" {
+		if p.Definition.Kind == point.ForLibvirt {
 			uris := a.connections()
 			if len(uris) != 1 {
 				return usagef("point drill: a machine is started by one host: give --connect once")

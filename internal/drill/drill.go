@@ -179,10 +179,10 @@ func Run(ctx context.Context, v *vault.Vault, req Request, o Options) (Result, e
 
 func (req Request) check() error {
 	p := req.Point
-	if p.Definition.Kind != "qemu" && p.Definition.Kind != "libvirt" {
+	if p.Definition.Kind != point.ForQEMU && p.Definition.Kind != point.ForLibvirt {
 		return fmt.Errorf("%w: it is of kind %q", ErrNoDefinition, p.Definition.Kind)
 	}
-	if p.Definition.Kind == "libvirt" && (req.Host == "" || strings.HasPrefix(req.Host, PlainHost)) {
+	if p.Definition.Kind == point.ForLibvirt && (req.Host == "" || strings.HasPrefix(req.Host, PlainHost)) {
 		return fmt.Errorf("%w: it was one of libvirt, the host is %s", ErrOtherKind, req.Host)
 	}
 	return nil

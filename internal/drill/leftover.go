@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
 const (
@@ -52,7 +53,7 @@ func newNote(req Request, now time.Time) (note, error) {
 		return n, fmt.Errorf("directory %s has too long a name: the machine's sockets in it would have paths of %d "+
 			"bytes, %d are the most", dir, len(longest), maxSocket)
 	}
-	if req.Point.Definition.Kind == "qemu" {
+	if req.Point.Definition.Kind == point.ForQEMU {
 		n.Host = PlainHost + n.path("q")
 	}
 	return n, nil

@@ -40,7 +40,7 @@ func (h *removing) Isolation(context.Context, hypervisor.Machine) (isolation.Rep
 // not be removed stays noted.
 func TestCleanUp(t *testing.T) {
 	state, storage := t.TempDir(), t.TempDir()
-	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}, Host: "qemu:///x",
+	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForLibvirt}}, Host: "qemu:///x",
 		Storage: storage, StateDir: state}
 	n, err := newNote(req, time.Now())
 	if err != nil {
@@ -139,7 +139,7 @@ func TestCleanUpEveryStep(t *testing.T) {
 // Drills begin and end while others clean up: none is hurt, and nothing is left.
 func TestCleanUpBeside(t *testing.T) {
 	state, storage := t.TempDir(), t.TempDir()
-	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}, Host: "qemu:///x",
+	req := Request{Point: &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForLibvirt}}, Host: "qemu:///x",
 		Storage: storage, StateDir: state}
 	done := make(chan struct{})
 	cleaned := make(chan []Leftover)

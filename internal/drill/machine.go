@@ -58,13 +58,13 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	r.res.Machine, r.res.Host = r.note.Name, r.note.Host
-	if r.req.Point.Definition.Kind == "qemu" {
+	if r.req.Point.Definition.Kind == point.ForQEMU {
 		r.res.Host = "plain QEMU"
 	}
 	if r.host, err = r.o.Open(r.note.Host); err != nil {
 		return fmt.Errorf("open host %s: %w", r.note.Host, err)
 	}
-	if r.req.Point.Definition.Kind != "qemu" {
+	if r.req.Point.Definition.Kind != point.ForQEMU {
 		if _, err := r.host.Machines(ctx); err != nil { // before anything is made
 			return fmt.Errorf("ask %s: %w: %w", r.note.Host, hypervisor.ErrUnreachable, err)
 		}

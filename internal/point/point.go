@@ -131,9 +131,19 @@ type Source struct {
 	FormatOptions map[string]string `json:"format_options,omitempty"` // cluster_size, compat, …
 }
 
+// DefinitionKind says which kind of host a machine's definition is for.
+type DefinitionKind string
+
+// Kinds of definitions.
+const (
+	ForLibvirt DefinitionKind = "libvirt" // domain XML
+	ForQEMU    DefinitionKind = "qemu"    // the arguments of a QEMU process
+	OnlyDisks  DefinitionKind = "image"   // disks that no hypervisor described: there is no machine
+)
+
 // Definition is what it takes to build the machine again.
 type Definition struct {
-	Kind          string            `json:"kind"` // "libvirt", "qemu" or "image"
+	Kind          DefinitionKind    `json:"kind"`
 	InactiveXML   string            `json:"inactive_xml,omitempty"`
 	LiveXML       string            `json:"live_xml,omitempty"`
 	MigratableXML string            `json:"migratable_xml,omitempty"`

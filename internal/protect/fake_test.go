@@ -100,7 +100,7 @@ func (m *model) Define(context.Context, hypervisor.Rebuild) (hypervisor.Rebuilt,
 }
 
 func (m *model) Describe(context.Context, hypervisor.Machine) (point.Definition, []point.File, []string, error) {
-	return point.Definition{Kind: "qemu"}, m.files, nil, nil
+	return point.Definition{Kind: point.ForQEMU}, m.files, nil, nil
 }
 
 func (m *model) OpenAgent(context.Context, hypervisor.Machine) (hypervisor.Agent, error) {

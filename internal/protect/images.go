@@ -96,7 +96,7 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 
 // begin returns what the vault knows of the images, and the point that is to be filled.
 func (r ImageRequest) begin(points []*point.RecoveryPoint, disks []hypervisor.Disk) (lineage, *point.RecoveryPoint) {
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: kindImage}}
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.OnlyDisks}}
 	if r.snapshot() {
 		p.Kind, p.Name = point.Snapshot, r.Name
 		return managedLineage(points, r.Managed), p

@@ -8,9 +8,6 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// kindImage is the definition kind of points that no hypervisor described.
-const kindImage = "image"
-
 // lineage is what the vault knows of a machine.
 type lineage struct {
 	last  *point.RecoveryPoint  // nil for a machine that is new to the vault
@@ -65,7 +62,7 @@ func newestOfImages(r ImageRequest) func(*point.RecoveryPoint) bool {
 
 // isOf reports whether p is a point of m, whole or of some of its disks.
 func isOf(p *point.RecoveryPoint, m hypervisor.Machine) bool {
-	if p.Definition.Kind == kindImage {
+	if p.Definition.Kind == point.OnlyDisks {
 		return false
 	}
 	if m.UUID != "" || p.MachineUUID != "" {
@@ -80,7 +77,7 @@ func imageLineage(points []*point.RecoveryPoint, name string) lineage {
 }
 
 func isImageOf(p *point.RecoveryPoint, name string) bool {
-	return !p.IsSnapshot() && p.Definition.Kind == kindImage && p.VM == name
+	return !p.IsSnapshot() && p.Definition.Kind == point.OnlyDisks && p.VM == name
 }
 
 // managedLineage picks the latest state of each managed disk, by its unique ID, from all snapshots.

@@ -26,7 +26,7 @@ func TestNewestAreEnough(t *testing.T) {
 			case 0:
 				p.Kind = point.Snapshot
 			case 1:
-				p.Definition.Kind, p.MachineUUID = kindImage, ""
+				p.Definition.Kind, p.MachineUUID = point.OnlyDisks, ""
 			case 2:
 				p.VM, p.MachineUUID = "b", "v"
 			}

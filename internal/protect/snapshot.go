@@ -151,7 +151,7 @@ func (r *run) prepareSnapshot(points []*point.RecoveryPoint) error {
 	r.result = &point.RecoveryPoint{
 		ID: point.NewID(), Kind: point.Snapshot, Name: snap.Name, VM: m.Name, MachineUUID: m.UUID, Tags: r.req.Tags,
 		Holdfast:   r.Version,
-		Definition: point.Definition{Kind: kindImage},
+		Definition: point.Definition{Kind: point.OnlyDisks},
 	}
 	if r.lineage.last != nil {
 		r.result.Parent = r.lineage.last.ID

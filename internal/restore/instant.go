@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/durable"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
@@ -293,7 +294,7 @@ func (i *instant) missingDirs(dir string) []string {
 // byHost returns the files that a plain QEMU and Define will make, as far as nothing has their
 // names yet.
 func (i *instant) byHost(req MachineRequest) (made []string) {
-	if req.Point.Definition.Kind != "qemu" {
+	if req.Point.Definition.Kind != point.ForQEMU {
 		return nil
 	}
 	for _, suffix := range []string{".sh", ".sh.new", ".log", ".qga.sock", ".tpm.sock"} {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
 const (
@@ -99,7 +100,7 @@ func (i *instant) neverStarted(cause error) error {
 // find returns the machine and whether it is on.
 func (i *instant) find(ctx context.Context) (m hypervisor.Machine, on bool, err error) {
 	machines, err := i.host.Machines(ctx)
-	if nobodyThere(err) && i.st.Point.Definition.Kind == "qemu" {
+	if nobodyThere(err) && i.st.Point.Definition.Kind == point.ForQEMU {
 		return i.machine(), false, nil
 	}
 	if err != nil {
@@ -108,7 +109,7 @@ func (i *instant) find(ctx context.Context) (m hypervisor.Machine, on bool, err 
 	for _, m := range machines {
 		if m.Name == i.name {
 			return m, m.State == hypervisor.Running || m.State == hypervisor.Paused ||
-				m.State == hypervisor.Crashed && i.st.Point.Definition.Kind == "qemu", nil
+				m.State == hypervisor.Crashed && i.st.Point.Definition.Kind == point.ForQEMU, nil
 		}
 	}
 	return m, false, fmt.Errorf("%w: %s", hypervisor.ErrNoMachine, i.name)

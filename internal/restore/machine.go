@@ -75,10 +75,10 @@ func Machine(ctx context.Context, v *vault.Vault, host definer, req MachineReque
 // check refuses what can not end well before anything is written.
 func (r MachineRequest) check(uri string) error {
 	kind := r.Point.Definition.Kind
-	if kind == "image" || kind == "" {
+	if kind == point.OnlyDisks || kind == "" {
 		return ErrNoDefinition
 	}
-	if plain := strings.HasPrefix(uri, "qmp:"); plain != (kind == "qemu") {
+	if plain := strings.HasPrefix(uri, "qmp:"); plain != (kind == point.ForQEMU) {
 		return fmt.Errorf("%w: the machine was one of %s, the host is %s", ErrOtherKind, kind, uri)
 	}
 	if r.Name == "" || strings.ContainsAny(r.Name, "/\x00\n") || strings.HasPrefix(r.Name, ".") {
@@ -90,7 +90,7 @@ func (r MachineRequest) check(uri string) error {
 // identity decides whether the lost machine itself comes back, and says why.
 func identity(ctx context.Context, host definer, req MachineRequest) (same bool, why string, err error) {
 	machines, err := host.Machines(ctx)
-	if nobodyThere(err) && req.Point.Definition.Kind == "qemu" {
+	if nobodyThere(err) && req.Point.Definition.Kind == point.ForQEMU {
 		err = nil // the new machine will be what listens there
 	}
 	if err != nil {
@@ -100,7 +100,7 @@ func identity(ctx context.Context, host definer, req MachineRequest) (same bool,
 		if m.Name == req.Name {
 			return false, "", fmt.Errorf("machine %s (UUID %s) %w", m.Name, m.UUID, hypervisor.ErrExists)
 		}
-		if req.Point.Definition.Kind == "qemu" { // a plain QEMU's socket has room for one
+		if req.Point.Definition.Kind == point.ForQEMU { // a plain QEMU's socket has room for one
 			return false, "", fmt.Errorf("%w: %s (UUID %s)", ErrSocketTaken, m.Name, m.UUID)
 		}
 	}

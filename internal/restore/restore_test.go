@@ -65,7 +65,7 @@ func newLab(t *testing.T, rng *rand.Rand) *lab {
 		return out.Root
 	}
 	l.p = &point.RecoveryPoint{ID: point.NewID(), VM: "web", MachineUUID: "11111111-2222-3333-4444-555555555555",
-		Definition: point.Definition{Kind: "libvirt"}, ConsistencyReason: "test"}
+		Definition: point.Definition{Kind: point.ForLibvirt}, ConsistencyReason: "test"}
 	for _, d := range []struct{ name, format string }{{"vda", "qcow2"}, {"vdb", "raw"}, {"vdc", "vmdk"}} {
 		data := make([]byte, (1+rng.IntN(30))*granule+rng.IntN(3)*512)
 		for range 3 {
@@ -315,14 +315,14 @@ func TestMachineFailures(t *testing.T) {
 		})
 	}
 	image := *l.p
-	image.Definition = point.Definition{Kind: "image"}
+	image.Definition = point.Definition{Kind: point.OnlyDisks}
 	_, err := restore.Machine(context.Background(), l.v, &host{},
 		restore.MachineRequest{Point: &image, Name: "x", Storage: t.TempDir()})
 	if !errors.Is(err, restore.ErrNoDefinition) {
 		t.Errorf("a point of images: %v, want ErrNoDefinition", err)
 	}
 	plain := *l.p
-	plain.Definition = point.Definition{Kind: "qemu"}
+	plain.Definition = point.Definition{Kind: point.ForQEMU}
 	_, err = restore.Machine(context.Background(), l.v, &host{},
 		restore.MachineRequest{Point: &plain, Name: "x", Storage: t.TempDir()})
 	if !errors.Is(err, restore.ErrOtherKind) {

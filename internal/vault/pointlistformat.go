@@ -265,7 +265,7 @@ func codePoint(c rowCoder, p *summary) {
 	codeTexts(c, &p.Tags)
 	codeSlice(c, &p.Disks, codeDisk)
 	codeSlice(c, &p.ExcludedDisks, rowCoder.text)
-	c.text(&p.Definition.Kind)
+	codeText(c, &p.Definition.Kind)
 	codeBool(c, &p.whole)
 	codeSlice(c, &p.Files, codeFile)
 	codeSlice(c, &p.Warnings, rowCoder.text)

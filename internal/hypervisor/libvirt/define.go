@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
 // Define builds a machine from a point whose disks and files have been written, and starts it if
@@ -30,7 +31,7 @@ func (h *Host) Define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 
 func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
 	def := r.Point.Definition
-	if def.Kind != "libvirt" || def.InactiveXML == "" {
+	if def.Kind != point.ForLibvirt || def.InactiveXML == "" {
 		return hypervisor.Rebuilt{}, fmt.Errorf("point %s has no definition of libvirt but of kind %q",
 			r.Point.ID.Short(), def.Kind)
 	}

@@ -34,7 +34,7 @@ func (h *Host) definition(ctx context.Context, name string) (def point.Definitio
 	if err != nil {
 		return def, nil, nil, err
 	}
-	def.Kind = "libvirt"
+	def.Kind = point.ForLibvirt
 	if def.InactiveXML, err = c.DomainXML(ctx, dom, rpc.XMLSecure|rpc.XMLInactive); err != nil {
 		return def, nil, nil, err
 	}

@@ -45,7 +45,7 @@ func (l *lab) leaky() string {
 func TestIsolate(t *testing.T) {
 	l := newLab(t)
 	xml := l.leaky()
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml},
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForLibvirt, InactiveXML: xml},
 		Disks: []point.Disk{{Name: "vda"}}}
 	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-1", StorageDir: l.dir, Isolated: true, Held: true, Start: true,
 		Disks: map[string]string{"vda": l.dir + "/vda"}, Formats: map[string]string{"vda": "qcow2"}}
@@ -157,7 +157,7 @@ func TestIsolateHardware(t *testing.T) {
 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%[2]s/sda'/><target dev='sda' bus='usb'/></disk>
 <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%[2]s/sdb'/><target dev='sdb' bus='sata'/></disk>
 <tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>%[3]s</devices></domain>`, uuid, l.dir, cards)
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt", InactiveXML: xml},
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForLibvirt, InactiveXML: xml},
 		Disks: []point.Disk{{Name: "sda"}, {Name: "sdb"}}}
 	r := hypervisor.Rebuild{Point: p, Name: "hf-drill-3", StorageDir: l.dir, Isolated: true, Held: true, Start: true,
 		Disks:   map[string]string{"sda": l.dir + "/sda", "sdb": l.dir + "/sdb"},

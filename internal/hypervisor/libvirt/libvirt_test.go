@@ -173,7 +173,8 @@ func TestDescribe(t *testing.T) {
 	l := newLab(t)
 	def, files, warnings, err := l.host.Describe(l.ctx, l.defineRich())
 	l.ok(err)
-	if def.Kind != "libvirt" || def.MachineType != "pc-q35-7.2" || !strings.Contains(def.InactiveXML, "geheim") ||
+	if def.Kind != point.ForLibvirt || def.MachineType != "pc-q35-7.2" ||
+		!strings.Contains(def.InactiveXML, "geheim") ||
 		def.LiveXML != "" {
 		t.Errorf("definition %+v", def)
 	}
@@ -347,13 +348,13 @@ func TestDefineRefusals(t *testing.T) {
 		"not XML":      {"<name>", "<name", "domain XML"},
 	} {
 		r := hypervisor.Rebuild{Name: "new", Disks: map[string]string{"vda": "/a", "sdb": "/b"},
-			Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt",
+			Point: &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForLibvirt,
 				InactiveXML: strings.Replace(good, tt.from, tt.to, 1)}}}
 		if _, err := l.host.Define(l.ctx, r); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	r := hypervisor.Rebuild{Name: "new", Point: &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu"}}}
+	r := hypervisor.Rebuild{Name: "new", Point: &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForQEMU}}}
 	if _, err := l.host.Define(l.ctx, r); err == nil {
 		t.Error("a definition of another kind was taken")
 	}

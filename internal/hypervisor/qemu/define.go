@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
@@ -73,7 +74,7 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 
 func checkRebuild(r hypervisor.Rebuild) error {
 	switch def := r.Point.Definition; {
-	case def.Kind != "qemu" || len(def.Args) == 0:
+	case def.Kind != point.ForQEMU || len(def.Args) == 0:
 		return fmt.Errorf("the point is of kind %q and has no QEMU command line", def.Kind)
 	case r.Name == "" || strings.ContainsAny(r.Name, "/\x00\n") || strings.HasPrefix(r.Name, "."):
 		return fmt.Errorf("%q is no name for a machine: it becomes a file's name", r.Name)

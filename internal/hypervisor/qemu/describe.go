@@ -36,7 +36,7 @@ func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (point.Defini
 }
 
 func (h *Host) describe(ctx context.Context) (point.Definition, []point.File, []string, error) {
-	def := point.Definition{Kind: "qemu"}
+	def := point.Definition{Kind: point.ForQEMU}
 	c, err := h.Client(ctx)
 	if err != nil {
 		return def, nil, nil, err

@@ -48,7 +48,7 @@ func newInstant(t *testing.T) *instant {
 	i := &instant{T: t, dir: dir, content: map[string][]byte{},
 		m: hypervisor.Machine{Name: "it's new", UUID: newUUID()}}
 	p := &point.RecoveryPoint{ID: point.NewID(),
-		Definition: point.Definition{Kind: "qemu", Args: originalArgs, MachineType: "pc-q35-7.2"}}
+		Definition: point.Definition{Kind: point.ForQEMU, Args: originalArgs, MachineType: "pc-q35-7.2"}}
 	r := hypervisor.Rebuild{Point: p, Name: i.m.Name, UUID: i.m.UUID, StorageDir: dir, Disks: map[string]string{},
 		Formats: map[string]string{}, Backing: map[string]string{}}
 	rng := rand.New(rand.NewPCG(1, 2))

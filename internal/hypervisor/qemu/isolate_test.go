@@ -14,7 +14,7 @@ import (
 
 // isolated returns what becomes of a command line for a machine without ways out.
 func isolated(dir, args string) *rewriter {
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu",
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForQEMU,
 		Args: append([]string{"qemu-system-x86_64"}, strings.Fields(args)...), Dir: "/o"}}
 	w := newRewriter(hypervisor.Rebuild{Point: p, Name: "new", StorageDir: dir, Isolated: true, UUID: "u", Start: true},
 		filepath.Join(dir, "q"), "")
@@ -128,7 +128,7 @@ func TestIsolation(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer h.Close()
-			p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu",
+			p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForQEMU,
 				Args: append([]string{"qemu-system-x86_64"}, strings.Fields(tt.args)...)}}
 			images := imagesOf(t, p, dir, "nvme", "usb")
 			r := hypervisor.Rebuild{Disks: images, Point: p, Name: "new", StorageDir: dir, Isolated: !tt.open,

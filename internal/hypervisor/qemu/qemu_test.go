@@ -190,7 +190,7 @@ func TestMachinesAndDescribe(t *testing.T) {
 	if err != nil || len(warnings) > 0 {
 		t.Fatalf("describe: %v, warnings %q", err, warnings)
 	}
-	if def.Kind != "qemu" || def.Dir != dir || def.MachineType != "pc-q35-7.2" ||
+	if def.Kind != point.ForQEMU || def.Dir != dir || def.MachineType != "pc-q35-7.2" ||
 		!strings.HasPrefix(def.Hypervisor, "QEMU 7.2") ||
 		!strings.Contains(def.CPU, `"svm": false`) || def.Args[0] != "qemu-system-x86_64" {
 		t.Errorf("definition is %+v", def)
@@ -297,7 +297,7 @@ func TestDefineRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu",
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForQEMU,
 		Args: []string{"qemu-system-x86_64", "-no-such-option"}}}
 	good := hypervisor.Rebuild{Point: p, Name: "n", StorageDir: storage, SameIdentity: true, Start: true}
 	if _, err := h.Define(t.Context(), good); err == nil || !strings.Contains(err.Error(), "no-such-option") {
@@ -319,7 +319,7 @@ func TestDefineRefusals(t *testing.T) {
 		func(r *hypervisor.Rebuild) { r.Name = "a/b" },
 		func(r *hypervisor.Rebuild) { r.StorageDir = "" },
 		func(r *hypervisor.Rebuild) {
-			r.Point = &point.RecoveryPoint{Definition: point.Definition{Kind: "libvirt"}}
+			r.Point = &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForLibvirt}}
 		},
 	} {
 		r := good
