@@ -121,6 +121,15 @@ func (m *blockMap) takeDirty() (out []savedPage) {
 	return out
 }
 
+// dirtyAll has every page that has bits written by the next flush.
+func (m *blockMap) dirtyAll() {
+	for i := range m.pages {
+		if p := m.pages[i].Load(); p != nil {
+			p.dirty.Store(true)
+		}
+	}
+}
+
 // giveBackDirty says that pages could not be written.
 func (m *blockMap) giveBackDirty(pages []savedPage) {
 	for _, p := range pages {

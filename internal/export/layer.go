@@ -54,6 +54,9 @@ type layerFile interface {
 	Zero(off, n int64, punch bool) error
 	// Run returns how many bytes from off on, at most n, are alike: data, or a hole.
 	Run(off, n int64) (length int64, hole bool, err error)
+	// Reread is Sync for what other processes wrote, too, after which ReadAt shows what the disk
+	// holds: not what lay in a cache and could not be written.
+	Reread() error
 	// TryReadAt is ReadAt if that does not wait for a disk.
 	TryReadAt(p []byte, off int64) bool
 	io.Closer
@@ -64,11 +67,19 @@ var (
 	_ nbd.TryReader       = (*Layer)(nil)
 )
 
-// newLayer returns the layer in data and meta over below. The map is read from meta.
+// newLayer returns the layer in data and meta over below. What was read is durable when it returns:
+// the process that wrote it may have been killed before it had come to that, or have failed.
 func newLayer(below nbd.Backend, data, meta layerFile) (*Layer, error) {
 	l := &Layer{below: below, data: data, meta: meta, size: below.Size(), have: newBlockMap(below.Size())}
+	if err := errors.Join(data.Reread(), meta.Reread()); err != nil {
+		return nil, fmt.Errorf("make what is in the layer durable: %w", err)
+	}
 	if err := l.have.load(meta); err != nil {
 		return nil, fmt.Errorf("read the map of the layer: %w", err)
+	}
+	l.have.dirtyAll() // a sync alone would not write again what an earlier one has failed to write
+	if err := l.Flush(context.Background()); err != nil {
+		return nil, err
 	}
 	return l, nil
 }

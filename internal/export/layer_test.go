@@ -324,6 +324,8 @@ func (f *crashFile) Sync() error {
 	return nil
 }
 
+func (f *crashFile) Reread() error { return f.Sync() }
+
 // afterCrash returns what may be found: of what was not synced, each sector by chance.
 func (f *crashFile) afterCrash(rng *rand.Rand, d *crashDisk) *crashFile {
 	after := newCrashFile(d, int64(len(f.now)))
@@ -377,12 +379,13 @@ func crashLayer(t *testing.T, seed uint64, n int) bool {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 3))
 	below := memDisk(randomBytes(rng, 9*layerBlock+700))
-	d := &crashDisk{crashAt: n, failAt: -1}
+	d := &crashDisk{crashAt: -1, failAt: -1}
 	data, meta := newCrashFile(d, below.Size()), newCrashFile(d, mapSize(below.Size()))
 	l, err := newLayer(below, data, meta)
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.crashAt = d.calls + n
 	model := bytes.Clone(below)
 	h := history{}
 	h.add(model)
@@ -426,12 +429,13 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 	for n := 0; ; n++ {
 		rng := rand.New(rand.NewPCG(9, 9))
 		below := memDisk(randomBytes(rng, 20*layerBlock))
-		d := &crashDisk{crashAt: -1, failAt: n, failErr: syscall.ENOSPC}
+		d := &crashDisk{crashAt: -1, failAt: -1, failErr: syscall.ENOSPC}
 		data, meta := newCrashFile(d, below.Size()), newCrashFile(d, mapSize(below.Size()))
 		l, err := newLayer(below, data, meta)
 		if err != nil {
 			t.Fatal(err)
 		}
+		d.failAt = d.calls + n
 		model := bytes.Clone(below)
 		var failed error
 		for i := range 12 {
@@ -448,7 +452,7 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 				}
 			}
 		}
-		if d.calls <= n {
+		if d.calls <= d.failAt {
 			if failed != nil {
 				t.Fatal(failed)
 			}
@@ -475,11 +479,12 @@ func TestAFullDiskLosesNothing(t *testing.T) {
 // After a sync that failed no flush may say that all is well.
 func TestAFailedSyncIsForGood(t *testing.T) {
 	below := memDisk(make([]byte, 20*layerBlock))
-	d := &crashDisk{crashAt: -1, failAt: 1, failErr: syscall.EIO}
+	d := &crashDisk{crashAt: -1, failAt: -1, failErr: syscall.EIO}
 	l, err := newLayer(below, newCrashFile(d, below.Size()), newCrashFile(d, mapSize(below.Size())))
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.failAt = d.calls + 1
 	if err := l.WriteAt(t.Context(), make([]byte, layerBlock), 0); err != nil {
 		t.Fatal(err)
 	}

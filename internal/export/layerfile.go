@@ -119,7 +119,11 @@ func openLayer(dir, name string, below nbd.Backend, of LayerOf) (l *Layer, err e
 	if err != nil {
 		return nil, err
 	}
-	if l, err = newLayer(below, &osFile{data}, &osFile{meta}); err != nil {
+	// Who made the layer may have been killed before its names were on disk.
+	if err = (durable.OS{}).SyncDir(dir); err == nil {
+		l, err = newLayer(below, &osFile{data}, &osFile{meta})
+	}
+	if err != nil {
 		meta.Close()
 	}
 	return l, err
@@ -225,6 +229,15 @@ type osFile struct{ *os.File }
 
 // Sync implements layerFile: size and names do not change after the layer was made.
 func (f *osFile) Sync() error { return unix.Fdatasync(int(f.Fd())) }
+
+// Reread implements layerFile. Pages that a failed sync has left in the cache count as clean, and
+// are dropped.
+func (f *osFile) Reread() error {
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+}
 
 // Zero implements layerFile.
 func (f *osFile) Zero(off, n int64, punch bool) error {
