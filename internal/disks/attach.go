@@ -48,7 +48,7 @@ func (p *Pool) open(name string) (*Disk, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	d, err := p.Disk(name)
+	d, err := p.durableDisk(name)
 	if err == nil && d.Doing != nil {
 		err = fmt.Errorf("disk %s: %w: %s", name, ErrUnfinished, d.Doing.What)
 	}

@@ -115,7 +115,7 @@ func (p *Pool) makeOverlay(d *Disk) error {
 // pool has no room it waits, while the disk can be used. A disk that depends on nothing is left
 // alone.
 func (p *Pool) Hydrate(ctx context.Context, name string, req HydrateRequest) (*Disk, error) {
-	d, err := p.Disk(name)
+	d, err := p.durableDisk(name)
 	if err == nil && d.Hydration == nil {
 		_, err = p.dropOverlay(d)
 		return d, err
@@ -278,7 +278,7 @@ func (f *filling) copy(ctx context.Context, d *Disk, settle func() error) error 
 		return err
 	}
 	defer unlock()
-	now, err := p.Disk(f.name)
+	now, err := p.durableDisk(f.name)
 	if err != nil {
 		return err
 	}
@@ -362,6 +362,10 @@ func syncFile(path string) error {
 func (p *Pool) localize(d *Disk) error {
 	overlay := p.Path(d)
 	if err := p.step("hydrate: complete"); err != nil {
+		return err
+	}
+	// Whoever gave the image its name may have been killed before that was durable.
+	if err := p.fs.SyncDir(p.dir); err != nil {
 		return err
 	}
 	d.File, d.Hydration = d.Hydration.Final, nil

@@ -122,7 +122,7 @@ func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, mo
 		return err
 	}
 	defer unlock()
-	d, err := f.pool.Disk(f.name)
+	d, err := f.pool.durableDisk(f.name)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
@@ -100,7 +101,7 @@ func (p *Pool) Reconcile(ctx context.Context, name string) ([]string, error) {
 		return nil, err
 	}
 	defer unlock()
-	d, err := p.Disk(name)
+	d, err := p.durableDisk(name)
 	if err != nil {
 		return nil, err
 	}
@@ -142,12 +143,19 @@ func (a *Attachment) name() string {
 	return a.VM
 }
 
-// reconcileCreate finishes a disk whose image is complete, which is when it has its name, and
-// removes any other.
+// reconcileCreate finishes a disk whose image is complete, which is when it has its name and, as an
+// overlay, its header, and removes any other.
 func (p *Pool) reconcileCreate(ctx context.Context, d *Disk) (string, error) {
-	if _, err := os.Stat(p.Path(d)); err != nil {
+	size, err := p.imageSize(ctx, d)
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EIO) {
+		return "", err // it may be complete
+	}
+	if err != nil || size != d.Size {
 		return "removed what there was of a disk that was never complete", errors.Join(p.undoCreate(d),
 			p.opts.Changed(ctx))
+	}
+	if err := errors.Join(syncFile(p.Path(d)), p.fs.SyncDir(p.dir)); err != nil {
+		return "", err
 	}
 	d.Doing = nil
 	return "finished creating it", errors.Join(p.save(d), p.opts.Changed(ctx))

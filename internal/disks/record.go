@@ -130,6 +130,19 @@ func (p *Pool) Disk(name string) (*Disk, error) {
 	return d, nil
 }
 
+// durableDisk is Disk for those who build on what the record says. The process that wrote it may
+// have been killed before it had made it durable.
+func (p *Pool) durableDisk(name string) (*Disk, error) {
+	d, err := p.Disk(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.fs.SyncDir(filepath.Join(p.dir, recordDir)); err != nil {
+		return nil, fmt.Errorf("make the record of disk %s durable: %w", name, err)
+	}
+	return d, nil
+}
+
 // parseRecord reads a record that anybody may have written: nothing in it leads out of the pool.
 func parseRecord(data []byte) (*Disk, error) {
 	var d Disk
