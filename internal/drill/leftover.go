@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-vm/holdfast/internal/durable"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
@@ -75,7 +76,7 @@ type place struct {
 // makePlace notes the drill, then makes its directory.
 func makePlace(stateDir string, n note) (*place, error) {
 	dir := filepath.Join(stateDir, noteDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(durable.OS{}, dir); err != nil {
 		return nil, fmt.Errorf("note the drill: %w", err)
 	}
 	p := &place{note: n, file: filepath.Join(dir, n.Name+".json"), lock: filepath.Join(dir, n.Name+".lock")}
@@ -85,11 +86,8 @@ func makePlace(stateDir string, n note) (*place, error) {
 		return nil, fmt.Errorf("note the drill: %w", err)
 	}
 	text, err := json.Marshal(n)
-	if err == nil {
-		err = os.WriteFile(p.file+".new", text, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(p.file+".new", p.file)
+	if err == nil { // durable: the domain of a libvirtd outlives a power cut
+		err = durable.WriteReplace(durable.OS{}, p.file, text)
 	}
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(n.Dir), 0o711)
@@ -146,7 +144,7 @@ func (p *place) leave() { p.held.Close() }
 func (p *place) remove() error {
 	err := os.RemoveAll(p.note.Dir)
 	if err == nil {
-		err = errors.Join(removeIfThere(p.file+".new"), removeIfThere(p.file), removeIfThere(p.lock))
+		err = errors.Join(removeIfThere(p.file), removeIfThere(p.lock))
 	}
 	return errors.Join(err, p.held.Close())
 }
@@ -184,7 +182,12 @@ type Leftover struct {
 // CleanUp removes what drills of killed processes have left, and says what it did. Drills that run
 // are left alone.
 func CleanUp(ctx context.Context, stateDir string, open func(uri string) (Host, error)) []Leftover {
-	entries, err := os.ReadDir(filepath.Join(stateDir, noteDir))
+	dir := filepath.Join(stateDir, noteDir)
+	_, err := durable.Sweep(durable.OS{}, dir) // notes that were not written to their end
+	var entries []os.DirEntry
+	if err == nil {
+		entries, err = os.ReadDir(dir)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return []Leftover{{Err: fmt.Errorf("look for what drills have left: %w", err)}}
 	}
@@ -198,7 +201,7 @@ func CleanUp(ctx context.Context, stateDir string, open func(uri string) (Host, 
 	var list []Leftover
 	for _, name := range names {
 		l := Leftover{Machine: name}
-		if err := l.clean(ctx, filepath.Join(stateDir, noteDir, name), open); err != nil {
+		if err := l.clean(ctx, filepath.Join(dir, name), open); err != nil {
 			l.Err = fmt.Errorf("clean up the drill %s: %w", name, err)
 		}
 		if l.Did != "" || l.Err != nil {
@@ -223,7 +226,7 @@ func (l *Leftover) clean(ctx context.Context, path string, open func(uri string)
 	text, err := os.ReadFile(p.file)
 	// another one was faster, or the drill was killed before or after there was anything
 	if errors.Is(err, fs.ErrNotExist) {
-		return errors.Join(removeIfThere(p.file+".new"), removeIfThere(p.lock), p.held.Close())
+		return errors.Join(removeIfThere(p.lock), p.held.Close())
 	}
 	if err == nil {
 		err = json.Unmarshal(text, &p.note)

@@ -86,7 +86,7 @@ func TestCleanUp(t *testing.T) {
 // A drill that was killed between any two steps of making or removing its place leaves nothing
 // after a clean-up.
 func TestCleanUpEveryStep(t *testing.T) {
-	full := []string{"lock", "json.new", "json", "dir", "file"} // in the order of being made
+	full := []string{"lock", "tmp", "json", "dir", "file"} // in the order of being made
 	for made := range len(full) + 1 {
 		for removed := range len(full) + 1 { // in the order of being removed: the directory first
 			state, storage := t.TempDir(), t.TempDir()
@@ -99,8 +99,8 @@ func TestCleanUpEveryStep(t *testing.T) {
 			for _, what := range full[:made] {
 				there[what] = true
 			}
-			there["json.new"] = there["json.new"] && !there["json"]
-			for _, what := range []string{"file", "dir", "json.new", "json", "lock"}[:removed] {
+			there["tmp"] = there["tmp"] && !there["json"]
+			for _, what := range []string{"file", "dir", "tmp", "json", "lock"}[:removed] {
 				there[what] = false
 			}
 			base := filepath.Join(state, noteDir, n.Name)
@@ -110,9 +110,10 @@ func TestCleanUpEveryStep(t *testing.T) {
 				}
 			}
 			must(os.MkdirAll(filepath.Dir(base), 0o700))
-			for _, what := range []string{"lock", "json.new", "json"} {
+			for what, path := range map[string]string{"lock": base + ".lock", "json": base + ".json",
+				"tmp": filepath.Join(filepath.Dir(base), "hf-1-ab.tmp")} {
 				if there[what] {
-					must(os.WriteFile(base+"."+what, text, 0o600))
+					must(os.WriteFile(path, text, 0o600))
 				}
 			}
 			if there["dir"] {

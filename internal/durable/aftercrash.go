@@ -37,6 +37,14 @@ func newDir() *node {
 	return &node{dir: true, now: map[string]*node{}, safe: map[string]*node{}}
 }
 
+// release lets go of what a process that was killed had open.
+func (n *node) release() {
+	n.held = false
+	for _, child := range n.now {
+		child.release()
+	}
+}
+
 func (n *node) info() Info {
 	return Info{Size: int64(len(n.data)), Dir: n.dir, Links: n.links}
 }

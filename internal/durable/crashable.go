@@ -52,6 +52,15 @@ func (c *Crashable) CrashAt(n int) {
 	c.crashAt = n
 }
 
+// Restart lets the next process use the file system: it was not the power that failed, but the one
+// before that was killed. What that one wrote is seen, and is no more durable than before.
+func (c *Crashable) Restart() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dead, c.crashAt = false, Never
+	c.root.release()
+}
+
 // FailAt makes the n-th mutating call return err and have no effect. All others go on as ever.
 func (c *Crashable) FailAt(n int, err error) {
 	c.mu.Lock()

@@ -159,6 +159,9 @@ func (i *instant) locked(ctx context.Context, first func() error) (RestoredMachi
 		err = i.sameVault()
 	}
 	if err == nil {
+		err = i.saveState() // whoever wrote it may have been killed before it was durable
+	}
+	if err == nil {
 		err = first()
 	}
 	if err == nil && i.st.Step == InstantCleaning { // its host may have lost its power just now

@@ -282,7 +282,7 @@ func (w *world) Settled(_ context.Context, _ hypervisor.Machine, s hypervisor.Se
 
 // mortalFS is a file system whose every change is a call of the world.
 type mortalFS struct {
-	durable.OS
+	*durable.Forgetful
 	w *world
 }
 
@@ -290,34 +290,35 @@ func (m mortalFS) Create(name string) (durable.File, error) {
 	if err := m.w.call("create"); err != nil {
 		return nil, err
 	}
-	return m.OS.Create(name)
+	return m.Forgetful.Create(name)
 }
 
 func (m mortalFS) Replace(from, to string) error {
 	if err := m.w.call("replace"); err != nil {
 		return err
 	}
-	return m.OS.Replace(from, to)
+	return m.Forgetful.Replace(from, to)
 }
 
 func (m mortalFS) Link(from, to string) error {
 	if err := m.w.call("link"); err != nil {
 		return err
 	}
-	return m.OS.Link(from, to)
+	return m.Forgetful.Link(from, to)
 }
 
 func (m mortalFS) SyncDir(name string) error {
 	if err := m.w.call("sync"); err != nil {
 		return err
 	}
-	return m.OS.SyncDir(name)
+	return m.Forgetful.SyncDir(name)
 }
 
 // instantLab is a vault, a world, and a place to restore to in which a file of somebody else lies.
 type instantLab struct {
 	*lab
 	w       *world
+	fs      *durable.Forgetful
 	storage string
 	start   bool
 }
@@ -332,11 +333,11 @@ func newInstantLab(t *testing.T, start bool) *instantLab {
 	if err := os.WriteFile(filepath.Join(dir, "web-vdx.raw"), []byte("another's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &instantLab{newLab(t, rand.New(rand.NewPCG(3, 4))), newWorld(t), dir, start}
+	return &instantLab{newLab(t, rand.New(rand.NewPCG(3, 4))), newWorld(t), new(durable.Forgetful), dir, start}
 }
 
 func (l *instantLab) options() restore.InstantOptions {
-	return restore.InstantOptions{FS: mortalFS{w: l.w}, Tick: time.Millisecond, RunDir: l.storage,
+	return restore.InstantOptions{FS: mortalFS{l.fs, l.w}, Tick: time.Millisecond, RunDir: l.storage,
 		Log: func(format string, args ...any) {
 			l.w.mu.Lock()
 			defer l.w.mu.Unlock()
@@ -410,10 +411,11 @@ func (l *instantLab) requireNothing(t *testing.T) {
 // ends with local disks and nothing else.
 func TestInstantSurvivesEveryDeath(t *testing.T) {
 	for _, tt := range []struct {
-		name                string
-		start, cut, rescued bool
-	}{{"running", true, false, false}, {"rescued", true, false, true}, {"power cut", true, true, false},
-		{"off", false, false, false}} {
+		name                     string
+		start, cut, rescued, dim bool // dim: power is lost after the second death
+	}{{name: "running", start: true}, {name: "rescued", start: true, rescued: true},
+		{name: "power cut", start: true, cut: true}, {name: "power cut after a second kill", start: true, dim: true},
+		{name: "off"}, {name: "off, power cut after a second kill", dim: true}} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			for at := 1; ; at++ {
@@ -432,7 +434,7 @@ func TestInstantSurvivesEveryDeath(t *testing.T) {
 				if tt.rescued {
 					l.rescue(t)
 				}
-				l.goOn(t, tt.cut, at)
+				l.goOn(t, tt.cut, tt.dim, at)
 			}
 		})
 	}
@@ -498,13 +500,13 @@ func TestInstantWaitsForRescue(t *testing.T) {
 }
 
 // goOn resumes a restore that died, dying once more on the way.
-func (l *instantLab) goOn(t *testing.T, cut bool, at int) {
+func (l *instantLab) goOn(t *testing.T, cut, dim bool, at int) {
 	t.Helper()
 	if cut {
-		l.w.cut()
+		l.losePower(t)
 	}
-	if _, err := l.mortal(1+at*7%23, l.resume); err != nil && cut {
-		l.w.cut()
+	if _, err := l.mortal(1+at*7%23, l.resume); err != nil && cut || dim {
+		l.losePower(t)
 	}
 	err := l.resume(context.Background())
 	switch {
@@ -516,6 +518,15 @@ func (l *instantLab) goOn(t *testing.T, cut bool, at int) {
 		l.requireDone(t)
 	default:
 		l.requireNothing(t)
+	}
+}
+
+// losePower ends the machine, and what was not synced is gone.
+func (l *instantLab) losePower(t *testing.T) {
+	t.Helper()
+	l.w.cut()
+	if err := l.fs.LosePower(); err != nil {
+		t.Fatal(err)
 	}
 }
 

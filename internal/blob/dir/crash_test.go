@@ -212,6 +212,38 @@ func recoverTwice(ctx context.Context, before *session, fsys *durable.Crashable,
 	return nil
 }
 
+// Wherever a writer is killed, what the next process is shown by a list, or told that it exists, is
+// there after power loss, though it was not the one who wrote it.
+func TestSurvivesPowerLossAfterKillAtEveryCall(t *testing.T) {
+	for seed := range uint64(4) {
+		killed := true
+		for n := 0; killed; n++ {
+			fsys := durable.NewCrashable(durable.Never)
+			if seed%2 == 1 {
+				fsys.DenyLinks()
+			}
+			s := newSession(onCrashable(t, fsys), rand.New(rand.NewPCG(seed, 2)))
+			fsys.CrashAt(fsys.Calls() + n)
+			err := s.run(t.Context(), 25)
+			if killed = err != nil; killed && !errors.Is(err, durable.ErrPowerLost) {
+				t.Fatalf("seed %d, killed at %d: %v", seed, n, err)
+			}
+			fsys.Restart()
+			next := newSession(dir.On(fsys, root), s.rng)
+			if next.possible, err = s.check(t.Context(), next.store); err == nil {
+				err = next.run(t.Context(), n%4)
+			}
+			if err != nil {
+				t.Fatalf("seed %d, after a kill at %d: %v", seed, n, err)
+			}
+			rng := rand.New(rand.NewPCG(seed, uint64(n)))
+			if _, err := next.check(t.Context(), dir.On(fsys.AfterCrash(rng), root)); err != nil {
+				t.Fatalf("seed %d, killed at %d, after power loss: %v", seed, n, err)
+			}
+		}
+	}
+}
+
 // Whichever call fails: the error is reported, nothing acknowledged is hurt, and the store goes on.
 // What was listed then, acknowledged or not, is what a crash leaves.
 func TestFaultAtEveryCall(t *testing.T) {
