@@ -42,7 +42,11 @@ func (r *run) check(ctx context.Context, guest runner, deadline time.Time) error
 		if open == 0 {
 			break
 		}
-		if !r.o.Now().Before(deadline) {
+		late, err := r.late(ctx, deadline)
+		if err != nil {
+			return err
+		}
+		if late {
 			return r.unmet()
 		}
 		if err := r.pause(ctx); err != nil {
@@ -92,7 +96,7 @@ func (r *run) try(ctx context.Context, guest runner, c *pending, deadline time.T
 		return nil
 	}
 	res.Command = command.Shown
-	limited, cancel := context.WithTimeout(ctx, max(deadline.Sub(r.o.Now()), leastTime))
+	limited, cancel := context.WithTimeout(ctx, r.left(deadline, leastTime))
 	defer cancel()
 	out, err := guest.Run(limited, command)
 	res.Tries++

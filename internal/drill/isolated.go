@@ -3,6 +3,7 @@ package drill
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
@@ -19,9 +20,9 @@ var errEnded = errors.New("the machine has ended by itself")
 
 // isolated looks for ways out of the machine. A *failure is a verdict.
 func (r *run) isolated(ctx context.Context) error {
-	err := r.lookOut(ctx)
+	err := r.persist(ctx, func() error { return r.lookOut(ctx) })
 	var f *failure
-	if err == nil || ctx.Err() != nil || errors.As(err, &f) {
+	if err == nil || ctx.Err() != nil || errors.As(err, &f) || lost(err) {
 		return err
 	}
 	if errors.Is(err, errEnded) {
@@ -73,8 +74,14 @@ func (r *run) guarded(ctx context.Context, work func(ctx context.Context) error)
 		return ctx.Err()
 	}
 	var leaked *failure
-	if errors.As(context.Cause(working), &leaked) {
+	cause := context.Cause(working)
+	switch {
+	case errors.As(cause, &leaked):
 		return leaked
+	case cause != nil && !errors.Is(cause, context.Canceled): // it can not be looked at any more
+		return cause
+	case lost(err):
+		return err
 	}
 	if last := r.isolated(ctx); err == nil || len(r.res.Isolation.Found) > 0 {
 		err = last
@@ -104,7 +111,9 @@ func (r *run) keepLooking(ctx context.Context) error {
 		case errors.As(err, &leaked):
 			r.o.Log("a way out of the machine was found: it is removed")
 			return errors.Join(leaked, r.removeAtOnce(ctx))
-		case r.o.Now().Sub(told) > blindTime:
+		case lost(err) && r.o.Now().Sub(told) > lostTime:
+			return fmt.Errorf("see that the machine is isolated, again and again for %v: %w", lostTime, err)
+		case !lost(err) && r.o.Now().Sub(told) > blindTime:
 			return failed("it can not be told whether the machine is isolated: %v", err)
 		}
 	}

@@ -201,7 +201,7 @@ func (r *run) discard(ctx context.Context) error {
 	defer cancel()
 	var err error
 	if r.place != nil {
-		err = r.note.removeMachine(ctx, r.host)
+		err = r.persist(ctx, func() error { return r.note.removeMachine(ctx, r.host) })
 	}
 	if r.host != nil {
 		err = errors.Join(err, r.host.Close())

@@ -40,8 +40,10 @@ type run struct {
 	disks *disks
 	res   *Result
 
-	started time.Time // of the machine
-	watched time.Time // when it was last seen running
+	started time.Time     // of the machine
+	lostAt  time.Time     // since when the host does not tell of the machine; the zero time while it does
+	away    time.Duration // that it did not
+	watched time.Time     // when it was last seen running
 }
 
 func newRun(v *vault.Vault, req Request, o Options) *run {
@@ -94,11 +96,8 @@ func (r *run) rehearse(ctx context.Context) error {
 	if err := r.isolated(ctx); err != nil {
 		return err // the machine is removed at once: it has not run yet
 	}
-	if err := r.host.Release(ctx, r.machine()); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return failed("the machine does not start: %v", err)
+	if err := r.release(ctx); err != nil {
+		return err
 	}
 	r.o.Log("%s runs as %s, isolated: looked at descriptors of its process: %d", r.req.Point.VM, r.note.Name,
 		r.res.Isolation.Files)
@@ -109,6 +108,20 @@ func (r *run) rehearse(ctx context.Context) error {
 		}
 		return err
 	})
+}
+
+// release lets the machine run.
+func (r *run) release(ctx context.Context) error {
+	err := r.persist(ctx, func() error { return r.host.Release(ctx, r.machine()) })
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case lost(err):
+		return err
+	case err != nil:
+		return failed("the machine does not start: %v", err)
+	}
+	return nil
 }
 
 // start has the host make and start the machine. It can not be interrupted, so that what was made
@@ -127,6 +140,9 @@ func (r *run) start(ctx context.Context) error {
 	r.o.Define(&rebuild)
 	built, err := r.host.Define(defining, rebuild)
 	r.res.Isolation.LeftOut = built.Warnings
+	if lost(err) {
+		return err
+	}
 	if err != nil {
 		return failed("the machine does not start: %v", err)
 	}
@@ -152,24 +168,48 @@ func list(words []string) string {
 // ask waits for the guest agent and runs the checks.
 func (r *run) ask(ctx context.Context) error {
 	deadline := r.started.Add(r.req.Timeout)
-	agent, err := r.awaitAgent(ctx, deadline)
-	if err != nil {
-		return err
+	for {
+		agent, err := r.awaitAgent(ctx, deadline)
+		if err != nil {
+			return err
+		}
+		if r.res.BootSeconds == 0 {
+			r.res.BootSeconds = r.since(r.started)
+			r.o.Log("the guest agent answered %.1f s after the start", r.res.BootSeconds)
+		}
+		guest, err := r.open(ctx, agent, deadline)
+		if err == nil {
+			defer agent.Close()
+			r.res.Guest = guest.System()
+			return r.check(ctx, guest, deadline)
+		}
+		agent.Close()
+		if !lost(err) {
+			return err
+		}
+		if err := r.pause(ctx); err != nil {
+			return err
+		}
+		if _, err := r.watch(ctx); err != nil {
+			return err
+		}
 	}
-	defer agent.Close()
-	r.res.BootSeconds = r.since(r.started)
-	r.o.Log("the guest agent answered %.1f s after the start", r.res.BootSeconds)
-	limited, cancel := context.WithTimeout(ctx, max(deadline.Sub(r.o.Now()), time.Second))
+}
+
+// open asks the guest what it is.
+func (r *run) open(ctx context.Context, agent hypervisor.Agent, deadline time.Time) (*inside.Guest, error) {
+	limited, cancel := context.WithTimeout(ctx, r.left(deadline, time.Second))
 	defer cancel()
 	guest, err := inside.Open(limited, agent)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case lost(err):
+		return nil, err
+	case err != nil:
+		return nil, failed("the guest agent ceased to answer: %v", err)
 	}
-	if err != nil {
-		return failed("the guest agent ceased to answer: %v", err)
-	}
-	r.res.Guest = guest.System()
-	return r.check(ctx, guest, deadline)
+	return guest, nil
 }
 
 // awaitAgent returns when the guest agent answers.
@@ -187,11 +227,14 @@ func (r *run) awaitAgent(ctx context.Context, deadline time.Time) (hypervisor.Ag
 		if runs != nil {
 			return nil, runs
 		}
-		now := r.o.Now()
-		if !hasAgent && now.Sub(r.started) > min(looseTime, r.req.Timeout) {
+		if !hasAgent && r.o.Now().Sub(r.started) > min(looseTime, r.req.Timeout) {
 			return nil, failed("the machine has no guest agent channel, and nothing else proves that it booted")
 		}
-		if now.After(deadline) {
+		late, runs := r.late(ctx, deadline)
+		if runs != nil {
+			return nil, runs
+		}
+		if late {
 			return nil, failed("the guest agent did not answer within %v: %s", r.req.Timeout, silence(err))
 		}
 	}
@@ -216,7 +259,7 @@ func (r *run) pause(ctx context.Context) error {
 
 // watch looks now and then whether the machine still runs, and has an agent's channel.
 func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
-	if r.o.Now().Sub(r.watched) < watchEvery {
+	if r.o.Now().Sub(r.watched) < watchEvery && r.lostAt.IsZero() {
 		return true, nil
 	}
 	r.watched = r.o.Now()
@@ -227,9 +270,13 @@ func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
 	if over := r.disks.over(); over != nil {
 		return false, fmt.Errorf("serve the machine's disks: %w", over)
 	}
-	if err != nil {
+	if errors.Is(err, hypervisor.ErrNoMachine) {
 		return false, failed("the machine has ended by itself%s", r.lastWords(ctx))
 	}
+	if err != nil { // of the host, which says nothing of the machine
+		return true, r.absent(err)
+	}
+	r.present()
 	for _, m := range machines {
 		if m.Name != r.note.Name {
 			continue
@@ -238,7 +285,8 @@ func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
 		case hypervisor.Running:
 			return m.Agent, nil
 		case hypervisor.Paused:
-			return false, failed("the machine stands still: an I/O error of its disks has stopped it")
+			return false, failed("the machine stands still: an I/O error of its disks has stopped it, " +
+				"or somebody has paused it")
 		}
 	}
 	return false, failed("the machine has ended by itself%s", r.lastWords(ctx))

@@ -163,6 +163,12 @@ func (l *lab) machines() int {
 	return strings.Count(out, "hf-drill-")
 }
 
+// running reports whether the machine of a drill runs under libvirt.
+func (l *lab) running() bool {
+	out, err := l.virsh("list", "--name", "--state-running")
+	return err == nil && strings.Contains(out, "hf-drill-")
+}
+
 // leak gives the machine of the drill that runs a network.
 func (l *lab) leak() {
 	l.t.Helper()
@@ -227,7 +233,13 @@ func (l *lab) must(args ...string) string {
 // drill rehearses the newest point, which must end with status.
 func (l *lab) drill(status int, flags ...string) drill.Result {
 	l.t.Helper()
-	out := l.start(append([]string{"point", "drill", name + "@latest", "--json"}, flags...)...).Finish(l.t, status)
+	return l.result(l.start(append([]string{"point", "drill", name + "@latest", "--json"}, flags...)...), status)
+}
+
+// result waits for the end of a drill with --json.
+func (l *lab) result(r *program.Run, status int) drill.Result {
+	l.t.Helper()
+	out := r.Finish(l.t, status)
 	var res drill.Result
 	if err := json.Unmarshal([]byte(out), &res); err != nil {
 		l.t.Fatalf("%v in %s", err, out)

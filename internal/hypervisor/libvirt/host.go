@@ -92,7 +92,14 @@ func (h *Host) Close() error {
 	return err
 }
 
-// Client returns the connection to libvirtd, a new one if the last has ended.
+// away is an error of connecting, which is a [hypervisor.ErrUnreachable] without saying so twice.
+type away struct{ error }
+
+func (a away) Unwrap() error        { return a.error }
+func (a away) Is(target error) bool { return target == hypervisor.ErrUnreachable }
+
+// Client returns the connection to libvirtd, a new one if the last has ended. An error is
+// [hypervisor.ErrUnreachable].
 func (h *Host) Client(ctx context.Context) (*rpc.Client, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -107,7 +114,7 @@ func (h *Host) Client(ctx context.Context) (*rpc.Client, error) {
 	}
 	c, err := h.dial(ctx)
 	if err != nil {
-		return nil, err
+		return nil, away{err}
 	}
 	h.client = c
 	return c, nil

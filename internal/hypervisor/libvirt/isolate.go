@@ -147,6 +147,9 @@ func (h *Host) Isolation(ctx context.Context, m hypervisor.Machine) (isolation.R
 
 func (h *Host) inspect(ctx context.Context, m hypervisor.Machine) (isolation.Report, error) {
 	l, err := h.look(ctx, m)
+	if err == nil && l.off() {
+		err = fmt.Errorf("%w that runs", hypervisor.ErrNoMachine)
+	}
 	if err != nil {
 		return isolation.Report{}, err
 	}

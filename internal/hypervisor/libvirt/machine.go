@@ -52,6 +52,9 @@ func (h *Host) Machine(ctx context.Context, name string) (hypervisor.Machine, er
 		return hypervisor.Machine{}, err
 	}
 	m, err := h.machine(ctx, c, dom)
+	if rpc.Is(err, rpc.NoDomain) { // gone since it was looked up
+		return hypervisor.Machine{}, fmt.Errorf("%w: %s at %s", hypervisor.ErrNoMachine, name, h.uri)
+	}
 	if err != nil {
 		return hypervisor.Machine{}, fmt.Errorf("look at machine %s: %w", name, err)
 	}

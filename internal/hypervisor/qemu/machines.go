@@ -27,6 +27,22 @@ func (h *Host) Machines(ctx context.Context) ([]hypervisor.Machine, error) {
 	return []hypervisor.Machine{m}, nil
 }
 
+// Machine returns the machine if it has that name, or [hypervisor.ErrNoMachine] if nobody listens
+// or it is another.
+func (h *Host) Machine(ctx context.Context, name string) (hypervisor.Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	c, err := h.reach(ctx, hypervisor.Machine{Name: name})
+	if err != nil {
+		return hypervisor.Machine{}, err
+	}
+	m, err := h.machine(ctx, c)
+	if err != nil {
+		return hypervisor.Machine{}, fmt.Errorf("ask the QEMU of %s about itself: %w", h.socket, err)
+	}
+	return m, nil
+}
+
 func (h *Host) machine(ctx context.Context, c *qmp.Client) (hypervisor.Machine, error) {
 	var name struct{ Name string }
 	var id struct{ UUID string }

@@ -10,6 +10,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
 const (
@@ -34,7 +36,13 @@ const (
 )
 
 // ErrClosed reports that the connection is gone: libvirtd ended or restarted, or Close was called.
-var ErrClosed = errors.New("connection to libvirtd is closed")
+// It is a [hypervisor.ErrUnreachable].
+var ErrClosed error = closed{}
+
+type closed struct{}
+
+func (closed) Error() string        { return "connection to libvirtd is closed" }
+func (closed) Is(target error) bool { return target == hypervisor.ErrUnreachable }
 
 type header struct {
 	prog, vers uint32
