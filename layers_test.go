@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"internal/export"},
 	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},
 	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable", "internal/filesystem",
-		"internal/directio"},
+		"internal/directio", "internal/child"},
 	{"internal/point", "internal/extent"},
 }
 
