@@ -103,8 +103,6 @@ var causes = []cause{
 	{drill.ErrNotVerified, "not_verified", StatusNotVerified,
 		"what was found out is on the point: `holdfast point show POINT --json` has the whole output of the checks " +
 			"and of the console"},
-	{drill.ErrNoDefinition, "no_definition", StatusError, "it is a point of disk images: there is no machine to boot"},
-	{drill.ErrOtherKind, "other_kind", StatusError, "name a host of libvirt with --connect, such as qemu:///system"},
 	{errNoKey, "no_key", StatusKey, "give --key-file FILE, --passphrase-file FILE, or set HOLDFAST_PASSPHRASE"},
 	{vault.ErrHeld, "held", StatusError,
 		"let `holdfast instant resume` finish it there, or give it up with `holdfast instant abandon`; if it is " +
@@ -161,11 +159,12 @@ var causes = []cause{
 	{export.ErrLayerDamaged, "layer_damaged", StatusError,
 		"the point is whole; what was written to the layer may be lost: choose another --writable directory"},
 	{export.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
-	{restore.ErrNoDefinition, "no_definition", StatusError,
-		"restore its disks one by one: `holdfast point restore POINT --disk NAME --to FILE`"},
-	{restore.ErrOtherKind, "other_kind", StatusError,
-		"a libvirt machine goes to a libvirt host, a plain QEMU's to --connect qmp:SOCKET; or restore disks one by " +
-			"one with --disk"},
+	{hypervisor.ErrNoDefinition, "no_definition", StatusError,
+		"there is no machine to build; restore its disks one by one: `holdfast point restore POINT --disk NAME --to " +
+			"FILE`"},
+	{hypervisor.ErrOtherKind, "other_kind", StatusError,
+		"a libvirt machine needs a libvirt host such as --connect qemu:///system, a plain QEMU's goes to " +
+			"--connect qmp:SOCKET; or restore its disks one by one with --disk"},
 	{restore.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
 	{disks.ErrNoDisk, "no_such_disk", StatusError, "`holdfast disk list` shows the disks of the pool"},
 	{disks.ErrUnfinished, "unfinished", StatusError, "`holdfast disk reconcile NAME` finishes or undoes it"},

@@ -20,7 +20,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/drill/role"
@@ -30,15 +29,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// Errors that callers decide by.
-var (
-	// ErrNotVerified reports a drill that came to an end, and whose verdict is on the point.
-	ErrNotVerified = errors.New("not verified")
-	// ErrNoDefinition reports a point that no machine can be made of.
-	ErrNoDefinition = errors.New("the point has disks but no definition of a machine")
-	// ErrOtherKind reports a host of another kind than the point's machine had.
-	ErrOtherKind = errors.New("the machine can not be made by this host")
-)
+// ErrNotVerified reports a drill that came to an end, and whose verdict is on the point.
+var ErrNotVerified = errors.New("not verified")
 
 // Host is what a drill needs of a host.
 type Host interface {
@@ -53,9 +45,6 @@ type Host interface {
 	// they are not kept.
 	SerialText(ctx context.Context, m hypervisor.Machine, max int64) (string, error)
 }
-
-// PlainHost begins the URI of a plain QEMU, whose monitor's path follows.
-const PlainHost = "qmp:"
 
 // Request says what to rehearse and where.
 type Request struct {
@@ -177,15 +166,14 @@ func Run(ctx context.Context, v *vault.Vault, req Request, o Options) (Result, e
 	return res, r.save(ctx, &res)
 }
 
+// check returns hypervisor.ErrNoDefinition or hypervisor.ErrOtherKind for a point that cannot be
+// booted here. A plain QEMU is started by the drill itself, whatever the host.
 func (req Request) check() error {
-	p := req.Point
-	if p.Definition.Kind != point.ForQEMU && p.Definition.Kind != point.ForLibvirt {
-		return fmt.Errorf("%w: it is of kind %q", ErrNoDefinition, p.Definition.Kind)
+	host := req.Host
+	if req.Point.Definition.Kind == point.ForQEMU {
+		host = hypervisor.PlainScheme
 	}
-	if p.Definition.Kind == point.ForLibvirt && (req.Host == "" || strings.HasPrefix(req.Host, PlainHost)) {
-		return fmt.Errorf("%w: it was one of libvirt, the host is %s", ErrOtherKind, req.Host)
-	}
-	return nil
+	return hypervisor.Buildable(req.Point.Definition, host)
 }
 
 // save writes the verdict on the point.

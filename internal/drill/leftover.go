@@ -55,7 +55,7 @@ func newNote(req Request, now time.Time) (note, error) {
 			"bytes, %d are the most", dir, len(longest), maxSocket)
 	}
 	if req.Point.Definition.Kind == point.ForQEMU {
-		n.Host = PlainHost + n.path("q")
+		n.Host = hypervisor.PlainScheme + n.path("q")
 	}
 	return n, nil
 }
@@ -258,7 +258,7 @@ func (n note) clean(ctx context.Context, open func(uri string) (Host, error)) er
 // removeMachine returns when the machine is gone, and every process that worked for it.
 func (n note) removeMachine(ctx context.Context, host Host) error {
 	err := host.Remove(ctx, n.machine())
-	if err != nil && !errors.Is(err, hypervisor.ErrNoMachine) && !strings.HasPrefix(n.Host, PlainHost) {
+	if err != nil && !errors.Is(err, hypervisor.ErrNoMachine) && !strings.HasPrefix(n.Host, hypervisor.PlainScheme) {
 		return err
 	}
 	if t, ok := host.(interface {

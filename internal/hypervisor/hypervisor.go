@@ -7,7 +7,9 @@ package hypervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
@@ -27,6 +29,10 @@ var (
 	ErrNoRoom = errors.New("no space is left for the copy")
 	// ErrNoAgent reports that the machine has no guest agent channel, or nothing answers on it.
 	ErrNoAgent = errors.New("no guest agent")
+	// ErrNoDefinition reports that a point has disks but does not know the machine they belong to.
+	ErrNoDefinition = errors.New("the point does not hold the definition of a machine")
+	// ErrOtherKind reports that a host is not of the kind that a machine was defined for.
+	ErrOtherKind = errors.New("the host cannot build this machine")
 	// ErrNoScreen reports that the machine has no display, or none whose picture can be had.
 	ErrNoScreen = errors.New("no screen")
 )
@@ -126,6 +132,21 @@ type Host interface {
 	// OpenAgent opens the machine's guest agent, or returns ErrNoAgent.
 	OpenAgent(ctx context.Context, m Machine) (Agent, error)
 	io.Closer
+}
+
+// PlainScheme begins the URI of a plain QEMU, whose monitor's path follows.
+const PlainScheme = "qmp:"
+
+// Buildable returns nil if the host of that URI can build the machine of a definition, else
+// [ErrNoDefinition] or [ErrOtherKind].
+func Buildable(d point.Definition, uri string) error {
+	switch plain := strings.HasPrefix(uri, PlainScheme); {
+	case d.Kind != point.ForLibvirt && d.Kind != point.ForQEMU:
+		return ErrNoDefinition
+	case plain != (d.Kind == point.ForQEMU):
+		return fmt.Errorf("%w: the machine was one of %s, the host is %s", ErrOtherKind, d.Kind, uri)
+	}
+	return nil
 }
 
 // Remover is a host that can get rid of a machine.

@@ -50,7 +50,7 @@ type RestoredMachine struct {
 //
 // It takes the identity of the lost machine if it is to have the lost one's name and the host has
 // no machine of that name or UUID; else the machine is a new one. Errors that callers decide by:
-// [ErrNoDefinition], diskimage.ErrExists, hypervisor.ErrExists.
+// hypervisor.ErrNoDefinition, diskimage.ErrExists, hypervisor.ErrExists.
 func Machine(ctx context.Context, v *vault.Vault, host definer, req MachineRequest) (RestoredMachine, error) {
 	if err := req.check(host.URI()); err != nil {
 		return RestoredMachine{}, err
@@ -74,12 +74,8 @@ func Machine(ctx context.Context, v *vault.Vault, host definer, req MachineReque
 
 // check refuses what can not end well before anything is written.
 func (r MachineRequest) check(uri string) error {
-	kind := r.Point.Definition.Kind
-	if kind == point.OnlyDisks || kind == "" {
-		return ErrNoDefinition
-	}
-	if plain := strings.HasPrefix(uri, "qmp:"); plain != (kind == point.ForQEMU) {
-		return fmt.Errorf("%w: the machine was one of %s, the host is %s", ErrOtherKind, kind, uri)
+	if err := hypervisor.Buildable(r.Point.Definition, uri); err != nil {
+		return err
 	}
 	if r.Name == "" || strings.ContainsAny(r.Name, "/\x00\n") || strings.HasPrefix(r.Name, ".") {
 		return fmt.Errorf("%q can not be the name of a machine", r.Name)

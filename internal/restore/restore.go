@@ -18,12 +18,6 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// ErrNoDefinition reports that a point has disks but does not know the machine they belong to.
-var ErrNoDefinition = errors.New("the point does not hold the definition of a machine")
-
-// ErrOtherKind reports that the host is not of the kind that the point's machine was defined for.
-var ErrOtherKind = errors.New("the host can not build this machine")
-
 // ErrSocketTaken reports that a machine listens at the socket where the new one would. It is
 // [hypervisor.ErrExists], too.
 var ErrSocketTaken = fmt.Errorf("another machine listens there: the socket %w", hypervisor.ErrExists)

@@ -318,14 +318,14 @@ func TestMachineFailures(t *testing.T) {
 	image.Definition = point.Definition{Kind: point.OnlyDisks}
 	_, err := restore.Machine(context.Background(), l.v, &host{},
 		restore.MachineRequest{Point: &image, Name: "x", Storage: t.TempDir()})
-	if !errors.Is(err, restore.ErrNoDefinition) {
+	if !errors.Is(err, hypervisor.ErrNoDefinition) {
 		t.Errorf("a point of images: %v, want ErrNoDefinition", err)
 	}
 	plain := *l.p
 	plain.Definition = point.Definition{Kind: point.ForQEMU}
 	_, err = restore.Machine(context.Background(), l.v, &host{},
 		restore.MachineRequest{Point: &plain, Name: "x", Storage: t.TempDir()})
-	if !errors.Is(err, restore.ErrOtherKind) {
+	if !errors.Is(err, hypervisor.ErrOtherKind) {
 		t.Errorf("a plain QEMU's point on libvirt: %v, want ErrOtherKind", err)
 	}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // Scheme begins the URIs of this package.
-const Scheme = "qmp:"
+const Scheme = hypervisor.PlainScheme
 
 // commandTime bounds what QEMU answers at once when it is well: some commands, on a host that may
 // be very busy.
