@@ -142,7 +142,7 @@ func vaultSource(ctx context.Context, v *vault.Vault, flags diskCreateFlags) (*p
 	if err != nil {
 		return nil, source, err
 	}
-	d, err := snapshots.Disk(p, flags.disk)
+	d, err := p.Disk(flags.disk)
 	if err != nil {
 		return nil, source, err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem/lvm"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/protect"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 	"github.com/holdfast-vm/holdfast/internal/restore"
@@ -158,14 +159,14 @@ var causes = []cause{
 			"directory"},
 	{export.ErrLayerDamaged, "layer_damaged", StatusError,
 		"the point is whole; what was written to the layer may be lost: choose another --writable directory"},
-	{export.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
 	{hypervisor.ErrNoDefinition, "no_definition", StatusError,
 		"there is no machine to build; restore its disks one by one: `holdfast point restore POINT --disk NAME --to " +
 			"FILE`"},
 	{hypervisor.ErrOtherKind, "other_kind", StatusError,
 		"a libvirt machine needs a libvirt host such as --connect qemu:///system, a plain QEMU's goes to " +
 			"--connect qmp:SOCKET; or restore its disks one by one with --disk"},
-	{restore.ErrNoDisk, "no_disk", StatusError, "`holdfast point show POINT` lists its disks; name one with --disk"},
+	{point.ErrNoDisk, "no_disk", StatusError,
+		"`holdfast point show POINT`, or `snapshot show` for a snapshot, lists its disks; name one with --disk"},
 	{disks.ErrNoDisk, "no_such_disk", StatusError, "`holdfast disk list` shows the disks of the pool"},
 	{disks.ErrUnfinished, "unfinished", StatusError, "`holdfast disk reconcile NAME` finishes or undoes it"},
 	{disks.ErrExists, "exists", StatusError, "choose another name, or delete that disk first"},
@@ -184,8 +185,6 @@ var causes = []cause{
 	{snapshots.ErrNoSnapshot, "no_such_snapshot", StatusError, "`holdfast snapshot list` shows what there is"},
 	{snapshots.ErrAmbiguous, "ambiguous", StatusError, "name it by its ID"},
 	{snapshots.ErrExists, "exists", StatusError, "choose another name, or delete that snapshot first"},
-	{snapshots.ErrNoDisk, "no_disk", StatusError,
-		"`holdfast snapshot show SNAPSHOT` lists its disks; name one with --disk"},
 	{snapshots.ErrOtherBase, "other_base", StatusError,
 		"apply it to a copy of the snapshot that it was counted from: `holdfast point restore ID --to FILE`"},
 	{snapshots.ErrNotStream, "bad_stream", StatusError,

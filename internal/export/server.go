@@ -30,7 +30,6 @@ import (
 
 // Errors that callers decide by.
 var (
-	ErrNoDisk = errors.New("the point has no such disk")
 	ErrExists = errors.New("an export of this name is served already")
 )
 
@@ -122,7 +121,7 @@ func Open(ctx context.Context, v *vault.Vault, o Options) (*Server, error) {
 }
 
 // Add serves a disk. The point must exist: what it needs is not deleted any more then. It returns
-// ErrNoDisk, ErrExists, vault.ErrNoPoint, and for a layer the errors of OpenLayer.
+// point.ErrNoDisk, ErrExists, vault.ErrNoPoint, and for a layer the errors of OpenLayer.
 func (s *Server) Add(ctx context.Context, r Request) (Export, error) {
 	e, err := s.add(ctx, r)
 	if err != nil {
@@ -180,7 +179,7 @@ func find(p *point.RecoveryPoint, name string) (root string, size int64, err err
 			return f.Root, f.Size, nil
 		}
 	}
-	return "", 0, fmt.Errorf("%w: %q", ErrNoDisk, name)
+	return "", 0, fmt.Errorf("%w: %q", point.ErrNoDisk, name)
 }
 
 // open returns the backend of a stored disk.

@@ -440,7 +440,7 @@ func TestAddRefuses(t *testing.T) {
 	}{
 		{"first", export.Request{Point: l.point, Disk: "vda"}, nil},
 		{"the same name", export.Request{Point: l.point, Disk: "vda"}, export.ErrExists},
-		{"no such disk", export.Request{Point: l.point, Disk: "vdz"}, export.ErrNoDisk},
+		{"no such disk", export.Request{Point: l.point, Disk: "vdz"}, point.ErrNoDisk},
 		{"no such point", export.Request{Point: &gone, Disk: "vda", Name: "x"}, vault.ErrNoPoint},
 		{"a file", export.Request{Point: l.point, Disk: "nvram/vars.fd"}, nil},
 	} {

@@ -7,6 +7,8 @@ package point
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"time"
 )
 
@@ -100,6 +102,25 @@ type Origin struct {
 	Vault string            `json:"vault"` // ID
 	Point ID                `json:"point"`
 	Roots map[string]string `json:"roots"` // trees there: of disks by name, of files by role/name
+}
+
+// ErrNoDisk reports that a point has no disk of a name, or that one of several must be named.
+var ErrNoDisk = errors.New("the point has no such disk")
+
+// Disk returns the disk that name names, as its machine or as its pool does; the only one for "".
+func (p *RecoveryPoint) Disk(name string) (*Disk, error) {
+	var names []string
+	for i := range p.Disks {
+		d := &p.Disks[i]
+		if d.Name == name || d.Managed == name && name != "" || name == "" && len(p.Disks) == 1 {
+			return d, nil
+		}
+		names = append(names, d.Name)
+	}
+	if name == "" {
+		return nil, fmt.Errorf("%w: which of %v?", ErrNoDisk, names)
+	}
+	return nil, fmt.Errorf("%w: %q, it has %v", ErrNoDisk, name, names)
 }
 
 // Disk is one disk of a recovery point.

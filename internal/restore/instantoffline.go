@@ -182,12 +182,11 @@ func overlayData(path string) (extent.Set, error) {
 
 // copyFromPoint restores a disk that no machine has written to.
 func (h *hydration) copyFromPoint(ctx context.Context, d *InstantDisk) error {
-	for _, stored := range h.st.Point.Disks {
-		if stored.Name == d.Disk {
-			return writeDisk(ctx, h.v, stored, target{path: d.File, format: d.Format}, h.paced(ctx, d))
-		}
+	stored, err := h.st.Point.Disk(d.Disk)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("%w: %q", ErrNoDisk, d.Disk)
+	return writeDisk(ctx, h.v, *stored, target{path: d.File, format: d.Format}, h.paced(ctx, d))
 }
 
 // paced tells of progress, and holds up who reports it as the wishes of others ask.

@@ -22,9 +22,6 @@ import (
 // [hypervisor.ErrExists], too.
 var ErrSocketTaken = fmt.Errorf("another machine listens there: the socket %w", hypervisor.ErrExists)
 
-// ErrNoDisk reports that the point has no disk of that name, or that one of several must be named.
-var ErrNoDisk = errors.New("no such disk in the point")
-
 // DiskRequest says what to write where.
 type DiskRequest struct {
 	Point    *point.RecoveryPoint
@@ -46,10 +43,10 @@ type RestoredDisk struct {
 
 // Disk writes one disk of a point to a file or block device.
 //
-// Errors that callers decide by: [ErrNoDisk], diskimage.ErrExists, diskimage.ErrTooSmall,
+// Errors that callers decide by: point.ErrNoDisk, diskimage.ErrExists, diskimage.ErrTooSmall,
 // diskimage.ErrInUse, vault.ErrCorrupt.
 func Disk(ctx context.Context, v *vault.Vault, req DiskRequest) (RestoredDisk, error) {
-	d, err := chooseDisk(req.Point, req.Disk)
+	d, err := req.Point.Disk(req.Disk)
 	if err != nil {
 		return RestoredDisk{}, err
 	}
@@ -58,21 +55,7 @@ func Disk(ctx context.Context, v *vault.Vault, req DiskRequest) (RestoredDisk, e
 		return RestoredDisk{}, err
 	}
 	out := RestoredDisk{Disk: d.Name, File: req.To, Format: format, Size: d.Size, Used: d.Used}
-	return out, writeDisk(ctx, v, d, target{path: req.To, format: format, force: req.Force}, req.Progress)
-}
-
-func chooseDisk(p *point.RecoveryPoint, name string) (point.Disk, error) {
-	var names []string
-	for _, d := range p.Disks {
-		if d.Name == name || (name == "" && len(p.Disks) == 1) {
-			return d, nil
-		}
-		names = append(names, d.Name)
-	}
-	if name == "" {
-		return point.Disk{}, fmt.Errorf("%w: which of %v?", ErrNoDisk, names)
-	}
-	return point.Disk{}, fmt.Errorf("%w: %q, it has %v", ErrNoDisk, name, names)
+	return out, writeDisk(ctx, v, *d, target{path: req.To, format: format, force: req.Force}, req.Progress)
 }
 
 // writeDisk fills a new target with a disk and makes it durable, or removes it.

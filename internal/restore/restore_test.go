@@ -167,8 +167,8 @@ func TestDiskRefusals(t *testing.T) {
 		name, disk, to string
 		want           error
 	}{
-		{"no such disk", "vdz", "new", restore.ErrNoDisk},
-		{"which disk", "", "new", restore.ErrNoDisk},
+		{"no such disk", "vdz", "new", point.ErrNoDisk},
+		{"which disk", "", "new", point.ErrNoDisk},
 		{"target exists", "vda", "there", diskimage.ErrExists},
 		{"no such directory", "vda", "no/new", fs.ErrNotExist},
 	} {

@@ -32,9 +32,6 @@ var (
 	ErrAmbiguous = errors.New("several snapshots match")
 	// ErrExists reports that a snapshot of the name is there.
 	ErrExists = errors.New("a snapshot of this name exists already")
-	// ErrNoDisk reports that a snapshot has no disk of the name, or that one of several must be
-	// named.
-	ErrNoDisk = errors.New("no such disk in the snapshot")
 )
 
 var (
@@ -127,23 +124,6 @@ func (f Filter) Takes(p *point.RecoveryPoint) bool {
 	})
 }
 
-// Disk returns the disk of a snapshot that name names, as its machine or as its pool does; the only
-// one for "".
-func Disk(p *point.RecoveryPoint, name string) (*point.Disk, error) {
-	var names []string
-	for i := range p.Disks {
-		d := &p.Disks[i]
-		if d.Name == name || d.Managed == name && name != "" || name == "" && len(p.Disks) == 1 {
-			return d, nil
-		}
-		names = append(names, d.Name)
-	}
-	if name == "" {
-		return nil, fmt.Errorf("%w %s: which of %v?", ErrNoDisk, p.Name, names)
-	}
-	return nil, fmt.Errorf("%w %s: %q, it has %v", ErrNoDisk, p.Name, name, names)
-}
-
 // Pair is one disk in two snapshots.
 type Pair struct{ A, B *point.Disk }
 
@@ -152,13 +132,13 @@ type Pair struct{ A, B *point.Disk }
 // whatever their names.
 func Pairs(a, b *point.RecoveryPoint, name string) ([]Pair, error) {
 	if name != "" || len(a.Disks) == 1 && len(b.Disks) == 1 {
-		x, err := Disk(a, name)
+		x, err := a.Disk(name)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("snapshot %s: %w", a.Name, err)
 		}
-		y, err := Disk(b, name)
+		y, err := b.Disk(name)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("snapshot %s: %w", b.Name, err)
 		}
 		return []Pair{{x, y}}, nil
 	}
@@ -173,7 +153,7 @@ func Pairs(a, b *point.RecoveryPoint, name string) ([]Pair, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("%w: %s and %s have no disk in common", ErrNoDisk, a.Name, b.Name)
+		return nil, fmt.Errorf("%w: snapshots %s and %s have none in common", point.ErrNoDisk, a.Name, b.Name)
 	}
 	return out, nil
 }

@@ -363,10 +363,10 @@ func TestPairs(t *testing.T) {
 	if pairs, err = Pairs(a, b, "data"); err != nil || len(pairs) != 1 {
 		t.Errorf("pair of data: %v, %v", pairs, err)
 	}
-	if _, err := Pairs(a, b, "vdb"); !errors.Is(err, ErrNoDisk) {
+	if _, err := Pairs(a, b, "vdb"); !errors.Is(err, point.ErrNoDisk) {
 		t.Errorf("vdb, which only one has: %v", err)
 	}
-	if _, err := Disk(a, ""); !errors.Is(err, ErrNoDisk) {
+	if _, err := a.Disk(""); !errors.Is(err, point.ErrNoDisk) {
 		t.Errorf("which of two: %v", err)
 	}
 	ctx := context.Background()
