@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 const architecture = "docs/architecture.md"
@@ -305,6 +306,29 @@ func TestDecisionsAreListed(t *testing.T) {
 	for _, r := range records {
 		if !strings.Contains(index.String(), "("+filepath.Base(r)+")") {
 			t.Errorf("docs/adr/README.md lacks %s: give it a row that says what it decides", r)
+		}
+	}
+}
+
+// Lines of documents are at most 120 characters wide, but for tables, code and what cannot be
+// broken.
+func TestDocumentsAreWrapped(t *testing.T) {
+	for _, l := range documents(t) {
+		text := strings.TrimSpace(l.text)
+		if l.fenced || strings.HasPrefix(text, "|") || strings.HasPrefix(text, "#") || !strings.Contains(text, " ") {
+			continue
+		}
+		if n := utf8.RuneCountInString(l.text); n > 120 {
+			t.Errorf("%s:%d is %d characters wide, at most 120 are", l.file, l.number, n)
+		}
+	}
+}
+
+// cannot is one word.
+func TestSpelling(t *testing.T) {
+	for _, l := range documents(t) {
+		if strings.Contains(strings.ToLower(l.text), "can"+" not") {
+			t.Errorf("%s:%d: it is written cannot", l.file, l.number)
 		}
 	}
 }
