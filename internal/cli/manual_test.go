@@ -318,8 +318,13 @@ func TestExamplesCanBeTyped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		fenced := false
 		for line := range strings.Lines(string(text)) {
-			try(filepath.Base(page), strings.TrimSpace(line))
+			if strings.HasPrefix(strings.TrimSpace(line), "```") {
+				fenced = !fenced
+			} else if fenced {
+				try(filepath.Base(page), strings.TrimSpace(line))
+			}
 		}
 	}
 	leaves(tree(), func(c *cobra.Command) {
