@@ -63,6 +63,7 @@ func params(p testscript.Params, vars map[string]string) testscript.Params {
 		"agent":  agentCmd,
 		"newvm":  newVMCmd,
 		"note":   noteCmd,
+		"killed": killCmd,
 	}
 	return p
 }
