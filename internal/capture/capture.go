@@ -146,7 +146,9 @@ type Capturer interface {
 	// records.
 	Capture(ctx context.Context, machine string, plan Plan, hooks Hooks, sink Sink) (*Result, error)
 	// Reconcile removes what a killed capture left in the machine: jobs, nodes, exports, scratch
-	// files, and bitmaps of vault that are not named in keep (with vault "", nothing is known of
-	// bitmaps and only those of unfinished captures go). It returns what it did, in words.
+	// files, and bitmaps of vault that are not named in keep. With vault "" nothing is known of
+	// points. Of another vault than this one only a bitmap goes that was begun by a capture which
+	// did not come to have read everything: of any other its own vault may have committed the
+	// point. It returns what it did, in words.
 	Reconcile(ctx context.Context, machine string, vault string, keep []string) ([]string, error)
 }

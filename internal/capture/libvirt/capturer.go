@@ -99,7 +99,11 @@ func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Pla
 	if err != nil {
 		return nil, fmt.Errorf("capture %s: %w", machine, err)
 	}
-	if err := s.run(ctx, c, hooks, sink); err != nil {
+	err = s.run(ctx, c, hooks, sink)
+	if err == nil {
+		err = s.state.note(func(r *record) { r.Read = true }) // from here on the vault may commit the point
+	}
+	if err != nil {
 		return nil, fmt.Errorf("capture %s: %w", machine, errors.Join(err, s.undo()))
 	}
 	return s.result(), nil
@@ -142,7 +146,7 @@ func active(st rpc.State) bool {
 // run does all up to a result that can be committed.
 func (s *session) run(ctx context.Context, c *Capturer, hooks capture.Hooks, sink capture.Sink) error {
 	if s.state.unfinished() {
-		done, err := recoverState(ctx, s.client, s.dom, s.state)
+		done, err := recoverState(ctx, s.client, s.dom, s.state, s.plan.Vault, s.committed())
 		for _, what := range done {
 			s.plan.Log("left by a capture that was killed: %s", what)
 		}
@@ -169,13 +173,29 @@ func (s *session) undo() error {
 	defer cancel()
 	err := s.reconnect(ctx)
 	if err == nil {
-		_, err = recoverState(ctx, s.client, s.dom, s.state)
+		err = s.recoverOwn(ctx)
 	}
 	s.release(err == nil)
 	if err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	return nil
+}
+
+// recoverOwn undoes what this session noted. Its vault has not seen a point.
+func (s *session) recoverOwn(ctx context.Context) error {
+	s.state.record.Read = false
+	_, err := recoverState(ctx, s.client, s.dom, s.state, "", nil)
+	return err
+}
+
+// committed returns the records of changes that points of the vault count from.
+func (s *session) committed() []string {
+	out := slices.Clone(s.plan.Keep)
+	for _, d := range s.plan.Disks {
+		out = append(out, d.LastBitmap)
+	}
+	return out
 }
 
 func (s *session) result() *capture.Result {

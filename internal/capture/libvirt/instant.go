@@ -124,7 +124,7 @@ func (s *session) wholeDisks(why string) {
 // retake undoes an instant that may be none, and takes another.
 func (s *session) retake(ctx context.Context) error {
 	s.rung.close()
-	if _, err := recoverState(ctx, s.client, s.dom, s.state); err != nil {
+	if err := s.recoverOwn(ctx); err != nil {
 		return fmt.Errorf("undo an instant that took too long: %w", err)
 	}
 	if err := s.rung.prepare(ctx, s); err != nil {

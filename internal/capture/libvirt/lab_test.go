@@ -114,6 +114,7 @@ func TestMachine(t *testing.T) {
 		{"FailedCaptureLosesNothing", testFailedCaptureLosesNothing},
 		{"KilledCapture", testKilledCapture},
 		{"CaptureAfterKill", testCaptureAfterKill},
+		{"RecordOfAnotherVault", testRecordOfAnotherVault},
 		{"ReconcileResumes", testReconcileResumes},
 		{"Watch", testWatch},
 		{"InstantAgain", testInstantAgain},

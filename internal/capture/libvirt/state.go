@@ -20,7 +20,8 @@ import (
 type record struct {
 	Machine    string    `json:"machine"`
 	Since      time.Time `json:"since"`
-	Checkpoint string    `json:"checkpoint,omitempty"` // begun, not committed
+	Checkpoint string    `json:"checkpoint,omitempty"` // begun, and not known to be committed
+	Read       bool      `json:"read,omitempty"`       // all was read: the vault may have committed the point
 	Scratch    []string  `json:"scratch,omitempty"`
 	Job        bool      `json:"job,omitempty"`       // our backup job may run
 	Suspended  bool      `json:"suspended,omitempty"` // the machine may be suspended by us

@@ -103,7 +103,11 @@ func testKilledCapture(l *lab) {
 	for i, stage := range []string{"quiesce", "frozen", "thaw", "sink", "uncommitted"} {
 		l.write("vda", i<<20, 4096, byte(i+1))
 		l.killedAt(stage)
-		done, err := l.capturer.Reconcile(l.ctx, "one", "", nil)
+		known := ""
+		if stage == "uncommitted" {
+			known = vault // whether it was committed only the vault knows
+		}
+		done, err := l.capturer.Reconcile(l.ctx, "one", known, []string{first})
 		if err != nil || len(done) == 0 {
 			l.Errorf("reconcile after %s: %v, %v", stage, done, err)
 		}

@@ -30,10 +30,7 @@ func (c *Capturer) Reconcile(ctx context.Context, machine string, vault string, 
 	if err != nil {
 		return nil, fmt.Errorf("reconcile %s: %w", machine, err)
 	}
-	if slices.Contains(keep, st.record.Checkpoint) {
-		st.record.Checkpoint = "" // committed after all
-	}
-	done, err := recoverState(ctx, client, dom, st)
+	done, err := recoverState(ctx, client, dom, st, vault, keep)
 	if err == nil && vault != "" {
 		var more []string
 		more, err = dropUnknown(ctx, client, dom, vault, keep)
@@ -47,8 +44,9 @@ func (c *Capturer) Reconcile(ctx context.Context, machine string, vault string, 
 }
 
 // recoverState undoes what the record notes, the machine's own running first. It does as much as it
-// can.
-func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateFile) (done []string, err error) {
+// can. vault and keep are what is known of points.
+func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateFile, vault string,
+	keep []string) (done []string, err error) {
 	r := st.record
 	if r.Suspended {
 		if errResume := resumeIfPaused(ctx, c, dom); errResume != nil {
@@ -70,13 +68,9 @@ func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateF
 		}
 	}
 	if r.Checkpoint != "" {
-		names, errList := c.Checkpoints(ctx, dom)
-		err = errors.Join(err, errList)
-		if slices.Contains(names, r.Checkpoint) {
-			errDrop := dropCheckpoint(ctx, c, dom, r.Checkpoint)
-			err = errors.Join(err, errDrop)
-			done = append(done, "deleted checkpoint "+r.Checkpoint)
-		}
+		did, errDrop := dropBegun(ctx, c, dom, r, vault, keep)
+		err = errors.Join(err, errDrop)
+		done = append(done, did...)
 	}
 	for _, path := range r.Scratch {
 		switch errRemove := os.Remove(path); {
@@ -93,6 +87,20 @@ func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateF
 		err = st.note(func(r *record) { *r = record{Machine: dom.Name} })
 	}
 	return done, err
+}
+
+// dropBegun drops the checkpoint that an unfinished capture began, unless a point may count from
+// it.
+func dropBegun(ctx context.Context, c *rpc.Client, dom rpc.Domain, r record, vault string, keep []string) ([]string,
+	error) {
+	names, err := c.Checkpoints(ctx, dom)
+	if err != nil || !slices.Contains(names, r.Checkpoint) || slices.Contains(keep, r.Checkpoint) {
+		return nil, err
+	}
+	if !capture.MayDrop(r.Checkpoint, r.Read, vault, keep) {
+		return []string{capture.Undecided(r.Checkpoint)}, nil
+	}
+	return []string{"deleted checkpoint " + r.Checkpoint}, dropCheckpoint(ctx, c, dom, r.Checkpoint)
 }
 
 func dropUnknown(ctx context.Context, c *rpc.Client, dom rpc.Domain, vault string, keep []string) (done []string,

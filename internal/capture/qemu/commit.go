@@ -103,7 +103,7 @@ func (s *session) cleanUp(ctx context.Context) error {
 	if err != nil {
 		mon = nil
 	}
-	if _, err := s.state.recover(ctx, mon, nil); err != nil {
+	if _, err := s.state.recover(ctx, mon, s.plan.Vault, nil); err != nil {
 		return errors.Join(err, s.state.release())
 	}
 	return errors.Join(s.emptyImages(), s.state.finish())
@@ -141,16 +141,12 @@ func (c *Capturer) reconcileLocked(ctx context.Context, m hypervisor.Machine, st
 	if err != nil {
 		return nil, err
 	}
-	kept := make(map[string]bool)
-	for _, name := range keep {
-		kept[name] = true
-	}
-	done, err := state.recover(ctx, mon, kept)
+	done, err := state.recover(ctx, mon, vault, keep)
 	if err != nil || vault == "" {
 		return done, err
 	}
 	more, err := sweepBitmaps(ctx, mon, func(name string) bool {
-		return strings.HasPrefix(name, capture.BitmapPrefix(vault)) && !kept[name]
+		return strings.HasPrefix(name, capture.BitmapPrefix(vault)) && !slices.Contains(keep, name)
 	})
 	return append(done, more...), err
 }

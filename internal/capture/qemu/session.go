@@ -59,6 +59,9 @@ func (s *session) capture(ctx context.Context, m hypervisor.Machine) (*capture.R
 	if err := s.copyAll(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.state.captured(); err != nil { // from here on the vault may commit the point
+		return nil, err
+	}
 	res := &capture.Result{Rung: s.rung, Reason: s.reason, Instant: s.instant, Commit: s.commit, Abort: s.abort}
 	for _, d := range s.disks {
 		r := capture.DiskResult{Name: d.Name, Size: d.Size, Read: d.read, Tracked: d.tracked(), Reason: d.reason}
@@ -117,14 +120,11 @@ func (s *session) prepare(ctx context.Context, m hypervisor.Machine) error {
 	if s.have, err = measureScratch(s.plan.Scratch); err != nil {
 		return err
 	}
-	committed := make(map[string]bool)
+	committed := slices.Clone(s.plan.Keep)
 	for _, d := range s.plan.Disks {
-		committed[d.LastBitmap] = true
+		committed = append(committed, d.LastBitmap)
 	}
-	for _, name := range s.plan.Keep {
-		committed[name] = true
-	}
-	done, err := s.state.recover(ctx, s.mon, committed)
+	done, err := s.state.recover(ctx, s.mon, s.plan.Vault, committed)
 	if err != nil {
 		return fmt.Errorf("clean up after an earlier capture: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -26,6 +27,8 @@ type record struct {
 	Epoch   string `json:"epoch"`
 	Scratch string `json:"scratch"` // directory
 	Prefix  string `json:"prefix"`  // of the names of scratch files
+	// Read says that everything was read: the vault may have committed the point.
+	Read bool `json:"read,omitempty"`
 }
 
 // stateFile is the locked state file of one machine. An empty one says that nothing is unfinished.
@@ -89,7 +92,22 @@ func scratchPrefix(p capture.Plan) string {
 
 // begin notes the capture that follows.
 func (s *stateFile) begin(p capture.Plan) error {
-	r := record{Machine: p.Machine, Vault: p.Vault, Epoch: p.Epoch, Scratch: p.Scratch.Dir, Prefix: scratchPrefix(p)}
+	return s.write(record{Machine: p.Machine, Vault: p.Vault, Epoch: p.Epoch, Scratch: p.Scratch.Dir,
+		Prefix: scratchPrefix(p)})
+}
+
+// captured notes that everything was read. A record that is cut off by a kill meanwhile is none,
+// and its epoch stays until a run with its vault.
+func (s *stateFile) captured() error {
+	r, err := s.read()
+	if err != nil || r == nil {
+		return err
+	}
+	r.Read = true
+	return s.write(*r)
+}
+
+func (s *stateFile) write(r record) error {
 	line, err := json.Marshal(r)
 	if err == nil {
 		err = s.f.Truncate(0)
@@ -117,9 +135,10 @@ func (s *stateFile) read() (*record, error) {
 	return &r, nil
 }
 
-// recover removes what an unfinished capture left, in QEMU if m is not nil and on disk, but for
-// bitmaps in keep. The file then says that nothing is unfinished.
-func (s *stateFile) recover(ctx context.Context, m monitor, keep map[string]bool) ([]string, error) {
+// recover removes what an unfinished capture left, in QEMU if m is not nil and on disk, but for the
+// record of changes if a point may count from it: vault and keep are what is known of points. The
+// file then says that nothing is unfinished.
+func (s *stateFile) recover(ctx context.Context, m monitor, vault string, keep []string) ([]string, error) {
 	r, err := s.read()
 	if err != nil {
 		return nil, err
@@ -133,12 +152,15 @@ func (s *stateFile) recover(ctx context.Context, m monitor, keep map[string]bool
 	if r == nil {
 		return done, nil
 	}
-	if epoch := capture.BitmapName(r.Vault, r.Epoch); m != nil && !keep[epoch] {
+	epoch := capture.BitmapName(r.Vault, r.Epoch)
+	if m != nil && capture.MayDrop(epoch, r.Read, vault, keep) {
 		more, err := sweepBitmaps(ctx, m, func(name string) bool { return name == epoch })
 		done = append(done, more...)
 		if err != nil {
 			return done, err
 		}
+	} else if m != nil && !slices.Contains(keep, epoch) {
+		done = append(done, capture.Undecided(epoch))
 	}
 	more, err := removeScratch(r)
 	done = append(done, more...)
