@@ -76,7 +76,7 @@ type session struct {
 	rung     rung
 	taken    time.Time // the instant
 
-	startWatch func(machine string) (*watcher, error)
+	startWatch func(ctx context.Context, machine string) (*watcher, error)
 }
 
 // rung is how the disks of a session are read once the instant has been taken.

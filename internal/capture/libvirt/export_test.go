@@ -1,13 +1,17 @@
 package libvirt
 
-import "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+import (
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
+)
 
-// NoteSuspended leaves the state that a capture has which is killed while the machine is suspended.
-func NoteSuspended(stateDir string, dom rpc.Domain) error {
+// NotePause leaves the state that a capture has which is killed while the machine is suspended, or
+// about to be.
+func NotePause(stateDir string, dom rpc.Domain, m pause.Mark) error {
 	st, err := openState(stateDir, dom)
 	if err != nil {
 		return err
 	}
 	defer st.close(false)
-	return st.note(func(r *record) { r.Suspended = true })
+	return st.note(func(r *record) { r.Pause = &m })
 }

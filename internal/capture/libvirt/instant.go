@@ -166,13 +166,10 @@ func (s *session) beginJob(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var watch *watcher
+	var watch *watcher // nil while the machine runs, or stands still by somebody else
 	if suspend {
-		if watch, err = s.startWatch(s.dom.Name); err != nil {
+		if watch, err = s.suspend(held); err != nil {
 			return err
-		}
-		if err := errors.Join(watch.suspending(), s.suspend(held)); err != nil {
-			return errors.Join(err, s.resume(), watch.resumed())
 		}
 	}
 	s.taken = time.Now().UTC()
@@ -180,8 +177,8 @@ func (s *session) beginJob(ctx context.Context) error {
 	if err != nil {
 		err = fmt.Errorf("begin the backup job: %w", err)
 	}
-	if suspend {
-		err = errors.Join(err, s.resume(), watch.resumed())
+	if watch != nil {
+		err = errors.Join(err, s.resume(watch))
 	}
 	return err
 }
@@ -203,27 +200,5 @@ func (s *session) mustSuspend(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("ask for its state: %w", err)
 	}
-	return st.State == rpc.StateRunning || st.State == rpc.StateBlocked, nil
-}
-
-func (s *session) suspend(ctx context.Context) error {
-	if err := s.state.note(func(r *record) { r.Suspended = true }); err != nil {
-		return err
-	}
-	if err := s.client.DomainSuspend(ctx, s.dom); err != nil {
-		return fmt.Errorf("suspend it for the instant: %w", err)
-	}
-	return nil
-}
-
-func (s *session) resume() error {
-	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-	defer cancel()
-	if err := s.reconnect(ctx); err != nil {
-		return fmt.Errorf("resume the machine: %w", err)
-	}
-	if err := resumeIfPaused(ctx, s.client, s.dom); err != nil {
-		return err
-	}
-	return s.state.note(func(r *record) { r.Suspended = false })
+	return runs(st), nil
 }

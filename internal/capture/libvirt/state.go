@@ -13,18 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/durable"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
 
 // record notes what a capture may have changed. Each is written before the change.
 type record struct {
-	Machine    string    `json:"machine"`
-	Since      time.Time `json:"since"`
-	Checkpoint string    `json:"checkpoint,omitempty"` // begun, and not known to be committed
-	Read       bool      `json:"read,omitempty"`       // all was read: the vault may have committed the point
-	Scratch    []string  `json:"scratch,omitempty"`
-	Job        bool      `json:"job,omitempty"`       // our backup job may run
-	Suspended  bool      `json:"suspended,omitempty"` // the machine may be suspended by us
+	Machine    string      `json:"machine"`
+	Since      time.Time   `json:"since"`
+	Checkpoint string      `json:"checkpoint,omitempty"` // begun, and not known to be committed
+	Read       bool        `json:"read,omitempty"`       // all was read: the vault may have committed the point
+	Scratch    []string    `json:"scratch,omitempty"`
+	Job        bool        `json:"job,omitempty"`   // our backup job may run
+	Pause      *pause.Mark `json:"pause,omitempty"` // the machine may stand still because of us
 }
 
 // stateFile is the record of one machine and the lock on it. It is not safe for concurrent use.
@@ -44,6 +46,10 @@ func openState(dir string, dom rpc.Domain) (*stateFile, error) {
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
 		return nil, err
+	}
+	if _, err := durable.Sweep(durable.OS{}, dir); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("remove notes that were not written to their end: %w", err)
 	}
 	st := &stateFile{lock: lock, path: path + ".json"}
 	text, err := os.ReadFile(st.path)
@@ -92,24 +98,36 @@ func lockFile(path string) (*os.File, error) {
 // unfinished reports whether the record names anything to undo.
 func (st *stateFile) unfinished() bool {
 	r := st.record
-	return r.Checkpoint != "" || len(r.Scratch) > 0 || r.Job || r.Suspended
+	return r.Checkpoint != "" || len(r.Scratch) > 0 || r.Job || r.Pause != nil
 }
 
-// note changes the record and writes it, whole or not at all.
-func (st *stateFile) note(change func(*record)) error {
+// note changes the record and writes it, whole or not at all. Once it returns nil the new one
+// survives power loss, too.
+func (st *stateFile) note(change func(*record)) error { return st.write(change, true) }
+
+// jot is note for what is known only while the machine runs on: that is gone with the power.
+func (st *stateFile) jot(change func(*record)) error { return st.write(change, false) }
+
+func (st *stateFile) write(change func(*record), durably bool) error {
 	change(&st.record)
 	st.record.Since = time.Now().UTC()
 	text, err := json.Marshal(st.record)
+	if err == nil && durably {
+		err = durable.WriteReplace(durable.OS{}, st.path, text)
+	} else if err == nil {
+		err = replace(st.path, text)
+	}
 	if err != nil {
 		return fmt.Errorf("note what is about to be done: %w", err)
 	}
-	if err := os.WriteFile(st.path+".new", text, 0o600); err != nil {
-		return fmt.Errorf("note what is about to be done: %w", err)
-	}
-	if err := os.Rename(st.path+".new", st.path); err != nil {
-		return fmt.Errorf("note what is about to be done: %w", err)
-	}
 	return nil
+}
+
+func replace(path string, text []byte) error {
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // close gives up the lock; with clean it first removes the files.
@@ -120,6 +138,7 @@ func (st *stateFile) close(clean bool) {
 	st.closed = true
 	if clean {
 		os.Remove(st.path)
+		os.Remove(st.path + ".new")
 		os.Remove(st.lock.Name())
 	}
 	st.lock.Close()

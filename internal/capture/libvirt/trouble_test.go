@@ -25,6 +25,7 @@ import (
 type victim struct {
 	URI, State, At string
 	Plan           capture.Plan
+	Watch          []string
 }
 
 const victimEnv = "HOLDFAST_TEST_VICTIM"
@@ -52,7 +53,7 @@ func die(text string) {
 		}
 	}
 	ctx := context.Background()
-	r, err := capturer.New(h, v.State).Capture(ctx, "one", v.Plan, capture.Hooks{
+	r, err := capturer.New(h, v.State).WithWatch(v.Watch...).Capture(ctx, "one", v.Plan, capture.Hooks{
 		Quiesce: func(context.Context) error { at("quiesce"); return nil },
 		Frozen:  func(context.Context) error { at("frozen"); return nil },
 		Thaw:    func(context.Context) error { at("thaw"); return nil },
@@ -77,12 +78,15 @@ func (l *lab) killedAt(stage string) string {
 	return capture.BitmapName(vault, p.Epoch)
 }
 
-func (l *lab) killed(p capture.Plan, stage string) {
+func (l *lab) killed(p capture.Plan, stage string) { l.killedWith(p, stage) }
+
+// killedWith is killed with another watch.
+func (l *lab) killedWith(p capture.Plan, stage string, watch ...string) {
 	l.Helper()
 	text, err := json.Marshal(map[string]any{"URI": l.daemon.URI, "State": l.state, "At": stage, "Plan": map[string]any{
 		"Machine": p.Machine, "Vault": p.Vault, "Epoch": p.Epoch, "Disks": p.Disks, "Granule": p.Granule,
 		"Scratch":   p.Scratch,
-		"AllowPull": p.AllowPull}})
+		"AllowPull": p.AllowPull}, "Watch": watch})
 	l.ok(err)
 	exe, err := os.Executable()
 	l.ok(err)
@@ -138,23 +142,6 @@ func testCaptureAfterKill(l *lab) {
 	l.clean(bitmap)
 	if _, err := l.capturer.Reconcile(l.ctx, "one", vault, nil); err != nil {
 		l.Error(err)
-	}
-	l.clean()
-}
-
-// A machine that we suspended is resumed; one that somebody else paused is left alone.
-func testReconcileResumes(l *lab) {
-	l.ok(l.client.DomainSuspend(l.ctx, l.dom))
-	if _, err := l.capturer.Reconcile(l.ctx, "one", vault, nil); err != nil {
-		l.Error(err)
-	}
-	if st, err := l.client.DomainState(l.ctx, l.dom); err != nil || st.State != rpc.StatePaused {
-		l.Errorf("a paused machine was touched: %+v, %v", st, err)
-	}
-	l.ok(capturer.NoteSuspended(l.state, l.dom))
-	done, err := l.capturer.Reconcile(l.ctx, "one", vault, nil)
-	if err != nil || !slices.Contains(done, "resumed the machine") {
-		l.Errorf("reconcile: %v, %v", done, err)
 	}
 	l.clean()
 }

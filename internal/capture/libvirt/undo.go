@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
 
 // Reconcile removes what a killed capture left in the machine, and checkpoints of vault that are
@@ -48,10 +49,15 @@ func (c *Capturer) Reconcile(ctx context.Context, machine string, vault string, 
 func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateFile, vault string,
 	keep []string) (done []string, err error) {
 	r := st.record
-	if r.Suspended {
-		if errResume := resumeIfPaused(ctx, c, dom); errResume != nil {
+	if r.Pause != nil {
+		resumed, errResume := endPause(ctx, c, dom, *r.Pause)
+		switch {
+		case errors.Is(errResume, pause.ErrOthers):
+			done = append(done, fmt.Sprintf("left it paused, for %v: `virsh resume %s` lets it go on", errResume,
+				dom.Name))
+		case errResume != nil:
 			err = errors.Join(err, errResume)
-		} else {
+		case resumed:
 			done = append(done, "resumed the machine")
 		}
 	}
@@ -119,21 +125,6 @@ func dropUnknown(ctx context.Context, c *rpc.Client, dom rpc.Domain, vault strin
 		done = append(done, "deleted checkpoint "+name)
 	}
 	return done, nil
-}
-
-// resumeIfPaused resumes a machine that somebody's command, not an error, has paused.
-func resumeIfPaused(ctx context.Context, c *rpc.Client, dom rpc.Domain) error {
-	st, err := c.DomainState(ctx, dom)
-	if err != nil {
-		return fmt.Errorf("resume the machine: %w", err)
-	}
-	if st.State != rpc.StatePaused || st.Reason != rpc.PausedUser {
-		return nil
-	}
-	if err := c.DomainResume(ctx, dom); err != nil {
-		return fmt.Errorf("resume the machine: %w", err)
-	}
-	return nil
 }
 
 // abortJob ends the backup job that writes to one of our files, if it runs, and waits for its end.

@@ -11,8 +11,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// watch starts a watch over the machine, which has been told that it is about to be suspended, and
-// suspends the machine.
+// watch starts a watch over the machine, which has suspended it.
 func (l *lab) watch() (in io.WriteCloser, out *bufio.Reader, done chan error) {
 	fromUs, in := io.Pipe()
 	toUs, itsOut := io.Pipe()
@@ -23,9 +22,10 @@ func (l *lab) watch() (in io.WriteCloser, out *bufio.Reader, done chan error) {
 	}()
 	out = bufio.NewReader(toUs)
 	l.says(out, "ready\n")
-	_, err := io.WriteString(in, "suspending\n")
+	_, err := io.WriteString(in, "suspend\n")
 	l.ok(err)
-	l.ok(l.client.DomainSuspend(l.ctx, l.dom))
+	l.says(out, "suspended\n")
+	l.requireState(rpc.StatePaused)
 	return in, out, done
 }
 
@@ -38,18 +38,20 @@ func (l *lab) says(out *bufio.Reader, want string) {
 	}
 }
 
-func (l *lab) requireRuns() {
+func (l *lab) requireRuns() { l.requireState(rpc.StateRunning) }
+
+func (l *lab) requireState(want int32) {
 	l.Helper()
 	st, err := l.client.DomainState(l.ctx, l.dom)
 	l.ok(err)
-	if st.State != rpc.StateRunning {
-		l.Fatalf("the machine is in state %d", st.State)
+	if st.State != want {
+		l.Fatalf("the machine is in state %d, not in %d", st.State, want)
 	}
 }
 
-// A machine that was suspended for the instant runs again when the process that suspended it dies,
-// and when it only stops; what was captured in the latter case is known to be in doubt. Where all
-// goes well the watch does nothing.
+// A machine that was suspended for the instant runs again when the process that asked for it dies,
+// and when it only stops; what was captured in the latter case is known to be in doubt. What an
+// administrator pauses after that stays paused.
 func testWatch(l *lab) {
 	in, _, done := l.watch()
 	l.ok(in.Close())
@@ -57,21 +59,71 @@ func testWatch(l *lab) {
 	l.requireRuns()
 
 	in, out, done := l.watch()
-	for st, err := l.client.DomainState(l.ctx, l.dom); st.State != rpc.StateRunning; st,
-		err = l.client.DomainState(l.ctx, l.dom) {
-		l.ok(err)
-	}
-	_, err := io.WriteString(in, "resumed\n")
+	l.awaitState(rpc.StateRunning)
+	l.ok(l.client.DomainSuspend(l.ctx, l.dom)) // an administrator
+	_, err := io.WriteString(in, "resume\n")
 	l.ok(err)
 	l.says(out, "woken\n")
 	l.ok(<-done)
+	l.requireState(rpc.StatePaused)
+	l.ok(l.client.DomainResume(l.ctx, l.dom))
 
 	in, out, done = l.watch()
-	l.ok(l.client.DomainResume(l.ctx, l.dom))
-	_, err = io.WriteString(in, "resumed\n")
+	l.ok(l.client.DomainResume(l.ctx, l.dom)) // an administrator, who pauses it again
+	l.work()
+	l.ok(l.client.DomainSuspend(l.ctx, l.dom))
+	_, err = io.WriteString(in, "resume\n")
 	l.ok(err)
-	l.says(out, "unharmed\n")
+	l.says(out, "woken\n")
 	l.ok(<-done)
+	l.requireState(rpc.StatePaused)
+	l.ok(l.client.DomainResume(l.ctx, l.dom))
+
+	in, out, done = l.watch()
+	_, err = io.WriteString(in, "resume\n")
+	l.ok(err)
+	l.says(out, "resumed\n")
+	l.ok(<-done)
+	l.requireRuns()
+}
+
+// A watch does not suspend, and so does not resume, what stands still already.
+func testWatchOfPaused(l *lab) {
+	l.ok(l.client.DomainSuspend(l.ctx, l.dom))
+	var said strings.Builder
+	l.ok(capturer.Watch(l.ctx, strings.NewReader("suspend\n"), &said, l.host.URI(), "one"))
+	if said.String() != "ready\nstill\n" {
+		l.Errorf("the watch says %q", said.String())
+	}
+	l.requireState(rpc.StatePaused)
+	l.ok(l.client.DomainResume(l.ctx, l.dom))
+}
+
+func (l *lab) awaitState(want int32) {
+	l.Helper()
+	l.await(func() bool {
+		st, err := l.client.DomainState(l.ctx, l.dom)
+		l.ok(err)
+		return st.State == want
+	})
+}
+
+// A machine that somebody paused between the look at it and the suspension is not suspended, and so
+// not resumed.
+func testPausedMeanwhile(l *lab) {
+	l.commit(l.capture(l.plan(), capture.Hooks{}))
+	l.write("vda", 1<<20, 4096, 6)
+	usual := l.capturer
+	defer func() { l.capturer = usual }()
+	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c",
+		`virsh -q -c "$0" suspend one >&2; echo ready; read a; echo still`, l.daemon.URI)
+	r := l.capture(l.plan(), capture.Hooks{})
+	l.tracked(r, "vda", "vdb")
+	l.same(l.model)
+	l.commit(r)
+	l.requireState(rpc.StatePaused)
+	l.ok(l.client.DomainResume(l.ctx, l.dom))
+	l.clean(l.current())
 }
 
 // An instant in which the machine had to be resumed is taken again, and no change is lost.
@@ -82,7 +134,7 @@ func testInstantAgain(l *lab) {
 	l.write("vdb", 2<<20, 4096, 8)
 	once := filepath.Join(l.TempDir(), "once")
 	usual := l.capturer
-	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; read b; if [ -e `+once+` ]; then echo unharmed; else : >`+once+`; echo woken; fi`)
+	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; echo suspended; read b; if [ -e `+once+` ]; then echo resumed; else : >`+once+`; echo woken; fi`)
 	r := l.capture(l.plan(), capture.Hooks{})
 	l.tracked(r, "vda", "vdb")
 	l.same(l.model)
@@ -93,7 +145,7 @@ func testInstantAgain(l *lab) {
 	}
 
 	l.write("vda", 3<<20, 4096, 9)
-	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; read b; echo woken`)
+	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; echo suspended; read b; echo woken`)
 	r = l.capture(l.plan(), capture.Hooks{}) // all is read, which needs no watch
 	if l.tracked(r); !strings.Contains(r.Disks[0].Reason, "too busy") {
 		l.Errorf("read whole because %q", r.Disks[0].Reason)

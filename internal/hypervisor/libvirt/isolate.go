@@ -15,6 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/console"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/isolation"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
 
 // consoleSuffix ends the name of the file that an isolated machine's first serial port writes to.
@@ -172,6 +174,17 @@ func (h *Host) inspect(ctx context.Context, m hypervisor.Machine) (isolation.Rep
 		return report, err
 	}
 	return report.Add(isolation.Backends(info, linksDown(l.live)...)...), nil
+}
+
+// Mark returns the mark of a domain as it was looked up a moment ago. Of one whose process can not
+// be seen from here, as in another container, only libvirt's number is known.
+func Mark(dom rpc.Domain) pause.Mark {
+	var m pause.Mark
+	if pid, err := processOf(formatUUID(dom.UUID)); err == nil {
+		m = pause.Of(pid, nil)
+	}
+	m.Domain = dom.ID
+	return m
 }
 
 // processOf returns the QEMU process of a machine's UUID.
