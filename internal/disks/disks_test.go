@@ -87,8 +87,6 @@ func (m *model) Resize(ctx context.Context, _ hypervisor.Machine, file string, s
 	return runTool(ctx, "qemu-img", "resize", "-q", "-f", "qcow2", file, fmt.Sprint(size))
 }
 
-func (m *model) Resume(context.Context, hypervisor.Machine) error { return nil }
-
 func newPool(t *testing.T, dir string, m *model) *Pool {
 	t.Helper()
 	p, err := OpenPool(dir, Options{Open: func(string) (Host, error) { return m, nil }})

@@ -117,6 +117,11 @@ func (p *Pool) makeOverlay(d *Disk) error {
 func (p *Pool) Hydrate(ctx context.Context, name string, req HydrateRequest) (*Disk, error) {
 	d, err := p.durableDisk(name)
 	if err == nil && d.Hydration == nil {
+		if d.Attached != nil && d.Attached.Held != nil {
+			if _, err := p.Reconcile(ctx, name); err != nil {
+				return nil, err
+			}
+		}
 		_, err = p.dropOverlay(d)
 		return d, err
 	}

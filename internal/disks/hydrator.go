@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
 
 // attached fills a disk that a machine has.
@@ -32,9 +33,8 @@ func (f *filling) attached(ctx context.Context, d *Disk) error {
 	}
 	t := hypervisor.HydrationTarget{Disk: d.Attached.As, File: filepath.Join(f.pool.dir, d.Hydration.Final),
 		Format: d.Format, Size: d.Size}
-	only := hypervisor.Settlement{Targets: []hypervisor.HydrationTarget{t}, StayPaused: true}
 	if m.State == hypervisor.Off {
-		only.Off = true
+		only := hypervisor.Settlement{Targets: []hypervisor.HydrationTarget{t}, Off: true}
 		return f.copy(ctx, d, func() error { return able.FinishHydration(ctx, m, only) })
 	}
 	now, err := able.Hydration(ctx, m, t)
@@ -42,9 +42,9 @@ func (f *filling) attached(ctx context.Context, d *Disk) error {
 	case err != nil:
 		return err
 	case now.Local:
-		return f.switched(ctx, h, m, nil)
+		return f.switched(ctx, able, m, nil)
 	case now.Ready:
-		return f.switched(ctx, h, m, func() error { return able.FinishHydration(ctx, m, only) })
+		return f.switched(ctx, able, m, &t)
 	case !now.Running && now.Err != nil && f.resumed:
 		return now.Err
 	case !now.Running:
@@ -114,9 +114,11 @@ func (f *filling) begin(ctx context.Context, h hypervisor.Hydrator, m hypervisor
 	return errAgain
 }
 
-// switched moves the machine to the copy, records it, and only then lets the machine go on:
-// whichever of both images is found after a crash in between holds all that was written.
-func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, move func() error) error {
+// switched moves the machine to the copy, unless it is there, records that, and only then lets the
+// machine go on if we had stopped it: whichever of both images is found after a crash in between
+// holds all that was written.
+func (f *filling) switched(ctx context.Context, h hypervisor.Hydrator, m hypervisor.Machine,
+	to *hypervisor.HydrationTarget) error {
 	unlock, err := f.pool.lock(f.name, workLock)
 	if err != nil {
 		return err
@@ -129,11 +131,12 @@ func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, mo
 	if d.Doing != nil || d.Attached == nil {
 		return errAgain
 	}
-	if move != nil {
-		if err := move(); err != nil {
-			if m.State == hypervisor.Running && !errors.Is(err, hypervisor.ErrStandsStill) {
-				err = errors.Join(err, h.Resume(context.WithoutCancel(ctx), m))
-			}
+	if to != nil {
+		err := h.FinishHydration(ctx, m, f.pool.settlement(d, *to))
+		if err != nil && !errors.Is(err, hypervisor.ErrStandsStill) {
+			err = errors.Join(err, f.pool.letGo(context.WithoutCancel(ctx), h, m, d))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -141,23 +144,50 @@ func (f *filling) switched(ctx context.Context, h Host, m hypervisor.Machine, mo
 		return err
 	}
 	err = f.pool.localize(d)
-	if m.State == hypervisor.Running || move == nil {
-		err = errors.Join(err, h.Resume(context.WithoutCancel(ctx), m))
+	if errors.Is(err, errCrash) {
+		return err
 	}
-	return err
+	return errors.Join(err, f.pool.letGo(context.WithoutCancel(ctx), h, m, d))
+}
+
+// settlement is of one disk, and leaves the machine standing still, which the record says.
+func (p *Pool) settlement(d *Disk, t hypervisor.HydrationTarget) hypervisor.Settlement {
+	return hypervisor.Settlement{Targets: []hypervisor.HydrationTarget{t}, StayPaused: true, Held: d.Attached.Held,
+		Note: func(m pause.Mark) error {
+			d.Attached.Held = &m
+			return errors.Join(p.save(d), p.step("hydrate: held"))
+		}}
+}
+
+// letGo lets the machine go on if the record says that it was stopped.
+func (p *Pool) letGo(ctx context.Context, h any, m hypervisor.Machine, d *Disk) error {
+	if d.Attached == nil || d.Attached.Held == nil {
+		return nil
+	}
+	able, ok := h.(hypervisor.Hydrator)
+	if !ok {
+		return fmt.Errorf("its host can not let machine %s go on", m.Name)
+	}
+	if err := able.GoOn(ctx, m, *d.Attached.Held); err != nil {
+		return err
+	}
+	d.Attached.Held = nil
+	return p.save(d)
 }
 
 // settle takes note that a machine runs on the image that was to be, which a process that moved it
-// there did not live to record.
+// there did not live to record, and lets it go on if that has stopped it.
 func (p *Pool) settle(ctx context.Context, h Host, m hypervisor.Machine, d *Disk) error {
-	if d.Hydration == nil {
-		return nil
+	if d.Hydration != nil {
+		as, _, err := h.Attached(ctx, m, filepath.Join(p.dir, d.Hydration.Final))
+		if err != nil || as == "" {
+			return err
+		}
+		if err := p.localize(d); err != nil {
+			return err
+		}
 	}
-	as, _, err := h.Attached(ctx, m, filepath.Join(p.dir, d.Hydration.Final))
-	if err != nil || as == "" {
-		return err
-	}
-	return p.localize(d)
+	return p.letGo(ctx, h, m, d)
 }
 
 // makeReachable lets a machine of another user connect to the export.

@@ -44,6 +44,10 @@ func (p *Pool) Inspect(ctx context.Context, d *Disk) Status {
 		}
 	case d.Attached != nil:
 		s.State = "attached"
+		if d.Attached.Held != nil {
+			s.Problem = "a command that is gone stopped machine " + d.Attached.VM + ", which may stand still"
+			s.Fix = reconcile
+		}
 	}
 	if s.Problem == "" {
 		s.Problem, s.Fix = p.compare(ctx, d, reconcile)
@@ -199,7 +203,11 @@ func (p *Pool) attachedAs(ctx context.Context, d *Disk, to *Attachment) (string,
 func (p *Pool) believe(ctx context.Context, d *Disk) (string, error) {
 	did := ""
 	if d.Attached != nil {
+		held := d.Attached.Held != nil
 		as, err := p.attachedAs(ctx, d, d.Attached)
+		if held && d.Attached.Held == nil {
+			did = "let machine " + d.Attached.VM + " go on, which a command that is gone had stopped"
+		}
 		switch {
 		case err != nil:
 			return "", err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/durable"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
 
 const (
@@ -69,6 +70,9 @@ type Attachment struct {
 	As       string    `json:"as"` // name of the disk in the machine
 	ReadOnly bool      `json:"read_only,omitempty"`
 	Since    time.Time `json:"since"`
+	// Held is of a command that has stopped the machine for the move to the image, and has not let
+	// it go on so far.
+	Held *pause.Mark `json:"held,omitempty"`
 }
 
 // Hydration says how far the content of a disk has been brought from a vault to the pool. Until it

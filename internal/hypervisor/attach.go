@@ -47,6 +47,4 @@ type Attacher interface {
 	// Resize makes the disk of that image larger in a running machine: the image grows, and the
 	// guest is told.
 	Resize(ctx context.Context, m Machine, file string, size int64) error
-	// Resume lets a machine go on that stands still. Others are left alone.
-	Resume(ctx context.Context, m Machine) error
 }

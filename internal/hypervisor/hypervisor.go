@@ -11,6 +11,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
@@ -191,13 +192,16 @@ type Hydrator interface {
 	// Called again after a crash, or after an error, it does what is left. A copy that fails in the
 	// end leaves its disk on the overlay, and is an error. A machine that is off unexpectedly is
 	// [ErrOff], and nothing was changed. After [ErrStandsStill] the machine has not gone on; after
-	// other errors it has, unless it was to stay paused.
+	// other errors it has, if we had stopped it, unless it was to stay paused.
 	FinishHydration(ctx context.Context, m Machine, s Settlement) error
 	// Settled returns the disks whose targets are in the machine's definition.
 	Settled(ctx context.Context, m Machine, s Settlement) (map[string]bool, error)
 	// Continue lets a machine go on that stopped on an I/O error. One that stands still for another
 	// reason is left alone, and reported as paused.
 	Continue(ctx context.Context, m Machine) (paused bool, err error)
+	// GoOn lets a machine go on that stands still because of the pause of held. Others are left
+	// alone.
+	GoOn(ctx context.Context, m Machine, held pause.Mark) error
 	// Start boots a machine of Define that is off. storageDir is that of its Rebuild.
 	Start(ctx context.Context, m Machine, storageDir string) error
 }
@@ -217,10 +221,26 @@ func (t HydrationTarget) Overlay() string { return t.File + OverlaySuffix }
 type Settlement struct {
 	Targets    []HydrationTarget
 	StorageDir string // as in the machine's Rebuild; "" for disks that were attached to a machine of somebody else's
-	StayPaused bool   // the machine stood still before it began, and is to go on standing still
+	// Held is what was noted of an earlier attempt that has stopped the machine, nil if there was
+	// none. Only a machine that stands still because of it is let go on in the end: one that
+	// somebody else has stopped stays so.
+	Held *pause.Mark
+	// Note makes a mark durable before the machine is stopped, and another one when it stands
+	// still. nil discards.
+	Note func(pause.Mark) error
+	// StayPaused leaves the machine standing still: the caller lets it go on, with GoOn.
+	StayPaused bool
 	// Off says that the machine is off and that the targets hold all that was written: only its
 	// definition is changed, and a machine that runs is an error.
 	Off bool
+}
+
+// Noted makes a mark durable.
+func (s Settlement) Noted(m pause.Mark) error {
+	if s.Note == nil {
+		return nil
+	}
+	return s.Note(m)
 }
 
 var (

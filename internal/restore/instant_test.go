@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/durable"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 	"github.com/holdfast-vm/holdfast/internal/nbd"
 	"github.com/holdfast-vm/holdfast/internal/restore"
 )
@@ -36,6 +37,7 @@ type world struct {
 	definition map[string]string // disk → image, of the next start
 	live       map[string]string // disk → image, while it is on; nil if it is off
 	paused     bool
+	byOthers   bool           // an administrator has paused it, and nobody may let it go on
 	holds      map[string]int // image → last write
 	wrote      int            // last write of the guest, acknowledged and flushed
 	jobs       map[string]int // disk → looks until its copy is ready
@@ -86,7 +88,7 @@ func (w *world) write() {
 
 // boot starts the machine from its definition, which must hold all that was ever acknowledged.
 func (w *world) boot() {
-	w.live, w.paused = map[string]string{}, false
+	w.live, w.paused, w.byOthers = map[string]string{}, false, false
 	w.starts++
 	for disk, image := range w.definition {
 		if _, err := os.Stat(image); err != nil || w.holds[image] != w.wrote {
@@ -99,7 +101,38 @@ func (w *world) boot() {
 }
 
 // cut ends the machine as a power cut would.
-func (w *world) cut() { w.live, w.paused = nil, false }
+func (w *world) cut() { w.live, w.paused, w.byOthers = nil, false, false }
+
+// administer has an administrator pause the machine if it is on, having let it run first if it
+// stood still.
+func (w *world) administer() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.live != nil {
+		for range 100 {
+			w.write()
+		}
+		w.paused, w.byOthers = true, true
+	}
+}
+
+// mark is the machine as it is: its processors have run for 20 ms for each of its writes.
+func (w *world) mark() pause.Mark {
+	return pause.Mark{Domain: int32(w.starts), Threads: []int{1}, Ran: int64(w.wrote) * int64(20*time.Millisecond)}
+}
+
+// goOn lets the machine go on.
+func (w *world) goOn() {
+	if w.byOthers {
+		w.t.Errorf("a machine that an administrator has paused was let go on (%q)", w.events)
+	}
+	w.paused = false
+}
+
+func (w *world) GoOn(_ context.Context, _ hypervisor.Machine, held pause.Mark) error {
+	w.t.Error("the machine is let go on apart")
+	return nil
+}
 
 func (w *world) URI() string { return "qemu:///fake" }
 
@@ -209,12 +242,32 @@ func (w *world) HydrationRate(context.Context, hypervisor.Machine, hypervisor.Hy
 
 // FinishHydration can die between any two of its steps, as a real one.
 func (w *world) FinishHydration(_ context.Context, _ hypervisor.Machine, s hypervisor.Settlement) error {
-	if err := w.call("stop"); err != nil {
+	if err := w.call("look"); err != nil {
 		return err
 	}
 	w.mu.Lock()
-	on := w.live != nil
-	w.paused = on
+	on, ours, now := w.live != nil, false, w.mark()
+	if on && w.paused {
+		ours = s.Held != nil && s.Held.Holds(now) == nil
+	}
+	stops := on && !w.paused
+	w.mu.Unlock()
+	if stops {
+		if err := s.Noted(now); err != nil {
+			return err
+		}
+		if err := w.call("stop"); err != nil {
+			return err
+		}
+		w.mu.Lock()
+		w.paused, ours, now = true, true, w.mark()
+		w.mu.Unlock()
+		now.Stopped = true
+		if err := s.Noted(now); err != nil {
+			return err
+		}
+	}
+	w.mu.Lock()
 	stuck := on && w.stuck > 0
 	if stuck {
 		w.stuck--
@@ -262,7 +315,9 @@ func (w *world) FinishHydration(_ context.Context, _ hypervisor.Machine, s hyper
 		return err
 	}
 	w.mu.Lock()
-	w.paused = w.paused && s.StayPaused
+	if w.paused && ours {
+		w.goOn()
+	}
 	w.mu.Unlock()
 	return failed
 }
@@ -390,8 +445,8 @@ func (l *instantLab) requireDone(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("left are %q, want %q (%q)", got, want, l.w.events)
 	}
-	if l.w.live != nil && l.w.paused {
-		t.Errorf("the machine stands still (%q)", l.w.events)
+	if l.w.live != nil && l.w.paused != l.w.byOthers {
+		t.Errorf("the machine stands still: %v (%q)", l.w.paused, l.w.events)
 	}
 }
 
@@ -411,11 +466,13 @@ func (l *instantLab) requireNothing(t *testing.T) {
 // ends with local disks and nothing else.
 func TestInstantSurvivesEveryDeath(t *testing.T) {
 	for _, tt := range []struct {
-		name                     string
-		start, cut, rescued, dim bool // dim: power is lost after the second death
+		name                            string
+		start, cut, rescued, admin, dim bool // dim: power is lost after the second death
 	}{{name: "running", start: true}, {name: "rescued", start: true, rescued: true},
+		{name: "paused by an administrator", start: true, admin: true},
+		{name: "rescued, paused by an administrator", start: true, rescued: true, admin: true},
 		{name: "power cut", start: true, cut: true}, {name: "power cut after a second kill", start: true, dim: true},
-		{name: "off"}, {name: "off, power cut after a second kill", dim: true}} {
+		{name: "off"}} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			for at := 1; ; at++ {
@@ -430,6 +487,9 @@ func TestInstantSurvivesEveryDeath(t *testing.T) {
 						t.Errorf("it took only %d calls", at)
 					}
 					return
+				}
+				if tt.admin {
+					l.w.administer()
 				}
 				if tt.rescued {
 					l.rescue(t)
@@ -447,8 +507,8 @@ func (l *instantLab) rescue(t *testing.T) {
 		!errors.Is(err, restore.ErrNoInstant) && !errors.Is(err, hypervisor.ErrOff) {
 		t.Fatalf("rescue: %v (%q)", err, l.w.events)
 	}
-	if l.w.live != nil && l.w.paused {
-		t.Fatalf("after its rescue the machine stands still (%q)", l.w.events)
+	if l.w.live != nil && l.w.paused != l.w.byOthers {
+		t.Fatalf("after its rescue the machine stands still: %v (%q)", l.w.paused, l.w.events)
 	}
 }
 

@@ -132,8 +132,7 @@ func (h *hydration) look(ctx context.Context) error {
 		return h.offline(ctx)
 	}
 	h.st.Ended = false
-	paused, err := h.host.Continue(ctx, h.machine())
-	if err != nil {
+	if _, err := h.host.Continue(ctx, h.machine()); err != nil {
 		return err
 	}
 	all, left := true, int64(0)
@@ -148,7 +147,7 @@ func (h *hydration) look(ctx context.Context) error {
 		h.ready = time.Time{}
 		return failed
 	}
-	return h.allReady(ctx, paused, left)
+	return h.allReady(ctx, left)
 }
 
 // lookAtDisk sees to it that a disk is being copied.
@@ -189,7 +188,7 @@ func (h *hydration) lookAtDisk(ctx context.Context, d *InstantDisk, wish Instant
 
 // allReady goes on to the move once little is left to copy, for the machine stands still while that
 // is done.
-func (h *hydration) allReady(ctx context.Context, paused bool, left int64) error {
+func (h *hydration) allReady(ctx context.Context, left int64) error {
 	now := h.opts.Now()
 	if h.ready.IsZero() {
 		h.ready = now
@@ -203,7 +202,6 @@ func (h *hydration) allReady(ctx context.Context, paused bool, left int64) error
 	if left > closeEnough && now.Sub(h.ready) < patience {
 		return nil
 	}
-	h.st.StayPaused = paused
 	return h.enter(InstantSwitching)
 }
 

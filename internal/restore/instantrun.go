@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -222,12 +223,19 @@ func (i *instant) switchOver(ctx context.Context) error {
 func (i *instant) finish(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
-	return i.host.FinishHydration(ctx, i.machine(), i.settlement())
+	err := i.host.FinishHydration(ctx, i.machine(), i.settlement())
+	if !errors.Is(err, hypervisor.ErrStandsStill) {
+		i.st.Held = nil
+	}
+	return err
 }
 
 // settlement is for the disks that are not local yet, or of which it is not known.
 func (i *instant) settlement() hypervisor.Settlement {
-	s := hypervisor.Settlement{StorageDir: i.dir, StayPaused: i.st.StayPaused}
+	s := hypervisor.Settlement{StorageDir: i.dir, Held: i.st.Held, Note: func(m pause.Mark) error {
+		i.st.Held = &m
+		return i.saveState()
+	}}
 	for _, d := range i.st.Disks {
 		s.Targets = append(s.Targets, d.HydrationTarget)
 	}

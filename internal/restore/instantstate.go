@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/durable"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
@@ -63,17 +64,17 @@ type InstantState struct {
 	Began        time.Time           `json:"began"`
 	Hold         string              `json:"hold,omitempty"` // words by which the vault knows who needs the point
 
-	Step       InstantStep       `json:"step"`
-	Socket     string            `json:"socket"` // of the export
-	Disks      []InstantDisk     `json:"disks"`
-	Files      map[string]string `json:"files,omitempty"` // point file "role/name" → path
-	Made       []string          `json:"made"`            // what may be removed when it is abandoned, in the order of making
-	Warnings   []string          `json:"warnings,omitempty"`
-	StartWith  string            `json:"start_with,omitempty"` // command that starts the machine
-	Started    bool              `json:"started"`              // the machine has been started by us
-	Ended      bool              `json:"ended,omitempty"`      // it was seen to be off after that
-	StayPaused bool              `json:"stay_paused,omitempty"`
-	Problem    string            `json:"problem,omitempty"` // that hydration waits on
+	Step      InstantStep       `json:"step"`
+	Socket    string            `json:"socket"` // of the export
+	Disks     []InstantDisk     `json:"disks"`
+	Files     map[string]string `json:"files,omitempty"` // point file "role/name" → path
+	Made      []string          `json:"made"`            // what may be removed when it is abandoned, in the order of making
+	Warnings  []string          `json:"warnings,omitempty"`
+	StartWith string            `json:"start_with,omitempty"` // command that starts the machine
+	Started   bool              `json:"started"`              // the machine has been started by us
+	Ended     bool              `json:"ended,omitempty"`      // it was seen to be off after that
+	Held      *pause.Mark       `json:"held,omitempty"`       // of the move that stopped the machine
+	Problem   string            `json:"problem,omitempty"`    // that hydration waits on
 }
 
 // InstantDisk is a disk of an instant restore.

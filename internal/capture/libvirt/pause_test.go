@@ -14,12 +14,14 @@ import (
 )
 
 // work has the machine run for a while: its firmware has something to do.
-func (l *lab) work() {
+func (l *lab) work() { l.workFor(1200 * time.Millisecond) }
+
+func (l *lab) workFor(d time.Duration) {
 	l.Helper()
 	before := libvirt.Mark(l.dom)
 	l.await(func() bool {
 		l.hmp("system_reset")
-		return libvirt.Mark(l.dom).Ran-before.Ran > int64(200*time.Millisecond)
+		return libvirt.Mark(l.dom).Ran-before.Ran > int64(d)
 	})
 }
 
@@ -74,7 +76,7 @@ func testWhosePause(l *lab) {
 		{"resumed and suspended by an administrator", func() *pause.Mark {
 			m := stopped(about())
 			l.administrator("resume")
-			l.work()
+			l.workFor(10 * time.Millisecond)
 			l.administrator("suspend")
 			return &m
 		}, false},

@@ -101,33 +101,18 @@ func (st *stateFile) unfinished() bool {
 	return r.Checkpoint != "" || len(r.Scratch) > 0 || r.Job || r.Pause != nil
 }
 
-// note changes the record and writes it, whole or not at all. Once it returns nil the new one
-// survives power loss, too.
-func (st *stateFile) note(change func(*record)) error { return st.write(change, true) }
-
-// jot is note for what is known only while the machine runs on: that is gone with the power.
-func (st *stateFile) jot(change func(*record)) error { return st.write(change, false) }
-
-func (st *stateFile) write(change func(*record), durably bool) error {
+// note changes the record and writes it, whole or not at all, durably.
+func (st *stateFile) note(change func(*record)) error {
 	change(&st.record)
 	st.record.Since = time.Now().UTC()
 	text, err := json.Marshal(st.record)
-	if err == nil && durably {
+	if err == nil {
 		err = durable.WriteReplace(durable.OS{}, st.path, text)
-	} else if err == nil {
-		err = replace(st.path, text)
 	}
 	if err != nil {
 		return fmt.Errorf("note what is about to be done: %w", err)
 	}
 	return nil
-}
-
-func replace(path string, text []byte) error {
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }
 
 // close gives up the lock; with clean it first removes the files.
@@ -138,7 +123,6 @@ func (st *stateFile) close(clean bool) {
 	st.closed = true
 	if clean {
 		os.Remove(st.path)
-		os.Remove(st.path + ".new")
 		os.Remove(st.lock.Name())
 	}
 	st.lock.Close()

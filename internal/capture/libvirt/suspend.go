@@ -36,7 +36,7 @@ func (s *session) suspend(ctx context.Context) (*watcher, error) {
 		return nil, errors.Join(fmt.Errorf("suspend it for the instant: %s", said), s.endSuspension(false))
 	}
 	mark = mark.Standing()
-	if err := s.state.jot(func(r *record) { r.Pause = &mark }); err != nil {
+	if err := s.state.note(func(r *record) { r.Pause = &mark }); err != nil {
 		return nil, errors.Join(err, s.resume(w))
 	}
 	return w, nil

@@ -5,6 +5,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	capturer "github.com/holdfast-vm/holdfast/internal/capture/libvirt"
@@ -70,7 +71,7 @@ func testWatch(l *lab) {
 
 	in, out, done = l.watch()
 	l.ok(l.client.DomainResume(l.ctx, l.dom)) // an administrator, who pauses it again
-	l.work()
+	l.workFor(10 * time.Millisecond)
 	l.ok(l.client.DomainSuspend(l.ctx, l.dom))
 	_, err = io.WriteString(in, "resume\n")
 	l.ok(err)

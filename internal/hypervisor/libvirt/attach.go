@@ -361,19 +361,3 @@ func addBacking(disk *etree.Element, uri string) error {
 	store.CreateElement("backingStore")
 	return nil
 }
-
-// Resume implements [hypervisor.Attacher].
-func (h *Host) Resume(ctx context.Context, m hypervisor.Machine) error {
-	c, dom, err := h.Domain(ctx, m.Name)
-	var state rpc.State
-	if err == nil {
-		state, err = c.DomainState(ctx, dom)
-	}
-	if err == nil && state.State == rpc.StatePaused {
-		err = c.DomainResume(ctx, dom)
-	}
-	if err != nil {
-		return fmt.Errorf("resume machine %s: %w", m.Name, err)
-	}
-	return nil
-}

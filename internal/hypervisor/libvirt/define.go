@@ -108,7 +108,20 @@ func start(ctx context.Context, c *rpc.Client, dom rpc.Domain, b *builder) error
 }
 
 // Release lets a machine run that was built to be held.
-func (h *Host) Release(ctx context.Context, m hypervisor.Machine) error { return h.Resume(ctx, m) }
+func (h *Host) Release(ctx context.Context, m hypervisor.Machine) error {
+	c, dom, err := h.Domain(ctx, m.Name)
+	var state rpc.State
+	if err == nil {
+		state, err = c.DomainState(ctx, dom)
+	}
+	if err == nil && state.State == rpc.StatePaused {
+		err = c.DomainResume(ctx, dom)
+	}
+	if err != nil {
+		return fmt.Errorf("let machine %s run: %w", m.Name, err)
+	}
+	return nil
+}
 
 // vacant refuses a name, or an identity to be kept, that is taken.
 func vacant(ctx context.Context, c *rpc.Client, r hypervisor.Rebuild, old *etree.Element) error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
 
 const (
@@ -41,14 +42,14 @@ func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hype
 	case s.Off:
 		return errors.New("the machine runs")
 	}
-	local, failed := h.pivotStill(ctx, m, l, s.Targets)
+	ours, local, failed := h.pivotStill(ctx, m, l, s)
 	// whatever has taken too long, it is to go on
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
 	defer cancel()
 	if err := l.settle(ctx, local); err != nil {
 		failed = errors.Join(failed, standsStill(err))
 	}
-	if !s.StayPaused && !errors.Is(failed, hypervisor.ErrStandsStill) {
+	if ours && !s.StayPaused && !errors.Is(failed, hypervisor.ErrStandsStill) {
 		failed = errors.Join(failed, standsStill(l.goOn(ctx)))
 	}
 	return failed
@@ -73,19 +74,61 @@ func (l look) goOn(ctx context.Context) error {
 	return err
 }
 
+// hold has the machine stand still and reports whether that is because of us, this attempt or the
+// one before.
+func (l look) hold(ctx context.Context, s hypervisor.Settlement) (ours bool, err error) {
+	if l.state.State == rpc.StatePaused {
+		return l.heldBy(s.Held), nil
+	}
+	mark := Mark(l.dom)
+	if err := s.Noted(mark); err != nil {
+		return false, err
+	}
+	if err := l.c.DomainSuspend(ctx, l.dom); err != nil {
+		return true, standsStill(err)
+	}
+	return true, s.Noted(mark.Standing())
+}
+
+// heldBy reports whether a machine that is paused may be let go on: what was noted has paused it,
+// or it waits for a disk, which it gets.
+func (l look) heldBy(held *pause.Mark) bool {
+	switch l.state.Reason {
+	case pausedIOError:
+		return true
+	case rpc.PausedUser:
+		return held != nil && held.Holds(Mark(l.dom)) == nil
+	}
+	return false
+}
+
+// GoOn implements [hypervisor.Hydrator].
+func (h *Host) GoOn(ctx context.Context, m hypervisor.Machine, held pause.Mark) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	l, err := h.look(ctx, m)
+	if err == nil && l.state.State == rpc.StatePaused && l.heldBy(&held) {
+		err = l.goOn(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("let %s go on: %w", m.Name, err)
+	}
+	return nil
+}
+
 // pivotStill suspends the machine and has its copies, once nothing is left to copy, take the place
-// of the overlays. It returns the disks that are on their targets then.
-func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look,
-	targets []hypervisor.HydrationTarget) (local []hypervisor.HydrationTarget, failed error) {
+// of the overlays. It returns whether the machine stands still because of us, and the disks that
+// are on their targets then.
+func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look, s hypervisor.Settlement) (ours bool,
+	local []hypervisor.HydrationTarget, failed error) {
 	ctx, cancel := context.WithTimeout(ctx, moveTime)
 	defer cancel()
-	if l.state.State != rpc.StatePaused {
-		if err := l.c.DomainSuspend(ctx, l.dom); err != nil {
-			return nil, standsStill(err)
-		}
+	ours, err := l.hold(ctx, s)
+	if err != nil {
+		return ours, nil, err
 	}
-	drained := hypervisor.Drain(ctx, h, m, targets)
-	for _, t := range targets {
+	drained := hypervisor.Drain(ctx, h, m, s.Targets)
+	for _, t := range s.Targets {
 		done, err := h.pivot(ctx, m, t, drained == nil)
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("disk %s: %w", t.Disk, err))
@@ -94,7 +137,7 @@ func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look,
 			local = append(local, t)
 		}
 	}
-	return local, errors.Join(drained, failed)
+	return ours, local, errors.Join(drained, failed)
 }
 
 // pivot has a copy take the place of its disk if tell is set or it was told before, unless it has,

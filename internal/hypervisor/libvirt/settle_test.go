@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
 
@@ -181,6 +183,70 @@ func TestMoveWithoutExport(t *testing.T) {
 	i.requireMoved()
 }
 
+// A machine goes on after its move if the one who moved it has stopped it, be it an earlier process
+// that was killed; and only then.
+func TestMoveOfHeldMachine(t *testing.T) {
+	i := newInstant(t)
+	i.hydrate()
+	c := i.d.Client()
+	dom, err := c.DomainByName(i.ctx, i.m.Name)
+	i.ok(err)
+	earlier := libvirt.Mark(dom)
+	i.ok(c.DomainSuspend(i.ctx, dom))
+	held := earlier.Standing()
+	old := held
+	old.Ran -= int64(time.Second) // the machine has run since, and an administrator has paused it
+	i.ok(i.host.GoOn(i.ctx, i.m, old))
+	i.requireState(hypervisor.Paused)
+	i.ok(i.host.GoOn(i.ctx, i.m, held))
+	i.requireState(hypervisor.Running)
+
+	var noted []pause.Mark
+	s := i.settlement()
+	s.Note = func(m pause.Mark) error { noted = append(noted, m); return nil }
+	s.StayPaused = true
+	i.ok(i.host.FinishHydration(i.ctx, i.m, s))
+	i.requireState(hypervisor.Paused)
+	if len(noted) != 2 || noted[0].Stopped || !noted[1].Stopped || noted[1].Domain != dom.ID || noted[1].Ran == 0 {
+		t.Fatalf("noted %+v", noted)
+	}
+	s.StayPaused = false
+	s.Held = &old
+	i.ok(i.host.FinishHydration(i.ctx, i.m, s)) // the next process
+	i.requireState(hypervisor.Paused)
+	s.Held = &noted[1]
+	i.ok(i.host.FinishHydration(i.ctx, i.m, s))
+	i.requireMoved()
+	if len(noted) != 2 {
+		t.Errorf("of a machine that stood still already %+v was noted", noted)
+	}
+}
+
+// A machine that is not to be stopped before that is noted is not stopped.
+func TestMoveThatCanNotBeNoted(t *testing.T) {
+	i := newInstant(t)
+	i.hydrate()
+	full := errors.New("no space left")
+	s := i.settlement()
+	for n := range 2 {
+		calls := 0
+		s.Note = func(pause.Mark) error {
+			if calls++; calls > n {
+				return full
+			}
+			return nil
+		}
+		if err := i.host.FinishHydration(i.ctx, i.m, s); !errors.Is(err, full) {
+			t.Errorf("note %d fails: %v", n, err)
+		}
+		i.requireState(hypervisor.Running)
+		i.requireSettled(false)
+	}
+	s.Note = nil
+	i.ok(i.host.FinishHydration(i.ctx, i.m, s))
+	i.requireMoved()
+}
+
 // A machine that was paused stays so; one that stopped because of its disk does not count as
 // paused; one that died is not moved to a target that may lack what it wrote.
 func TestMoveOfStillMachine(t *testing.T) {
@@ -208,9 +274,7 @@ func TestMoveOfStillMachine(t *testing.T) {
 	dom, err = c.DomainByName(i.ctx, i.m.Name)
 	i.ok(err)
 	i.ok(c.DomainSuspend(i.ctx, dom))
-	stay := i.settlement()
-	stay.StayPaused = true
-	i.ok(i.host.FinishHydration(i.ctx, i.m, stay))
+	i.ok(i.host.FinishHydration(i.ctx, i.m, i.settlement()))
 	i.requireState(hypervisor.Paused)
 	if state, err := c.DomainState(i.ctx, dom); err != nil ||
 		state != (rpc.State{State: rpc.StatePaused, Reason: rpc.PausedUser}) {

@@ -30,9 +30,9 @@ const (
 	// atRest is how long the processors of a machine that stands still may have run meanwhile: what
 	// it takes them to go to sleep, and to look up when they are asked something.
 	atRest = time.Millisecond
-	// onTheWay is how long each processor may have run between the note that the machine is about
-	// to be stopped, and the stop.
-	onTheWay = 50 * time.Millisecond
+	// onTheWay is how long each processor may have run since the note that the machine is about to
+	// be stopped: what it takes to write that to a busy disk, and then to stop it.
+	onTheWay = time.Second
 )
 
 // Mark is a machine at the moment when we stop it. Of what is the zero value nothing is known.

@@ -295,19 +295,3 @@ func awaitDeleted(ctx context.Context, events *qmp.Subscription, p plugged) erro
 		}
 	}
 }
-
-// Resume implements [hypervisor.Attacher].
-func (h *Host) Resume(ctx context.Context, m hypervisor.Machine) error {
-	c, err := h.Client(ctx)
-	var status struct{ Status string }
-	if err == nil {
-		err = c.Execute(ctx, "query-status", nil, &status)
-	}
-	if err == nil && status.Status == "paused" {
-		err = c.Execute(ctx, "cont", nil, nil)
-	}
-	if err != nil {
-		return fmt.Errorf("resume machine %s: %w", m.Name, err)
-	}
-	return nil
-}

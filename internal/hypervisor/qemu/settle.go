@@ -38,14 +38,14 @@ func (h *Host) finishHydration(ctx context.Context, m hypervisor.Machine, s hype
 	case s.Off:
 		return errors.New("the machine runs")
 	}
-	local, failed := h.completeStill(ctx, c, m, s.Targets)
+	ours, local, failed := h.completeStill(ctx, c, m, s)
 	if err := settleDefinition(m, s, local); err != nil {
 		failed = errors.Join(failed, standsStill(err))
 	}
 	// whatever has taken too long, it is to go on
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandTime)
 	defer cancel()
-	if !s.StayPaused && !errors.Is(failed, hypervisor.ErrStandsStill) {
+	if ours && !s.StayPaused && !errors.Is(failed, hypervisor.ErrStandsStill) {
 		failed = errors.Join(failed, standsStill(c.Execute(ctx, "cont", nil, nil)))
 	}
 	for _, t := range local {
@@ -69,19 +69,21 @@ func standsStill(err error) error {
 }
 
 // completeStill stops the machine and has its copies, once nothing is left to copy, take the place
-// of the overlays. It returns the disks that are on their targets then.
+// of the overlays. It returns whether the machine stands still because of us, and the disks that
+// are on their targets then.
 func (h *Host) completeStill(ctx context.Context, c *qmp.Client, m hypervisor.Machine,
-	targets []hypervisor.HydrationTarget) ([]hypervisor.HydrationTarget, error) {
+	s hypervisor.Settlement) (ours bool, local []hypervisor.HydrationTarget, err error) {
 	ctx, cancel := context.WithTimeout(ctx, moveTime)
 	defer cancel()
-	if err := c.Execute(ctx, "stop", nil, nil); err != nil {
-		return nil, standsStill(err)
+	if ours, err = hold(ctx, c, s); err != nil {
+		return ours, nil, err
 	}
-	if err := hypervisor.Drain(ctx, h, m, targets); err != nil {
-		local, _ := completeAll(ctx, c, targets, false) // what an earlier call has come to
-		return local, err
+	if err := hypervisor.Drain(ctx, h, m, s.Targets); err != nil {
+		local, _ := completeAll(ctx, c, s.Targets, false) // what an earlier call has come to
+		return ours, local, err
 	}
-	return completeAll(ctx, c, targets, true)
+	local, err = completeAll(ctx, c, s.Targets, true)
+	return ours, local, err
 }
 
 // settleDefinition changes the machine's start script. A machine without one, whose disk was

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
 
 // stopped returns when the copy of a disk has met an error.
@@ -146,8 +148,10 @@ func TestMoveStandsStill(t *testing.T) {
 	i := newInstant(t)
 	i.hydrateAll(0)
 	i.awaitReady()
+	var held *pause.Mark
+	note := func(m pause.Mark) error { held = &m; return nil }
 	wrong := i.settlement()
-	wrong.StorageDir += "/none"
+	wrong.StorageDir, wrong.Note = wrong.StorageDir+"/none", note
 	if err := i.h.FinishHydration(t.Context(), i.m, wrong); !errors.Is(err, hypervisor.ErrStandsStill) {
 		t.Errorf("without its start script: %v", err)
 	}
@@ -155,11 +159,44 @@ func TestMoveStandsStill(t *testing.T) {
 	if paused, err := i.h.Continue(t.Context(), i.m); err != nil || !paused {
 		t.Errorf("of a machine that was stopped it is said: %v, %v", paused, err)
 	}
+	if held == nil || !held.Stopped || held.Ran == 0 {
+		t.Fatalf("noted is %+v", held)
+	}
+	others := *held
+	others.Ran -= int64(time.Second) // it has run since, and an administrator has stopped it
+	for name, h := range map[string]*pause.Mark{"nothing is noted": nil, "the machine has run since": &others} {
+		s := i.settlement()
+		s.Held = h
+		i.ok(i.h.FinishHydration(context.Background(), i.m, s))
+		if m := machine(t, i.h); m.State != hypervisor.Paused {
+			t.Errorf("%s: it goes on", name)
+		}
+	}
+	i.ok(i.h.GoOn(t.Context(), i.m, others))
+	i.requireState(hypervisor.Paused)
 	stay := i.settlement()
-	stay.StayPaused = true
+	stay.StayPaused, stay.Held = true, held
 	i.ok(i.h.FinishHydration(context.Background(), i.m, stay))
 	i.requireState(hypervisor.Paused)
-	i.ok(i.h.FinishHydration(t.Context(), i.m, i.settlement()))
+	i.ok(i.h.GoOn(t.Context(), i.m, *held))
+	i.requireState(hypervisor.Running)
+	i.requireSettled()
+}
+
+// What a killed process had stopped for the move goes on with the next.
+func TestMoveAfterKill(t *testing.T) {
+	i := newInstant(t)
+	i.hydrateAll(0)
+	i.awaitReady()
+	c, err := i.h.Client(t.Context())
+	i.ok(err)
+	_, mark, err := markOf(t.Context(), c)
+	i.ok(err)
+	i.ok(c.Execute(t.Context(), "stop", nil, nil))
+	mark = mark.Standing()
+	s := i.settlement()
+	s.Held = &mark
+	i.ok(i.h.FinishHydration(t.Context(), i.m, s))
 	i.requireState(hypervisor.Running)
 	i.requireSettled()
 }
