@@ -41,7 +41,7 @@ func exitStatusHelp() string {
 		text += fmt.Sprintf("  %-4d %s\n", s.status, s.meaning)
 	}
 	return text + `
-With --json an error is one document on standard error, and standard output is empty:
+With --json an error is one document on standard error; standard output has a whole document or nothing:
   {"error":{"message":"…","hint":"…","kind":"wrong_key"}}`
 }
 

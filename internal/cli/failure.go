@@ -167,6 +167,7 @@ var causes = []cause{
 			"--connect qmp:SOCKET; or restore its disks one by one with --disk"},
 	{point.ErrNoDisk, "no_disk", StatusError,
 		"`holdfast point show POINT`, or `snapshot show` for a snapshot, lists its disks; name one with --disk"},
+	{disks.ErrNoPool, "not_found", StatusError, "a pool is a directory that exists: make it with mkdir first"},
 	{disks.ErrNoDisk, "no_such_disk", StatusError, "`holdfast disk list` shows the disks of the pool"},
 	{disks.ErrUnfinished, "unfinished", StatusError, "`holdfast disk reconcile NAME` finishes or undoes it"},
 	{disks.ErrExists, "exists", StatusError, "choose another name, or delete that disk first"},

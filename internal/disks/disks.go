@@ -19,6 +19,7 @@ import (
 	"io"
 	"path/filepath"
 	"regexp"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/durable"
@@ -27,6 +28,8 @@ import (
 )
 
 var (
+	// ErrNoPool reports that a pool's directory is not there, or is something else.
+	ErrNoPool = errors.New("there is no such directory")
 	// ErrNoDisk reports that the pool has no disk of the name.
 	ErrNoDisk = errors.New("no such managed disk")
 	// ErrExists reports that a disk, or another file of its name, is in the pool.
@@ -103,8 +106,12 @@ func OpenPool(dir string, o Options) (*Pool, error) {
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real // hypervisors name images by their real paths
 	}
-	if info, err := (durable.OS{}).Stat(dir); err != nil || !info.Dir {
-		return nil, fmt.Errorf("open disk pool %s: it is no directory that can be read", dir)
+	info, err := durable.OS{}.Stat(dir)
+	if err == nil && !info.Dir {
+		err = syscall.ENOTDIR
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoPool, err)
 	}
 	if o.Now == nil {
 		o.Now = time.Now
