@@ -23,7 +23,7 @@ type run struct {
 	disks   []hypervisor.Disk // what is backed up
 	lineage lineage
 	records records // of changes, that points of the machine count from
-	store   *store
+	intake  *intake
 	hold    *hold
 	files   []point.File // of the machine, without their content
 	kept    []memoryFile // content read at the instant
@@ -55,7 +55,7 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
 	}
-	r.store = newStore(session, r.lineage, r.Progress)
+	r.intake = newIntake(session, r.lineage, r.Progress)
 	err = r.live(ctx)
 	if errors.Is(err, capture.ErrOff) {
 		err = r.offline(ctx)
@@ -181,7 +181,7 @@ func (r *run) sink(ctx context.Context, read capture.Read) error {
 	if err := r.hold.failure(); err != nil {
 		return err
 	}
-	return r.store.put(ctx, read)
+	return r.intake.put(ctx, read)
 }
 
 // seal completes the point and commits it to the vault.
@@ -202,7 +202,7 @@ func (r *run) seal(ctx context.Context, taken *capture.Result) error {
 			return fmt.Errorf("disk %s is missing in what was captured", d.Name)
 		}
 		c := taken.Disks[i]
-		disk := r.store.disk(d, c.Size)
+		disk := r.intake.disk(d, c.Size)
 		disk.Read, disk.Tracked, disk.Reason, disk.Bitmap = c.Read, c.Tracked, c.Reason, c.Bitmap
 		p.Disks = append(p.Disks, r.manage(disk))
 	}
@@ -234,7 +234,7 @@ func (r *run) commit(ctx context.Context) error {
 		return err
 	}
 	r.result.Took = r.Now().Sub(r.begun).Seconds()
-	return r.store.session.Commit(ctx, r.result)
+	return r.intake.session.Commit(ctx, r.result)
 }
 
 // chooseDisks returns the disks of m that are not left out.

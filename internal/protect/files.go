@@ -98,7 +98,7 @@ func (r *run) storeStillFile(ctx context.Context, f point.File) error {
 }
 
 func (r *run) storeFile(ctx context.Context, f point.File, source io.ReaderAt) error {
-	root, err := r.store.file(ctx, f.Size, source)
+	root, err := r.intake.file(ctx, f.Size, source)
 	if err != nil {
 		return fmt.Errorf("store %s file %s: %w", f.Role, f.Path, err)
 	}

@@ -75,7 +75,7 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 	if l.last != nil {
 		p.Parent = l.last.ID
 	}
-	s := newStore(session, l, d.Progress)
+	s := newIntake(session, l, d.Progress)
 	for i, disk := range opened.disks {
 		in := imageRead{name: disk.Name, image: opened.images[i], granule: int64(deps.Vault.ChunkSize())}
 		stored, err := s.image(ctx, in, disk)

@@ -32,7 +32,7 @@ func (r *run) offline(ctx context.Context) error {
 	}
 	p.Time = r.Now().UTC()
 	for i, d := range r.disks {
-		disk, err := r.store.image(ctx, reads[i], d)
+		disk, err := r.intake.image(ctx, reads[i], d)
 		if err != nil {
 			return fmt.Errorf("read disk %s: %w", d.Name, err)
 		}
@@ -99,7 +99,7 @@ func (in *imageRead) open(ctx context.Context, path, format string) (err error) 
 }
 
 // image stores what an image shows of a disk.
-func (s *store) image(ctx context.Context, in imageRead, d hypervisor.Disk) (point.Disk, error) {
+func (s *intake) image(ctx context.Context, in imageRead, d hypervisor.Disk) (point.Disk, error) {
 	size := in.image.Size()
 	whole := extent.Of(extent.Extent{Len: size})
 	data, err := in.image.Extents(ctx)
@@ -127,7 +127,7 @@ func (s *store) image(ctx context.Context, in imageRead, d hypervisor.Disk) (poi
 	return out, nil
 }
 
-func (s *store) whyWhole(in imageRead) string {
+func (s *intake) whyWhole(in imageRead) string {
 	switch {
 	case s.lineage.disk(in.name) == nil:
 		return "first point of this disk"

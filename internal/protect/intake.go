@@ -12,9 +12,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// store takes batches of changed blocks into a session of the vault. Different disks may come at
+// intake takes batches of changed blocks into a session of the vault. Different disks may come at
 // the same time.
-type store struct {
+type intake struct {
 	session  *vault.Session
 	lineage  lineage
 	progress func(stage string, done, total int64)
@@ -30,13 +30,13 @@ type tree struct {
 	used, added int64
 }
 
-func newStore(s *vault.Session, l lineage, progress func(string, int64, int64)) *store {
-	return &store{session: s, lineage: l, progress: progress, trees: map[string]tree{}}
+func newIntake(s *vault.Session, l lineage, progress func(string, int64, int64)) *intake {
+	return &intake{session: s, lineage: l, progress: progress, trees: map[string]tree{}}
 }
 
 // put applies a batch to its disk: the first one to the tree of the last point, each later one to
 // what the one before made.
-func (s *store) put(ctx context.Context, read capture.Read) error {
+func (s *intake) put(ctx context.Context, read capture.Read) error {
 	base := s.begin(read)
 	out, err := s.session.PutDisk(ctx, vault.DiskInput{
 		Size: read.Size, Base: base.root, BaseUsed: base.used, Data: read.Data, Zero: read.Zero, Source: read.Source,
@@ -52,7 +52,7 @@ func (s *store) put(ctx context.Context, read capture.Read) error {
 }
 
 // begin counts the batch in and returns the tree that it changes.
-func (s *store) begin(read capture.Read) tree {
+func (s *intake) begin(read capture.Read) tree {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.total += read.Data.Bytes()
@@ -63,7 +63,7 @@ func (s *store) begin(read capture.Read) tree {
 	return s.lineage.base(read.Disk, read.Size)
 }
 
-func (s *store) more(bytes int64) {
+func (s *intake) more(bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.done += bytes
@@ -72,7 +72,7 @@ func (s *store) more(bytes int64) {
 
 // disk returns what was stored of d, which had size bytes at the instant. A disk of which no batch
 // came is as it was before.
-func (s *store) disk(d hypervisor.Disk, size int64) point.Disk {
+func (s *intake) disk(d hypervisor.Disk, size int64) point.Disk {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := point.Disk{Name: d.Name, Size: size, Source: sourceOf(d)}
@@ -85,7 +85,7 @@ func (s *store) disk(d hypervisor.Disk, size int64) point.Disk {
 }
 
 // file stores a small file of the machine as a disk of its own.
-func (s *store) file(ctx context.Context, size int64, source io.ReaderAt) (string, error) {
+func (s *intake) file(ctx context.Context, size int64, source io.ReaderAt) (string, error) {
 	out, err := s.session.PutDisk(ctx, vault.DiskInput{
 		Size: size, Data: extent.Of(extent.Extent{Len: size}), Source: source,
 	})
