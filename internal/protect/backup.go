@@ -19,16 +19,16 @@ const cleanupTime = 30 * time.Second
 // run is one backup of one machine.
 type run struct {
 	Deps
-	req     Request
-	disks   []hypervisor.Disk // what is backed up
-	lineage lineage
-	records records // of changes, that points of the machine count from
-	intake  *intake
-	hold    *hold
-	files   []point.File // of the machine, without their content
-	kept    []memoryFile // content read at the instant
-	begun   time.Time
-	result  *point.RecoveryPoint
+	req        Request
+	disks      []hypervisor.Disk // what is backed up
+	lineage    lineage
+	records    records // of changes, that points of the machine count from
+	intake     *intake
+	quiescence *quiescence
+	files      []point.File // of the machine, without their content
+	kept       []memoryFile // content read at the instant
+	begun      time.Time
+	result     *point.RecoveryPoint
 }
 
 // Backup takes one recovery point of a machine and returns it once the vault holds it for good.
@@ -113,10 +113,10 @@ func (r *run) reconcile(ctx context.Context) error {
 // live captures a machine whose process is there; else it returns capture.ErrOff.
 func (r *run) live(ctx context.Context) error {
 	var err error
-	if r.hold, err = r.openHold(ctx); err != nil {
+	if r.quiescence, err = r.openQuiescence(ctx); err != nil {
 		return err
 	}
-	defer r.hold.close()
+	defer r.quiescence.close()
 	if dir := r.req.Scratch.Dir; dir != "" {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // the hypervisor's user must get through
 			return fmt.Errorf("make the scratch directory: %w", err)
@@ -127,7 +127,7 @@ func (r *run) live(ctx context.Context) error {
 		if errors.Is(err, ErrConsistency) {
 			return err
 		}
-		return errors.Join(r.hold.failure(), err)
+		return errors.Join(r.quiescence.failure(), err)
 	}
 	return r.conclude(ctx, taken, r.seal(ctx, taken))
 }
@@ -170,7 +170,7 @@ func (r *run) plan() capture.Plan {
 }
 
 func (r *run) hooks() capture.Hooks {
-	return capture.Hooks{Quiesce: r.hold.quiesce, Thaw: r.hold.thaw, Frozen: func(context.Context) error {
+	return capture.Hooks{Quiesce: r.quiescence.quiesce, Thaw: r.quiescence.thaw, Frozen: func(context.Context) error {
 		r.keepFiles()
 		return nil
 	}}
@@ -178,7 +178,7 @@ func (r *run) hooks() capture.Hooks {
 
 // sink stores one batch. It refuses to go on with a point that may not be made.
 func (r *run) sink(ctx context.Context, read capture.Read) error {
-	if err := r.hold.failure(); err != nil {
+	if err := r.quiescence.failure(); err != nil {
 		return err
 	}
 	return r.intake.put(ctx, read)
@@ -186,15 +186,15 @@ func (r *run) sink(ctx context.Context, read capture.Read) error {
 
 // seal completes the point and commits it to the vault.
 func (r *run) seal(ctx context.Context, taken *capture.Result) error {
-	if err := r.hold.failure(); err != nil {
+	if err := r.quiescence.failure(); err != nil {
 		return err
 	}
 	p := r.result
 	p.Time = taken.Instant.UTC()
-	reached := r.hold.reached()
+	reached := r.quiescence.reached()
 	p.Consistency, p.ConsistencyReason, p.FrozenSeconds = reached.Level, reached.Reason, reached.Held.Seconds()
-	if r.hold.guest != nil {
-		p.Definition.Guest = r.hold.guest.Guest()
+	if r.quiescence.guest != nil {
+		p.Definition.Guest = r.quiescence.guest.Guest()
 	}
 	for _, d := range r.disks {
 		i := slices.IndexFunc(taken.Disks, func(c capture.DiskResult) bool { return c.Name == d.Name })
