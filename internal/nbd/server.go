@@ -153,8 +153,8 @@ type Server struct {
 	memory *semaphore.Weighted
 
 	mu          sync.Mutex
-	shaking     []*session // in the handshake, oldest first
-	established int        // past the handshake
+	shaking     []*connection // in the handshake, oldest first
+	established int           // past the handshake
 }
 
 // NewServer returns a Server. Call Serve to start it.

@@ -8,7 +8,7 @@ import (
 )
 
 // appendHeader begins an answer, or a chunk of one, with a payload of n bytes.
-func (c *session) appendHeader(b []byte, r *command, flags, kind uint16, n int) []byte {
+func (c *connection) appendHeader(b []byte, r *command, flags, kind uint16, n int) []byte {
 	be := binary.BigEndian
 	switch c.mode {
 	case simpleReplies:
@@ -28,7 +28,7 @@ func (c *session) appendHeader(b []byte, r *command, flags, kind uint16, n int) 
 }
 
 // appendReadHeader begins an answer with the n bytes at off.
-func (c *session) appendReadHeader(b []byte, r *command, flags uint16, off int64, n int) []byte {
+func (c *connection) appendReadHeader(b []byte, r *command, flags uint16, off int64, n int) []byte {
 	if c.mode == simpleReplies {
 		return c.appendHeader(b, r, 0, 0, n)
 	}
@@ -37,7 +37,7 @@ func (c *session) appendReadHeader(b []byte, r *command, flags uint16, off int64
 }
 
 // sendData sends the n bytes at off that b holds.
-func (c *session) sendData(r *command, b *buffer, off int64, n int, last bool) {
+func (c *connection) sendData(r *command, b *buffer, off int64, n int, last bool) {
 	var head [headRoom]byte
 	h := c.appendReadHeader(head[:0], r, ending(last), off, n)
 	from := headRoom - len(h)
@@ -54,7 +54,7 @@ func ending(last bool) uint16 {
 }
 
 // sendHole sends that the n bytes at off are zeros.
-func (c *session) sendHole(r *command, off, n int64, last bool) {
+func (c *connection) sendHole(r *command, off, n int64, last bool) {
 	b := newBuffer(headRoom)
 	send := c.appendHeader(b.raw[:0], r, ending(last), replyHole, 12)
 	send = binary.BigEndian.AppendUint64(send, uint64(off))
@@ -63,14 +63,14 @@ func (c *session) sendHole(r *command, off, n int64, last bool) {
 }
 
 // acknowledge ends r well.
-func (c *session) acknowledge(r *command) {
+func (c *connection) acknowledge(r *command) {
 	b := newBuffer(headRoom)
 	b.send, b.last = c.appendHeader(b.raw[:0], r, replyDone, replyNone, 0), true
 	c.out.send(b)
 }
 
 // refuse ends r with an error.
-func (c *session) refuse(r *command, err error) {
+func (c *connection) refuse(r *command, err error) {
 	be := binary.BigEndian
 	errno := wireErrno(err)
 	b := newBuffer(2 * maxName)
@@ -90,7 +90,7 @@ func (c *session) refuse(r *command, err error) {
 }
 
 // sendStatus answers a block status.
-func (c *session) sendStatus(r *command, extents []StatusExtent) {
+func (c *connection) sendStatus(r *command, extents []StatusExtent) {
 	be := binary.BigEndian
 	if c.mode == extendedHeaders {
 		n := 8 + 16*len(extents)

@@ -14,7 +14,7 @@ const (
 )
 
 // perform performs r, and then what else there is to do.
-func (c *session) perform(r *command) {
+func (c *connection) perform(r *command) {
 	for ok := true; ok; r, ok = <-c.work {
 		answered := false
 		err := c.guarded(r.name(), func() (err error) {
@@ -35,7 +35,7 @@ func (c *session) perform(r *command) {
 }
 
 // report logs an error that is not the client's doing.
-func (c *session) report(r *command, err error) {
+func (c *connection) report(r *command, err error) {
 	var refused *Error
 	if c.ctx.Err() == nil && !errors.As(err, &refused) {
 		c.log.Warn("NBD request", "export", c.export.Name, "command", r.name(), "off", r.off, "len", r.len, "err", err)
@@ -43,7 +43,7 @@ func (c *session) report(r *command, err error) {
 }
 
 // execute performs r, which check has passed, and reports whether it has been answered.
-func (c *session) execute(r *command) (answered bool, err error) {
+func (c *connection) execute(r *command) (answered bool, err error) {
 	off, n := int64(r.off), int64(r.len)
 	switch r.cmd {
 	case cmdRead:
@@ -73,7 +73,7 @@ func (c *session) execute(r *command) (answered bool, err error) {
 }
 
 // read answers with the bytes, in one chunk or in several.
-func (c *session) read(r *command, off, n int64) error {
+func (c *connection) read(r *command, off, n int64) error {
 	switch {
 	case n == 0:
 		c.acknowledge(r)
@@ -102,7 +102,7 @@ func (c *session) read(r *command, off, n int64) error {
 	return nil
 }
 
-func (c *session) readPiece(r *command, off, n int64, last bool) (err error) {
+func (c *connection) readPiece(r *command, off, n int64, last bool) (err error) {
 	b, err := c.granted(int(n))
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func (c *session) readPiece(r *command, off, n int64, last bool) (err error) {
 }
 
 // parts splits a read into data, without flags, and holes that are worth it.
-func (c *session) parts(off, n int64) ([]Range, error) {
+func (c *connection) parts(off, n int64) ([]Range, error) {
 	var list []Range
 	for end := off + n; off < end; {
 		extents, err := c.statusOnce(off, end-off)
@@ -146,7 +146,7 @@ func (c *session) parts(off, n int64) ([]Range, error) {
 }
 
 // statusOnce asks the backend and returns what it says of the n bytes at off, or of fewer.
-func (c *session) statusOnce(off, n int64) ([]StatusExtent, error) {
+func (c *connection) statusOnce(off, n int64) ([]StatusExtent, error) {
 	extents, err := c.export.Backend.Status(c.ctx, off, n)
 	if err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func (c *session) statusOnce(off, n int64) ([]StatusExtent, error) {
 }
 
 // blockStatus answers with merged extents of base:allocation.
-func (c *session) blockStatus(r *command) error {
+func (c *connection) blockStatus(r *command) error {
 	if r.contexts != nil {
 		if err := c.takeContexts(r); err != nil {
 			return err
@@ -207,7 +207,7 @@ func (c *session) blockStatus(r *command) error {
 }
 
 // cache reads what is not a hole, so that the backend has it at hand.
-func (c *session) cache(off, n int64) error {
+func (c *connection) cache(off, n int64) error {
 	for end := off + n; off < end; {
 		length := min(end-off, maxPayload)
 		parts, err := c.parts(off, length)
@@ -227,7 +227,7 @@ func (c *session) cache(off, n int64) error {
 	return nil
 }
 
-func (c *session) cachePart(off, n int64) error {
+func (c *connection) cachePart(off, n int64) error {
 	b, err := c.granted(int(min(n, pieceBytes)))
 	if err != nil {
 		return err

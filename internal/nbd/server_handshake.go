@@ -43,7 +43,7 @@ type agreed struct {
 }
 
 // handshake answers options until the client enters an export.
-func (c *session) handshake(ctx context.Context) error {
+func (c *connection) handshake(ctx context.Context) error {
 	be := binary.BigEndian
 	greeting := be.AppendUint64(be.AppendUint64(nil, magicInit), magicOption)
 	if _, err := c.raw.Write(be.AppendUint16(greeting, flagFixedNewstyle|flagNoZeroes)); err != nil {
@@ -67,7 +67,7 @@ func (c *session) handshake(ctx context.Context) error {
 }
 
 // hear reads n bytes and no more: what follows may be TLS.
-func (c *session) hear(n int) ([]byte, error) {
+func (c *connection) hear(n int) ([]byte, error) {
 	b := make([]byte, n)
 	_, err := io.ReadFull(c.conn, b)
 	return b, err
@@ -95,7 +95,7 @@ func (a *answers) add(kind uint32, parts ...[]byte) {
 func (a *answers) refuse(kind uint32, why string) { a.add(kind, []byte(why[:min(len(why), maxName)])) }
 
 // option hears one option and answers it.
-func (c *session) option(ctx context.Context, noZeroes bool) (entered bool, err error) {
+func (c *connection) option(ctx context.Context, noZeroes bool) (entered bool, err error) {
 	be := binary.BigEndian
 	head, err := c.hear(16)
 	if err != nil {
@@ -135,15 +135,15 @@ func (c *session) option(ctx context.Context, noZeroes bool) (entered bool, err 
 	return entered, nil
 }
 
-func (c *session) say(b []byte) error {
+func (c *connection) say(b []byte) error {
 	_, err := c.conn.Write(b)
 	return err
 }
 
-func (c *session) mustStartTLS() bool { return c.opts.TLS != nil && c.hold == nil }
+func (c *connection) mustStartTLS() bool { return c.opts.TLS != nil && c.hold == nil }
 
 // answer adds the replies to an option, and reports whether the client has entered an export.
-func (c *session) answer(ctx context.Context, a *answers, data []byte) (entered bool) {
+func (c *connection) answer(ctx context.Context, a *answers, data []byte) (entered bool) {
 	switch a.opt {
 	case optInfo, optGo:
 		if !c.mustStartTLS() {
@@ -175,7 +175,7 @@ func (c *session) answer(ctx context.Context, a *answers, data []byte) (entered 
 	return false
 }
 
-func (c *session) answerTLS(a *answers) {
+func (c *connection) answerTLS(a *answers) {
 	switch {
 	case c.opts.TLS == nil:
 		a.refuse(repErrPolicy, "this server has no TLS")
@@ -186,7 +186,7 @@ func (c *session) answerTLS(a *answers) {
 	}
 }
 
-func (c *session) startTLS(ctx context.Context) error {
+func (c *connection) startTLS(ctx context.Context) error {
 	hold := &heldConn{Conn: c.raw}
 	conn := tls.Server(hold, c.opts.TLS)
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -198,7 +198,7 @@ func (c *session) startTLS(ctx context.Context) error {
 
 // answerMode agrees on what answers look like. Contexts selected before are forgotten, for their
 // answers would look otherwise.
-func (c *session) answerMode(a *answers) {
+func (c *connection) answerMode(a *answers) {
 	wanted := structuredReplies
 	if a.opt == optExtendedHeaders {
 		wanted = extendedHeaders
@@ -214,7 +214,7 @@ func (c *session) answerMode(a *answers) {
 	}
 }
 
-func (c *session) answerList(ctx context.Context, a *answers) {
+func (c *connection) answerList(ctx context.Context, a *answers) {
 	var list []Export
 	err := c.guarded("list", func() error {
 		list = c.opts.Exports.List(ctx)
@@ -233,7 +233,7 @@ func (c *session) answerList(ctx context.Context, a *answers) {
 }
 
 // open finds an export and sets it up as the one that the client may enter.
-func (c *session) open(ctx context.Context, name string) error {
+func (c *connection) open(ctx context.Context, name string) error {
 	if len(name) > maxName {
 		return violated("export name of %d bytes", len(name))
 	}
@@ -281,7 +281,7 @@ func (e *ServedExport) normalize() error {
 
 // offered returns what the export can do over this connection. Many connections see the same bytes,
 // for Flush is for all of them.
-func (c *session) offered() Flags {
+func (c *connection) offered() Flags {
 	f := HasFlags | CanMultiConn | SendCache
 	if c.writable == nil {
 		f |= ReadOnly
@@ -301,7 +301,7 @@ func (c *session) offered() Flags {
 }
 
 // enterByName answers EXPORT_NAME, to which there is no other refusal than the end.
-func (c *session) enterByName(ctx context.Context, name string, noZeroes bool) error {
+func (c *connection) enterByName(ctx context.Context, name string, noZeroes bool) error {
 	if c.mustStartTLS() {
 		return fmt.Errorf("%w, and it is not started", ErrTLSRequired)
 	}
@@ -318,7 +318,7 @@ func (c *session) enterByName(ctx context.Context, name string, noZeroes bool) e
 }
 
 // answerInfo answers INFO and GO.
-func (c *session) answerInfo(ctx context.Context, a *answers, data []byte) (entered bool) {
+func (c *connection) answerInfo(ctx context.Context, a *answers, data []byte) (entered bool) {
 	name, rest, ok := cutString(data)
 	if !ok || len(rest) < 2 || len(rest) != 2+2*int(binary.BigEndian.Uint16(rest)) {
 		a.refuse(repErrInvalid, "malformed")
@@ -393,7 +393,7 @@ func cutQueries(data []byte) (export string, queries []string, ok bool) {
 }
 
 // answerContexts answers queries of meta contexts, of which there is base:allocation.
-func (c *session) answerContexts(ctx context.Context, a *answers, data []byte) {
+func (c *connection) answerContexts(ctx context.Context, a *answers, data []byte) {
 	set := a.opt == optSetMetaContext
 	if set {
 		c.allocation = false

@@ -22,7 +22,7 @@ func (o *ServerOptions) share() int64 { return max(o.MemoryLimit/4, 1) }
 
 // acquire waits for n bytes. A connection that has none gets them at once, so that those that hold
 // theirs for long stop nobody.
-func (c *session) acquire(n int64) (grant, error) {
+func (c *connection) acquire(n int64) (grant, error) {
 	if c.reserved.CompareAndSwap(false, true) {
 		return grant{reserved: true}, nil
 	}
@@ -37,7 +37,7 @@ func (c *session) acquire(n int64) (grant, error) {
 	return grant{bytes: n}, nil
 }
 
-func (c *session) free(g grant) {
+func (c *connection) free(g grant) {
 	switch {
 	case g.reserved:
 		c.reserved.Store(false)
@@ -77,7 +77,7 @@ func (b *buffer) recycle() {
 }
 
 // granted returns a buffer for n bytes when there is memory for it.
-func (c *session) granted(n int) (*buffer, error) {
+func (c *connection) granted(n int) (*buffer, error) {
 	g, err := c.acquire(int64(n))
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func (c *session) granted(n int) (*buffer, error) {
 }
 
 // discard gives b and its memory back.
-func (c *session) discard(b *buffer) {
+func (c *connection) discard(b *buffer) {
 	g := b.grant
 	b.recycle()
 	c.free(g)

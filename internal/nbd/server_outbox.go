@@ -15,7 +15,7 @@ const (
 // outbox writes answers. Whoever finds nobody writing writes, for the others too, until nothing is
 // left.
 type outbox struct {
-	c *session
+	c *connection
 
 	mu      sync.Mutex
 	idle    sync.Cond // writing has become false
@@ -28,7 +28,7 @@ type outbox struct {
 	vector   net.Buffers
 }
 
-func (o *outbox) init(c *session) {
+func (o *outbox) init(c *connection) {
 	o.c = c
 	o.idle.L = &o.mu
 }

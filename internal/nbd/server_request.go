@@ -32,7 +32,7 @@ func (r *command) payloadBytes(m mode) uint64 {
 }
 
 // transmit reads requests and has them performed, until the client or the server ends that.
-func (c *session) transmit() error {
+func (c *connection) transmit() error {
 	for {
 		r, err := c.nextCommand()
 		if err != nil {
@@ -58,7 +58,7 @@ func (c *session) transmit() error {
 
 // nextCommand reads a request without its payload. Before it waits, the answers that are ready go
 // out.
-func (c *session) nextCommand() (r command, err error) {
+func (c *connection) nextCommand() (r command, err error) {
 	n := requestBytes
 	if c.mode == extendedHeaders {
 		n = requestExtBytes
@@ -88,7 +88,7 @@ func (c *session) nextCommand() (r command, err error) {
 }
 
 // awaitBytes waits for a request to begin, and then for the n bytes of its header.
-func (c *session) awaitBytes(n int) error {
+func (c *connection) awaitBytes(n int) error {
 	if err := c.flushBatch(); err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (c *session) awaitBytes(n int) error {
 }
 
 // hurry reads the rest of something that has begun.
-func (c *session) hurry(read func() error) error {
+func (c *connection) hurry(read func() error) error {
 	if err := c.deadline(c.opts.StallTimeout); err != nil {
 		return err
 	}
@@ -126,7 +126,7 @@ func (c *session) hurry(read func() error) error {
 }
 
 // answeredAtOnce answers a short read of bytes that the backend has at hand, into the batch.
-func (c *session) answeredAtOnce(r *command) (bool, error) {
+func (c *connection) answeredAtOnce(r *command) (bool, error) {
 	if c.try == nil || r.cmd != cmdRead || r.flags != 0 || r.len == 0 || r.len >= inlineRead || c.draining.Load() ||
 		r.off > uint64(c.size) || r.len > uint64(c.size)-r.off || (r.off|r.len)&uint64(c.export.MinBlock-1) != 0 {
 		return false, nil
@@ -155,7 +155,7 @@ func (c *session) answeredAtOnce(r *command) (bool, error) {
 	return true, nil
 }
 
-func (c *session) flushBatch() error {
+func (c *connection) flushBatch() error {
 	if len(c.batch) == 0 {
 		return nil
 	}
@@ -165,7 +165,7 @@ func (c *session) flushBatch() error {
 }
 
 // dispatch reads the payload of r and hands r to a worker, or refuses it.
-func (c *session) dispatch(r command) error {
+func (c *connection) dispatch(r command) error {
 	if err := c.flushBatch(); err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (c *session) dispatch(r command) error {
 }
 
 // takePayload reads what follows the header of r, or throws it away.
-func (c *session) takePayload(r *command, unwanted bool) error {
+func (c *connection) takePayload(r *command, unwanted bool) error {
 	n := r.payloadBytes(c.mode)
 	if n > maxPayload {
 		return violated("%s with %d bytes", cmdNames[r.cmd], n)
@@ -226,7 +226,7 @@ func (c *session) takePayload(r *command, unwanted bool) error {
 	return err
 }
 
-func (c *session) readFull(p []byte) error {
+func (c *connection) readFull(p []byte) error {
 	_, err := io.ReadFull(c.in, p)
 	return err
 }
@@ -250,7 +250,7 @@ var rules = map[uint16]rule{
 
 // check returns why r is refused, if it is. Of a block status with a payload, takeContexts checks
 // the rest.
-func (c *session) check(r *command) error {
+func (c *connection) check(r *command) error {
 	rule, known := rules[r.cmd]
 	errno, why := syscall.EINVAL, ""
 	switch {
@@ -277,7 +277,7 @@ func (c *session) check(r *command) error {
 }
 
 // checkRange refuses what is outside the export, not aligned, or too long.
-func (c *session) checkRange(r *command, beyond syscall.Errno) error {
+func (c *connection) checkRange(r *command, beyond syscall.Errno) error {
 	errno, why := syscall.EINVAL, ""
 	switch {
 	case r.off > uint64(c.size) || r.len > uint64(c.size)-r.off:
@@ -299,7 +299,7 @@ func (c *session) checkRange(r *command, beyond syscall.Errno) error {
 const maxContexts = 64 // that a block status may name
 
 // checkContexts bounds a payload of an effect length and contexts.
-func (c *session) checkContexts(r *command) error {
+func (c *connection) checkContexts(r *command) error {
 	if r.len < 12 || r.len > 8+4*maxContexts || r.len%4 != 0 {
 		return &Error{Op: r.name(), Off: int64(r.off), Len: int64(r.len), Errno: syscall.EINVAL,
 			Message: "payload of a wrong length"}
@@ -308,7 +308,7 @@ func (c *session) checkContexts(r *command) error {
 }
 
 // takeContexts replaces the length of r by the one in its payload.
-func (c *session) takeContexts(r *command) error {
+func (c *connection) takeContexts(r *command) error {
 	be := binary.BigEndian
 	b := r.contexts
 	r.len = be.Uint64(b)

@@ -121,7 +121,7 @@ func (g *Guest) ServeConn(c net.Conn) {
 		g.mu.Unlock()
 		c.Close()
 	}()
-	s := &session{guest: g, conn: c, wake: make(chan struct{}, 1)}
+	s := &connection{guest: g, conn: c, wake: make(chan struct{}, 1)}
 	worker := make(chan struct{})
 	go func() {
 		defer close(worker)
@@ -208,8 +208,8 @@ func (g *Guest) hangup() {
 	}
 }
 
-// session is one client's connection.
-type session struct {
+// connection is one client's connection.
+type connection struct {
 	guest *Guest
 	conn  net.Conn
 	wake  chan struct{}
@@ -220,7 +220,7 @@ type session struct {
 	late   []byte
 }
 
-func (s *session) read() {
+func (s *connection) read() {
 	defer s.push("", true)
 	buf := make([]byte, 4096)
 	var text string
@@ -241,7 +241,7 @@ func (s *session) read() {
 	}
 }
 
-func (s *session) push(line string, closed bool) {
+func (s *connection) push(line string, closed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = s.closed || closed
@@ -254,7 +254,7 @@ func (s *session) push(line string, closed bool) {
 	}
 }
 
-func (s *session) pop() (line string, closed bool) {
+func (s *connection) pop() (line string, closed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.queue) == 0 {
@@ -264,7 +264,7 @@ func (s *session) pop() (line string, closed bool) {
 	return line, false
 }
 
-func (s *session) work() {
+func (s *connection) work() {
 	for {
 		line, closed := s.pop()
 		if closed {
@@ -280,7 +280,7 @@ func (s *session) work() {
 	}
 }
 
-func (s *session) serve(line string) {
+func (s *connection) serve(line string) {
 	g := s.guest
 	var req struct {
 		Execute   string          `json:"execute"`
@@ -329,7 +329,7 @@ func (g *Guest) enter(command string) (f Fault, gone bool) {
 	return f, false
 }
 
-func (s *session) deliver(kind Kind, data []byte) {
+func (s *connection) deliver(kind Kind, data []byte) {
 	switch kind {
 	case Mute:
 	case DieLate:
@@ -355,7 +355,7 @@ func (s *session) deliver(kind Kind, data []byte) {
 	}
 }
 
-func (s *session) answer(data []byte) {
+func (s *connection) answer(data []byte) {
 	s.conn.Write(append(s.late, data...))
 	s.late = nil
 }

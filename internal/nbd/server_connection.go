@@ -23,9 +23,9 @@ const serverSocketBuffer = 2 << 20
 // errGoodbye reports that the client has ended the session as the protocol says.
 var errGoodbye = errors.New("the client has said goodbye")
 
-// session is one connection. One goroutine reads its requests; those that may wait are performed by
-// workers.
-type session struct {
+// connection is one connection. One goroutine reads its requests; those that may wait are performed
+// by workers.
+type connection struct {
 	server *Server
 	opts   *ServerOptions
 	log    *slog.Logger
@@ -51,7 +51,7 @@ type session struct {
 // serveConn goes through the life of a connection and closes it. ctx tells it to end, base is that
 // of its requests.
 func (s *Server) serveConn(ctx, base context.Context, conn net.Conn) {
-	c := s.newSession(base, conn)
+	c := s.newConnection(base, conn)
 	ended, drained := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(drained)
@@ -71,12 +71,12 @@ func (s *Server) serveConn(ctx, base context.Context, conn net.Conn) {
 	c.log.Log(ctx, level, "NBD connection ended", "export", c.export.Name, "why", err)
 }
 
-func (s *Server) newSession(base context.Context, conn net.Conn) *session {
+func (s *Server) newConnection(base context.Context, conn net.Conn) *connection {
 	if u, ok := conn.(*net.UnixConn); ok {
 		u.SetWriteBuffer(serverSocketBuffer) // best effort: the default throttles large requests
 		u.SetReadBuffer(serverSocketBuffer)
 	}
-	c := &session{
+	c := &connection{
 		server: s, opts: &s.opts, log: s.opts.Log.With("client", conn.RemoteAddr().String()), raw: conn, conn: conn,
 		work: make(chan *command), slots: make(chan struct{}, s.opts.MaxRequests),
 		share: semaphore.NewWeighted(s.opts.share()),
@@ -86,7 +86,7 @@ func (s *Server) newSession(base context.Context, conn net.Conn) *session {
 	return c
 }
 
-func (c *session) run() error {
+func (c *connection) run() error {
 	if err := c.enter(); err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (c *session) run() error {
 }
 
 // enter goes through the handshake, in the time it has.
-func (c *session) enter() error {
+func (c *connection) enter() error {
 	c.server.shake(c)
 	err := c.raw.SetDeadline(time.Now().Add(c.opts.HandshakeTimeout))
 	if err == nil && c.draining.Load() {
@@ -139,7 +139,7 @@ func (c *session) enter() error {
 
 // shake notes that c begins its handshake; if too many have, the oldest must go, so that silent
 // ones keep nobody out.
-func (s *Server) shake(c *session) {
+func (s *Server) shake(c *connection) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.shaking) >= s.opts.MaxConnections {
@@ -151,7 +151,7 @@ func (s *Server) shake(c *session) {
 
 // establish notes that c has ended its handshake, and reports whether there is room for it, if it
 // wants to stay.
-func (s *Server) establish(c *session, stay bool) bool {
+func (s *Server) establish(c *connection, stay bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := slices.Index(s.shaking, c); i >= 0 {
@@ -174,7 +174,7 @@ func (s *Server) leave() {
 var errDraining = errors.New("the server is shutting down")
 
 // drain makes the session end when nothing is under way, or when its time is over.
-func (c *session) drain(ended <-chan struct{}) {
+func (c *connection) drain(ended <-chan struct{}) {
 	c.draining.Store(true)
 	if len(c.slots) == 0 {
 		c.stopReading()
@@ -189,10 +189,10 @@ func (c *session) drain(ended <-chan struct{}) {
 	}
 }
 
-func (c *session) stopReading() { c.raw.SetReadDeadline(time.Unix(1, 0)) }
+func (c *connection) stopReading() { c.raw.SetReadDeadline(time.Unix(1, 0)) }
 
 // deadline bounds reads from now on by d; 0 is no bound.
-func (c *session) deadline(d time.Duration) error {
+func (c *connection) deadline(d time.Duration) error {
 	var t time.Time
 	if d > 0 {
 		t = time.Now().Add(d)
@@ -207,7 +207,7 @@ func (c *session) deadline(d time.Duration) error {
 }
 
 // ended says why reading has ended.
-func (c *session) ended(err error) error {
+func (c *connection) ended(err error) error {
 	if c.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
 		return errDraining
 	}
@@ -215,7 +215,7 @@ func (c *session) ended(err error) error {
 }
 
 // takeSlot waits until fewer than the allowed number of requests are under way.
-func (c *session) takeSlot() error {
+func (c *connection) takeSlot() error {
 	select {
 	case c.slots <- struct{}{}:
 		return nil
@@ -224,7 +224,7 @@ func (c *session) takeSlot() error {
 	}
 }
 
-func (c *session) freeSlot() {
+func (c *connection) freeSlot() {
 	<-c.slots
 	if c.draining.Load() && len(c.slots) == 0 {
 		c.stopReading()
@@ -232,7 +232,7 @@ func (c *session) freeSlot() {
 }
 
 // guarded calls a backend's code, which may panic.
-func (c *session) guarded(what string, f func() error) (err error) {
+func (c *connection) guarded(what string, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.log.Error("NBD backend panicked", "export", c.export.Name, "in", what, "panic", p, "stack",
