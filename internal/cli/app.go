@@ -204,7 +204,7 @@ func (a *app) connections() []string {
 // remark tells people something on standard error.
 func (a *app) remark(format string, args ...any) {
 	if !a.quiet && !a.json {
-		fmt.Fprintf(a.env.Stderr, format+"\n", args...)
+		fmt.Fprintln(a.env.Stderr, visible(fmt.Sprintf(format, args...)))
 	}
 }
 

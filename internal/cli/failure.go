@@ -120,6 +120,9 @@ var causes = []cause{
 	{vault.ErrCorrupt, "damage", StatusDamage, "run `holdfast vault check --read-data` to see what else is hit"},
 	{filesystem.ErrCorrupt, "damage", StatusDamage,
 		"what the guest wrote is damaged there; the same file of another point may be whole"},
+	{files.ErrLimit, "limit", StatusError,
+		"an honest disk reaches none of the limits; if this is one, raise it"},
+	{files.ErrNoRoom, "no_space", StatusError, "choose a place with more room with --to"},
 	{files.ErrNoVolume, "no_such_volume", StatusError, "`holdfast point ls POINT` lists the volumes"},
 	{files.ErrNoFile, "not_found", StatusError,
 		"`holdfast point ls POINT [PATH]` lists volumes and directories, `holdfast point find POINT GLOB` looks " +
@@ -241,6 +244,10 @@ func explain(err error) (FailureText, int) {
 			break
 		}
 	}
+	var l *files.LimitError
+	if text.Kind == "limit" && errors.As(err, &l) {
+		text.Hint += " with " + limitFlags[l.Limit]
+	}
 	var h *hinted
 	if errors.As(err, &h) {
 		text.Hint = h.hint
@@ -262,9 +269,9 @@ func (a *app) fail(err error) int {
 		enc.Encode(Failure{text})
 		return status
 	}
-	fmt.Fprintf(a.env.Stderr, "holdfast: %s\n", text.Message)
+	fmt.Fprintf(a.env.Stderr, "holdfast: %s\n", printable(text.Message))
 	if text.Hint != "" {
-		fmt.Fprintf(a.env.Stderr, "hint: %s\n", text.Hint)
+		fmt.Fprintf(a.env.Stderr, "hint: %s\n", visible(text.Hint))
 	}
 	return status
 }

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -23,37 +25,58 @@ func (a *app) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
+// jsonList prints a list element by element, as printJSON would print it as a whole.
+type jsonList struct {
+	out io.Writer
+	n   int // elements
+}
+
+func (l *jsonList) add(v any) error {
+	var one bytes.Buffer
+	one.WriteString("[\n  ")
+	if l.n > 0 {
+		one.Reset()
+		one.WriteString(",\n  ")
+	}
+	l.n++
+	enc := json.NewEncoder(&one)
+	enc.SetIndent("  ", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := l.out.Write(bytes.TrimSuffix(one.Bytes(), []byte("\n")))
+	return err
+}
+
+func (l *jsonList) end() error {
+	after := "\n]\n"
+	if l.n == 0 {
+		after = "[]\n"
+	}
+	_, err := io.WriteString(l.out, after)
+	return err
+}
+
 // printJSONList prints list as printJSON would. There may be thousands of points with a definition
 // each: what is to be printed is kept compressed until it is known that there is no error.
 func printJSONList[T any](a *app, list iter.Seq2[T, error]) error {
-	var kept, one bytes.Buffer
-	out, err := zstd.NewWriter(&kept, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+	var kept bytes.Buffer
+	pack, err := zstd.NewWriter(&kept, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
 		zstd.WithWindowSize(1<<20))
 	if err != nil {
 		return err
 	}
-	enc := json.NewEncoder(&one)
-	enc.SetIndent("  ", "  ")
-	enc.SetEscapeHTML(false)
-	before, after := "[\n  ", "[]\n"
+	out := &jsonList{out: pack}
 	for v, err := range list {
 		if err != nil {
 			return err
 		}
-		one.Reset()
-		one.WriteString(before)
-		if err := enc.Encode(v); err != nil {
+		if err := out.add(v); err != nil {
 			return err
 		}
-		if _, err := out.Write(bytes.TrimSuffix(one.Bytes(), []byte("\n"))); err != nil {
-			return err
-		}
-		before, after = ",\n  ", "\n]\n"
 	}
-	if _, err := io.WriteString(out, after); err != nil {
-		return err
-	}
-	if err := out.Close(); err != nil {
+	if err := errors.Join(out.end(), pack.Close()); err != nil {
 		return err
 	}
 	in, err := zstd.NewReader(&kept, zstd.WithDecoderConcurrency(1))
@@ -66,34 +89,91 @@ func printJSONList[T any](a *app, list iter.Seq2[T, error]) error {
 }
 
 func (a *app) println(line string) error {
-	_, err := fmt.Fprintln(a.env.Stdout, line)
+	_, err := fmt.Fprintln(a.env.Stdout, visible(line))
 	return err
 }
 
-// column is a heading; right-aligned where it begins with ">".
+// printable keeps a name that a guest made up, or anything else that belongs on one line, from
+// doing things to a terminal.
+func printable(name string) string {
+	plain := utf8.ValidString(name)
+	for _, r := range name {
+		plain = plain && strconv.IsPrint(r)
+	}
+	if plain {
+		return name
+	}
+	quoted := strconv.Quote(name)
+	return quoted[1 : len(quoted)-1]
+}
+
+// visible does the same for text of several lines.
+func visible(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		fields := strings.Split(l, "\t")
+		for k, f := range fields {
+			fields[k] = printable(f)
+		}
+		lines[i] = strings.Join(fields, "\t")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// printTable prints rows under headings. A column is right-aligned where its heading begins with
+// ">".
 func (a *app) printTable(columns []string, rows [][]string) error {
+	return a.newTable(columns...).print(rows)
+}
+
+// pagedTable prints a table in parts, none of whose columns are narrower than those before.
+type pagedTable struct {
+	a       *app
+	columns []string
+	widths  []int
+	begun   bool
+}
+
+func (a *app) newTable(columns ...string) *pagedTable {
+	return &pagedTable{a: a, columns: columns, widths: make([]int, len(columns))}
+}
+
+// print prints the next rows, the first time with the headings.
+func (p *pagedTable) print(rows [][]string) error {
+	if p.begun && len(rows) == 0 {
+		return nil
+	}
 	t := table.NewWriter()
 	t.SetStyle(plainTable())
 	var header table.Row
+	for _, c := range p.columns {
+		header = append(header, strings.TrimPrefix(c, ">"))
+	}
+	if !p.begun {
+		t.AppendHeader(header)
+	}
+	p.begun = true
+	for _, r := range rows {
+		var row table.Row
+		for i, cell := range r {
+			cell = printable(cell)
+			row = append(row, cell)
+			p.widths[i] = max(p.widths[i], text.StringWidthWithoutEscSequences(cell))
+		}
+		t.AppendRow(row)
+	}
 	var config []table.ColumnConfig
-	for i, c := range columns {
+	for i, c := range p.columns {
 		align := text.AlignLeft
 		if strings.HasPrefix(c, ">") {
 			align = text.AlignRight
 		}
-		header = append(header, strings.TrimPrefix(c, ">"))
-		config = append(config, table.ColumnConfig{Number: i + 1, Align: align, AlignHeader: align})
+		p.widths[i] = max(p.widths[i], len(strings.TrimPrefix(c, ">")))
+		config = append(config, table.ColumnConfig{Number: i + 1, Align: align, AlignHeader: align,
+			WidthMin: p.widths[i]})
 	}
-	t.AppendHeader(header)
 	t.SetColumnConfigs(config)
-	for _, r := range rows {
-		var row table.Row
-		for _, cell := range r {
-			row = append(row, cell)
-		}
-		t.AppendRow(row)
-	}
-	return a.printTrimmed(t.Render())
+	return p.a.printTrimmed(t.Render())
 }
 
 // printFields prints what is known of one thing, a line for each field that is not empty.
@@ -105,7 +185,7 @@ func (a *app) printFields(fields ...[2]string) error {
 	var b strings.Builder
 	for _, f := range fields {
 		if f[1] != "" {
-			fmt.Fprintf(&b, "%-*s  %s\n", width, f[0], f[1])
+			fmt.Fprintf(&b, "%-*s  %s\n", width, f[0], visible(f[1]))
 		}
 	}
 	return a.printTrimmed(b.String())

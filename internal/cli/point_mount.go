@@ -17,6 +17,7 @@ import (
 
 func (a *app) pointMount() *cobra.Command {
 	var others bool
+	limits := &fileLimits{}
 	cmd := command{
 		use: "mount POINT DIR", short: "Show a recovery point as a directory, until interrupted",
 		args: cobra.ExactArgs(2),
@@ -34,8 +35,14 @@ holdfast --vault /srv/vault point mount web@latest /mnt/web
 holdfast --vault /srv/vault point mount 3fa9 ~/point & diff -r ~/point/root/etc /etc`,
 		statuses: vaultStatuses,
 		run: func(cmd *cobra.Command, args []string) error {
-			return a.withFiles(cmd.Context(), args[0], func(p *point.RecoveryPoint, disks []volume.Disk) error {
-				if err := a.mountPoint(cmd.Context(), p, disks, args[1], others); err != nil {
+			most, err := limits.parse(cmd)
+			if err != nil {
+				return err
+			}
+			return a.withFiles(cmd.Context(), 0, args[0], func(ctx context.Context, p *point.RecoveryPoint,
+				disks []volume.Disk) error {
+				if err := a.mountPoint(ctx, p, disks, args[1],
+					mount.Options{AllowOther: others, Limits: most}); err != nil {
 					return fmt.Errorf("mount point %s of %s: %w", p.ID.Short(), p.VM, err)
 				}
 				return nil
@@ -44,6 +51,7 @@ holdfast --vault /srv/vault point mount 3fa9 ~/point & diff -r ~/point/root/etc 
 	}.build()
 	cmd.Flags().BoolVar(&others, "allow-other", false,
 		"let other users look, as far as the permissions in the point go")
+	limits.dirFlags(cmd)
 	cmd.ValidArgsFunction = a.completePoints
 	return cmd
 }
@@ -59,15 +67,14 @@ type Mounted struct {
 }
 
 func (a *app) mountPoint(ctx context.Context, p *point.RecoveryPoint, disks []volume.Disk, dir string,
-	others bool) error {
+	o mount.Options) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
-	opened := files.Open(disks)
-	m, err := mount.New(dir, disks, opened, mount.Options{
-		Source: "holdfast:" + p.VM + "@" + p.ID.Short(), Time: p.Time, AllowOther: others, Trouble: a.troubles(),
-	})
+	opened := files.Open(ctx, disks)
+	o.Source, o.Time, o.Trouble = "holdfast:"+p.VM+"@"+p.ID.Short(), p.Time, a.troubles()
+	m, err := mount.New(dir, disks, opened, o)
 	if err != nil {
 		return withHint(err, "`holdfast point get` fetches files without it; a mount that was left behind is removed "+
 			"by `fusermount3 -u DIR`")
@@ -118,7 +125,12 @@ func (a *app) troubles() func(where string, err error) {
 		const most = 1000
 		if !told[where] && len(told) < most {
 			told[where] = true
-			a.remark("warning: %s: %s", where, oneLine(err.Error()))
+			text := oneLine(err.Error())
+			var l *files.LimitError
+			if errors.As(err, &l) {
+				text += " (" + limitFlags[l.Limit] + " raises that)"
+			}
+			a.remark("warning: %s: %s", where, text)
 		}
 	}
 }

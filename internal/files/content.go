@@ -28,7 +28,10 @@ func (g *getter) regular(ctx context.Context, dir *target, name, path string, f 
 	if err != nil {
 		return err
 	}
-	return dir.place(name, g.force, func(temp string) error {
+	if err := g.room(dir, set.Bytes()); err != nil {
+		return err
+	}
+	return dir.place(name, g.Force, func(temp string) error {
 		fd, err := unix.Openat(dir.fd, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC,
 			0o600)
 		if err != nil {
@@ -68,6 +71,9 @@ func (g *getter) copy(ctx context.Context, out *os.File, f filesystem.File, size
 		if gctx.Err() != nil {
 			break
 		}
+		if err := g.spend(piece.Len); err != nil {
+			return errors.Join(err, group.Wait())
+		}
 		group.Go(func() error {
 			buf := make([]byte, piece.Len)
 			if err := readFull(f, buf, piece.Off); err != nil {
@@ -76,16 +82,49 @@ func (g *getter) copy(ctx context.Context, out *os.File, f filesystem.File, size
 			if _, err := out.WriteAt(buf, piece.Off); err != nil {
 				return fmt.Errorf("write: %w", err)
 			}
-			g.count(&g.report.Stored, piece.Len)
 			g.advance(piece.Len, 0)
 			return nil
 		})
 	}
-	if err := errors.Join(group.Wait(), ctx.Err()); err != nil {
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := ended(ctx); err != nil {
 		return err
 	}
 	g.advance(size-set.Bytes(), 0) // the holes
 	return nil
+}
+
+// room refuses a file before anything of it is written: one that is behind the limit, and one that
+// can not fit where it is to go.
+func (g *getter) room(dir *target, n int64) error {
+	g.mu.Lock()
+	over := plus(g.report.Stored, n) > g.trail.limits.Bytes
+	g.mu.Unlock()
+	if over {
+		return g.overBytes()
+	}
+	free, known := dir.free()
+	if known && n > free {
+		return fmt.Errorf("%w: its data is %d bytes, and %d are free", ErrNoRoom, n, free)
+	}
+	return nil
+}
+
+// spend takes note of n bytes that are written.
+func (g *getter) spend(n int64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if plus(g.report.Stored, n) > g.trail.limits.Bytes {
+		return g.overBytes()
+	}
+	g.report.Stored += n
+	return nil
+}
+
+func (g *getter) overBytes() error {
+	return Over(LimitBytes, "the files have more than %d bytes of data", g.trail.limits.Bytes)
 }
 
 // pieces cuts a set where pieces begin that are aligned: what is stored together is read once.
@@ -134,7 +173,7 @@ func (g *getter) streams(ctx context.Context, dir *target, name, path string, n 
 
 func (g *getter) stream(ctx context.Context, dir *target, name, path string, n volume.Node, s filesystem.Stream,
 	attr filesystem.Attr) error {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return err
 	}
 	f, err := n.FS.OpenStream(n.ID, s.Name)
@@ -150,43 +189,58 @@ func (g *getter) stream(ctx context.Context, dir *target, name, path string, n v
 	return nil
 }
 
-// Stream writes the bytes of one regular file to w, holes as zeros.
-func (p *Point) Stream(ctx context.Context, name string, w io.Writer, progress func(done, total int64)) (int64, error) {
-	at, err := p.Locate(name, true)
+// StreamRequest says which file to write where.
+type StreamRequest struct {
+	Name     string // a place
+	To       io.Writer
+	Limits   Limits // of them Bytes counts, holes and all
+	Progress func(done, total int64)
+}
+
+// Stream writes the bytes of one regular file, holes as zeros, and returns how many.
+func (p *Point) Stream(ctx context.Context, req StreamRequest) (int64, error) {
+	at, err := p.Locate(req.Name, true)
 	if err != nil {
 		return 0, err
 	}
 	attr, err := at.Node.Stat()
 	if err != nil {
-		return 0, fmt.Errorf("look at %s: %w", name, err)
+		return 0, fmt.Errorf("look at %s: %w", req.Name, err)
 	}
 	if !attr.Mode.IsRegular() {
-		return 0, fmt.Errorf("%s is a %s, and only a file goes to standard output: %w", name, typeName(attr.Mode),
+		return 0, fmt.Errorf("%s is a %s, and only a file goes to standard output: %w", req.Name, typeName(attr.Mode),
 			fs.ErrInvalid)
+	}
+	if most := req.Limits.WithDefaults(p.size).Bytes; attr.Size > most {
+		return 0, fmt.Errorf("%s: %w", req.Name, Over(LimitBytes, "it has %d bytes, holes and all, of at most %d",
+			attr.Size, most))
 	}
 	f, err := at.Node.FS.Open(at.Node.ID)
 	if err != nil {
-		return 0, fmt.Errorf("open %s: %w", name, err)
+		return 0, fmt.Errorf("open %s: %w", req.Name, err)
 	}
 	if _, err := checked(f, attr.Size); err != nil {
-		return 0, fmt.Errorf("open %s: %w", name, err)
+		return 0, fmt.Errorf("open %s: %w", req.Name, err)
 	}
-	buf := make([]byte, min(pieceSize, attr.Size))
-	done := int64(0)
-	for done < attr.Size {
-		if err := ctx.Err(); err != nil {
+	return req.write(ctx, f, attr.Size)
+}
+
+func (req *StreamRequest) write(ctx context.Context, f filesystem.File, size int64) (done int64, err error) {
+	buf := make([]byte, min(pieceSize, size))
+	for done < size {
+		if err := ended(ctx); err != nil {
 			return done, err
 		}
-		part := buf[:min(int64(len(buf)), attr.Size-done)]
+		part := buf[:min(int64(len(buf)), size-done)]
 		if err := readFull(f, part, done); err != nil {
-			return done, fmt.Errorf("%s: %w", name, err)
+			return done, fmt.Errorf("%s: %w", req.Name, err)
 		}
-		if _, err := w.Write(part); err != nil {
-			return done, fmt.Errorf("write %s: %w", name, err)
+		if _, err := req.To.Write(part); err != nil {
+			return done, fmt.Errorf("write %s: %w", req.Name, err)
 		}
 		done += int64(len(part))
-		if progress != nil {
-			progress(done, attr.Size)
+		if req.Progress != nil {
+			req.Progress(done, size)
 		}
 	}
 	return done, nil

@@ -13,6 +13,7 @@
 package files
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,6 +27,8 @@ import (
 var (
 	// ErrExists reports that something stands where a file was to be written.
 	ErrExists = errors.New("it exists already")
+	// ErrNoRoom reports a file that can not fit where it is to go; nothing of it was written.
+	ErrNoRoom = errors.New("it does not fit there")
 	// ErrName reports a place that can not be understood.
 	ErrName = errors.New("neither VOLUME:/path nor /path")
 	// ErrNoVolume reports that no volume has a name.
@@ -37,13 +40,28 @@ var (
 // Point is the disks of a recovery point, looked at as files.
 type Point struct {
 	volumes *volume.Volumes
+	size    int64 // bytes of all disks
 }
 
-// Open looks at disks, whose readers must be safe for concurrent use and stay open.
-func Open(disks []volume.Disk) *Point { return &Point{volume.Scan(disks)} }
+// Open looks at disks, whose readers must be safe for concurrent use and stay open. Ctx ends
+// whatever is done with the point.
+func Open(ctx context.Context, disks []volume.Disk) *Point {
+	p := Of(volume.Scan(ctx, disks))
+	p.size = 0
+	for _, d := range disks {
+		p.size = plus(p.size, d.Size)
+	}
+	return p
+}
 
 // Of returns the point whose volumes are known already.
-func Of(v *volume.Volumes) *Point { return &Point{v} }
+func Of(v *volume.Volumes) *Point {
+	p := &Point{volumes: v}
+	for _, vol := range v.List {
+		p.size = plus(p.size, vol.Size)
+	}
+	return p
+}
 
 // Volumes returns what was found.
 func (p *Point) Volumes() *volume.Volumes { return p.volumes }
@@ -187,11 +205,10 @@ func (p *Point) Describe() []VolumeInfo {
 		i := VolumeInfo{Name: v.Name, Disks: append([]string{}, v.Disks...), Offset: v.Offset, Size: v.Size,
 			Type: v.Type, Label: v.Label, UUID: v.UUID,
 			PartLabel: v.PartLabel, PartUUID: v.PartUUID, Mounted: mounted[v], State: Readable}
-		f, err := v.Open()
+		info, err := v.Info()
 		if err != nil {
 			i.State, i.Reason = stateOf(err), reasonOf(v.Name, err)
 		} else {
-			info := f.Info()
 			i.Type, i.Label, i.UUID, i.Used, i.Notes = info.Type, info.Label, info.UUID, info.Used, info.Notes
 		}
 		out = append(out, i)

@@ -70,7 +70,7 @@ func TestGetKeepsWhatThereIs(t *testing.T) {
 	f.Name("/d/sub", "other", first)
 
 	to := filepath.Join(t.TempDir(), "new")
-	r, err := get(t, opened(f), to, "vda1:/d")
+	r, err := opened(f).Get(context.Background(), GetRequest{Places: []string{"vda1:/d"}, To: to, AsStored: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestGetNamesWhatIsDamaged(t *testing.T) {
 		t.Errorf("failed: %q\nwant %q", names, want)
 	}
 	if got := left(t, to); !slices.Equal(got,
-		[]string{"d", "d/cut", "d/cut/before", "d/loop", "d/loop/again", "d/whole"}) || r.Files != 2 {
+		[]string{"d", "d/cut", "d/cut/before", "d/loop", "d/whole"}) || r.Files != 2 {
 		t.Errorf("fetched %q, %+v", got, r)
 	}
 	if !strings.Contains(err.Error(), "9 files could not be fetched: ") ||
@@ -310,7 +310,8 @@ func TestLosses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer to.close()
-	g := &getter{to: to, links: map[dirID]linkedFile{}, root: false} // as any other user
+	g := p.getter(GetRequest{AsStored: true}, to)
+	g.root = false // as any other user
 	if err := g.place(context.Background(), to, at); err != nil {
 		t.Fatal(err)
 	}
@@ -338,17 +339,19 @@ func TestStream(t *testing.T) {
 	p := opened(f)
 	var out bytes.Buffer
 	var last int64
-	if n, err := p.Stream(context.Background(), "vda1:/link", &out, func(done, _ int64) {
-		last = done
-	}); err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) || last != n {
+	if n, err := p.Stream(context.Background(),
+		StreamRequest{Name: "vda1:/link", To: &out, Progress: func(done, _ int64) {
+			last = done
+		}}); err != nil || n != int64(len(data)) || !bytes.Equal(out.Bytes(), data) || last != n {
 		t.Errorf("%d bytes, %v", n, err)
 	}
-	if _, err := p.Stream(context.Background(), "vda1:/d", &out, nil); !errors.Is(err, fs.ErrInvalid) {
+	if _, err := p.Stream(context.Background(), StreamRequest{Name: "vda1:/d", To: &out}); !errors.Is(err,
+		fs.ErrInvalid) {
 		t.Errorf("a directory: %v", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := p.Stream(ctx, "vda1:/x", &out, nil); !errors.Is(err, context.Canceled) {
+	if _, err := p.Stream(ctx, StreamRequest{Name: "vda1:/x", To: &out}); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	to := t.TempDir()
@@ -371,10 +374,8 @@ func TestListAndFind(t *testing.T) {
 	g.Text("/Users/Site.CONF", "")
 	p := opened(f, g)
 	list := func(req ListRequest) (names []string, err error) {
-		entries, err := p.List(context.Background(), req)
-		for _, e := range entries {
-			names = append(names, e.Path)
-		}
+		req.Listed = func(e Entry) error { names = append(names, e.Path); return nil }
+		err = p.List(context.Background(), req)
 		return names, err
 	}
 	find := func(pattern, vol string) (names []string, err error) {
@@ -490,7 +491,8 @@ func TestDescribe(t *testing.T) {
 	f.Text("/etc/fstab", "")
 	p := opened(f)
 	p.volumes.List = append(p.volumes.List,
-		volume.Scan([]volume.Disk{{Name: "vdb", Size: 1 << 20, Reader: bytes.NewReader(make([]byte, 1<<20))}}).List...)
+		volume.Scan(t.Context(),
+			[]volume.Disk{{Name: "vdb", Size: 1 << 20, Reader: bytes.NewReader(make([]byte, 1<<20))}}).List...)
 	got := p.Describe()
 	if len(got) != 2 || got[0].State != Readable || got[0].Mounted != "/" || got[1].State != NoFiles ||
 		got[1].Reason != "nothing that is known is on it" {

@@ -2,6 +2,7 @@ package files
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -20,10 +21,11 @@ type FindRequest struct {
 	// Volume to look through; "" means the machine's tree and all volumes that are not in it.
 	Volume string
 	Found  func(Entry) error // called with each, in order; an error ends the search and is returned
+	Limits Limits
 }
 
 // Find goes through what there is. With an error that is an [Incomplete] some of it could not be
-// read.
+// read; with one that is [ErrLimit] it was given up. What was found until then was found.
 func (p *Point) Find(ctx context.Context, req FindRequest) error {
 	if vol, pattern, ok := strings.Cut(req.Pattern, ":"); ok && req.Volume == "" && p.volumes.Find(vol) != nil {
 		req.Volume, req.Pattern = vol, pattern
@@ -32,65 +34,79 @@ func (p *Point) Find(ctx context.Context, req FindRequest) error {
 	if err != nil {
 		return err
 	}
-	places, failed, err := p.places(req.Volume)
-	if err != nil {
-		return err
-	}
-	for _, at := range places {
-		fail := func(path string, err error) { failed = append(failed, Failure{Join(at.Volume, path), err}) }
-		if err := findIn(ctx, at, g, req.Found, fail); err != nil {
-			return err
+	f := finder{req: req, glob: g, trail: &trail{limits: req.Limits.WithDefaults(p.size)}}
+	if req.Volume != "" {
+		t, err := p.Tree(req.Volume)
+		if err != nil {
+			return fmt.Errorf("look through %s: %w", req.Volume, err)
 		}
+		err = f.in(ctx, t, req.Volume)
+		return errors.Join(err, f.failed.incomplete("searched"))
 	}
-	return incomplete("searched", failed)
+	return errors.Join(f.everywhere(ctx, p), f.failed.incomplete("searched"))
 }
 
-// places returns the trees to look through, and the volumes that should hold files and can not be
-// read.
-func (p *Point) places(vol string) (out []Place, failed []Failure, err error) {
-	if vol != "" {
-		t, err := p.Tree(vol)
-		if err != nil {
-			return nil, nil, fmt.Errorf("look through %s: %w", vol, err)
-		}
-		return []Place{{Tree: t, Node: t.Root(), Volume: vol, Path: "/"}}, nil, nil
-	}
+// finder looks through one tree after the other.
+type finder struct {
+	req    FindRequest
+	glob   *glob
+	trail  *trail
+	failed failures
+}
+
+// everywhere looks through the machine's tree, and all volumes that are not in it.
+func (f *finder) everywhere(ctx context.Context, p *Point) error {
 	mounted := map[*volume.Volume]bool{}
 	if g, err := p.volumes.Guest(); err == nil {
-		out = append(out, Place{Tree: g.Tree, Node: g.Root(), Path: "/"})
 		for _, m := range g.Mounts {
 			mounted[m.Volume] = true // if it can not be read, that is found out on the way
 		}
+		if err := f.in(ctx, g.Tree, ""); err != nil {
+			return err
+		}
 	}
 	for _, v := range p.volumes.List {
+		if err := ended(ctx); err != nil {
+			return err
+		}
 		if mounted[v] {
 			continue
 		}
-		t, err := v.Tree()
-		if err != nil {
-			if state := stateOf(err); state != NoFiles {
-				failed = append(failed, Failure{v.Name, err})
-			}
-			continue
+		if err := f.volume(ctx, v); err != nil {
+			return err
 		}
-		out = append(out, Place{Tree: t, Node: t.Root(), Volume: v.Name, Path: "/"})
 	}
-	return out, failed, nil
+	return nil
 }
 
-func findIn(ctx context.Context, at Place, g *glob, found func(Entry) error, fail func(string, error)) error {
-	w := &walker{tree: at.Tree, fail: fail, visit: func(path string, n volume.Node, attr filesystem.Attr) error {
-		if path == "/" || !g.match(path, foldsCase(n)) {
-			return nil
+func (f *finder) volume(ctx context.Context, v *volume.Volume) error {
+	defer v.Close()
+	t, err := v.Tree()
+	if err != nil {
+		if state := stateOf(err); state != NoFiles {
+			f.failed.add(v.Name, err)
 		}
-		e, err := describe(at.Volume, path, n, attr)
-		if err != nil {
-			fail(path, err)
-			return nil
-		}
-		return found(e)
-	}}
-	return w.walk(ctx, at.Path, at.Node)
+		return nil
+	}
+	return f.in(ctx, t, v.Name)
+}
+
+func (f *finder) in(ctx context.Context, t *volume.Tree, vol string) error {
+	f.trail.begin()
+	fail := func(path string, err error) { f.failed.add(Join(vol, path), err) }
+	w := &walker{trail: f.trail, tree: t, fail: fail,
+		visit: func(path string, n volume.Node, attr filesystem.Attr) error {
+			if path == "/" || !f.glob.match(path, foldsCase(n)) {
+				return nil
+			}
+			e, err := describe(vol, path, n, attr)
+			if err != nil {
+				fail(path, err)
+				return nil
+			}
+			return f.req.Found(e)
+		}}
+	return w.walk(ctx, "/", t.Root())
 }
 
 func foldsCase(n volume.Node) bool { return n.Volume.Type == "ntfs" || n.Volume.Type == "vfat" }

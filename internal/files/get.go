@@ -22,9 +22,14 @@ const atOnce = 4
 // GetRequest says what to fetch. A place that is a symbolic link is followed; links below it are
 // kept as links.
 type GetRequest struct {
-	Places   []string
-	To       string // directory; it is made, for the caller alone, if it does not exist
-	Force    bool   // replace files that exist, and add to directories
+	Places []string
+	To     string // directory; it is made, for the caller alone, if it does not exist
+	Force  bool   // replace files that exist, and add to directories
+	// AsStored keeps what the guest says that has power on this machine: owners, setuid and setgid,
+	// devices, access control lists, and all extended attributes. Without it files belong to the
+	// caller, and of attributes only user.* are kept.
+	AsStored bool
+	Limits   Limits
 	Progress func(done, total int64)
 }
 
@@ -36,63 +41,89 @@ type Report struct {
 	Streams     int64    `json:"streams"`
 	Bytes       int64    `json:"bytes"`    // of the files, holes and all
 	Stored      int64    `json:"stored"`   // of them, what was written
+	Dropped     Dropped  `json:"dropped"`  // that it was not asked to keep
 	Warnings    []string `json:"warnings"` // what the target could not keep, a line for each kind
 }
 
-// Get fetches files and directories with all below them: holes, times, modes, owners, extended
-// attributes, hard links among them, symbolic links, and NTFS streams as files NAME:STREAM beside
-// them. What is at the root of a volume or of the machine goes right into To. With an error that is
-// an [Incomplete] the others were fetched.
+// Dropped counts what was not kept since nobody asked for it.
+type Dropped struct {
+	Owners     int64 `json:"owners"`     // files that had another owner or group than the caller
+	Setuid     int64 `json:"setuid"`     // files and directories that were setuid or setgid
+	Devices    int64 `json:"devices"`    // that were left out
+	ACLs       int64 `json:"acls"`       // access control lists
+	Attributes int64 `json:"attributes"` // other extended attributes that are not user.*
+}
+
+// Get fetches files and directories with all below them: holes, times, permissions, attributes,
+// hard links among them, symbolic links, and NTFS streams as files NAME:STREAM beside them. What is
+// at the root of a volume or of the machine goes right into To. With an error that is an
+// [Incomplete] the others were fetched; with one that is [ErrLimit] those were that the report
+// counts.
 func (p *Point) Get(ctx context.Context, req GetRequest) (Report, error) {
-	var places []Place
-	names := map[string]string{}
-	for _, name := range req.Places {
-		at, err := p.Locate(name, true)
-		if err != nil {
-			return Report{}, err
-		}
-		if b := base(at.Path); b != "" {
-			if other, twice := names[b]; twice {
-				return Report{}, fmt.Errorf("both %s and %s would be %s: %w", other, name, b, ErrExists)
-			}
-			names[b] = name
-		}
-		places = append(places, at)
+	places, err := p.locate(req.Places)
+	if err != nil {
+		return Report{}, err
 	}
 	to, err := openTarget(req.To)
 	if err != nil {
 		return Report{}, err
 	}
 	defer to.close()
-	g := &getter{to: to, force: req.Force, progress: req.Progress, links: map[dirID]linkedFile{},
-		root: os.Geteuid() == 0}
+	g := p.getter(req, to)
 	for _, at := range places {
 		if err := g.place(ctx, to, at); err != nil {
-			return g.finish(), err
+			if cause := ended(ctx); cause != nil {
+				err = cause
+			}
+			return g.finish(), errors.Join(err, g.failures.incomplete("fetched"))
 		}
 	}
 	if err := unix.Syncfs(to.fd); err != nil {
 		return g.finish(), fmt.Errorf("write to %s: %w", req.To, err)
 	}
-	return g.finish(), incomplete("fetched", g.failures)
+	return g.finish(), g.failures.incomplete("fetched")
+}
+
+func (p *Point) getter(req GetRequest, to *target) *getter {
+	return &getter{GetRequest: req, trail: trail{limits: req.Limits.WithDefaults(p.size)}, to: to,
+		links: map[dirID]linkedFile{}, root: os.Geteuid() == 0}
+}
+
+// locate finds the places, of which no two may have one name.
+func (p *Point) locate(list []string) ([]Place, error) {
+	var places []Place
+	names := map[string]string{}
+	for _, name := range list {
+		at, err := p.Locate(name, true)
+		if err != nil {
+			return nil, err
+		}
+		if b := base(at.Path); b != "" {
+			if other, twice := names[b]; twice {
+				return nil, fmt.Errorf("both %s and %s would be %s: %w", other, name, b, ErrExists)
+			}
+			names[b] = name
+		}
+		places = append(places, at)
+	}
+	return places, nil
 }
 
 // getter does the fetching. Its methods are safe for concurrent use but for those that walk.
 type getter struct {
-	force    bool
-	root     bool // whether owners and devices can be made
-	progress func(done, total int64)
-	tree     *volume.Tree
-	to       *target
-	volume   string // as the places were asked for
-	above    walker // knows directories that are inside themselves
+	GetRequest
+	trail  trail
+	root   bool // whether owners and devices can be made
+	tree   *volume.Tree
+	to     *target
+	volume string // as the places were asked for
 
 	links map[dirID]linkedFile // files with several names that were fetched; those are fetched one after the other
 
 	mu          sync.Mutex
 	report      Report
 	done, total int64 // bytes of files that were found so far
-	failures    []Failure
+	failures    failures
 	lost        map[string]*loss
 }
 
@@ -111,7 +142,7 @@ type loss struct {
 func (g *getter) fail(path string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.failures = append(g.failures, Failure{Join(g.volume, path), err})
+	g.failures.add(Join(g.volume, path), err)
 }
 
 // lose notes that something of a file is not kept, in words that name the kind of thing.
@@ -144,42 +175,43 @@ func (g *getter) finish() Report {
 func (g *getter) count(what *int64, n int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	*what += n
+	*what = plus(*what, n)
 }
 
 // advance says that n more bytes of files are behind us, and more that there are in all.
 func (g *getter) advance(n, more int64) {
 	g.mu.Lock()
-	g.done, g.total = g.done+n, g.total+more
+	g.done, g.total = plus(g.done, n), plus(g.total, more)
 	done, total := g.done, g.total
 	g.mu.Unlock()
-	if g.progress != nil {
-		g.progress(done, total)
+	if g.Progress != nil {
+		g.Progress(done, total)
 	}
 }
 
 func (g *getter) place(ctx context.Context, to *target, at Place) error {
-	g.tree, g.volume, g.above = at.Tree, at.Volume, walker{}
+	g.tree, g.volume = at.Tree, at.Volume
+	g.trail.begin()
 	attr, err := at.Node.Stat()
 	if err != nil {
 		g.fail(at.Path, err)
 		return nil
 	}
 	name := base(at.Path)
-	if name == "" || name == ".." {
-		return g.children(ctx, to, at.Path, at.Node)
+	if name != "" && name != ".." {
+		return g.one(ctx, to, name, at.Path, at.Node, attr)
 	}
-	return g.one(ctx, to, name, at.Path, at.Node, attr)
+	if err := g.trail.enter(at.Path, at.Node); err != nil {
+		return err
+	}
+	defer g.trail.leave()
+	return g.children(ctx, to, at.Path, at.Node)
 }
 
 // one fetches a file of any kind, and what is below it.
 func (g *getter) one(ctx context.Context, dir *target, name, path string, n volume.Node, attr filesystem.Attr) error {
-	if err := ctx.Err(); err != nil {
+	if err := ended(ctx); err != nil {
 		return err
-	}
-	if err := checkName(name); err != nil {
-		g.fail(path, err)
-		return nil
 	}
 	var err error
 	if attr.Mode.IsDir() {
@@ -196,23 +228,19 @@ func (g *getter) one(ctx context.Context, dir *target, name, path string, n volu
 
 // fatal reports whether there is no use in going on.
 func fatal(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS)
-}
-
-// checkName refuses what is no name of a file: no guest has it but by damage, or to lead us astray.
-func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || slices.ContainsFunc([]byte(name), func(c byte) bool {
-		return c == '/' || c == 0
-	}) {
-		return fmt.Errorf("%w: %q is no name of a file", filesystem.ErrCorrupt, name)
-	}
-	return nil
+	var l *LimitError
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) ||
+		errors.As(err, &l) && l.Limit != LimitDepth
 }
 
 // directory fetches a directory. While it is filled it is the caller's alone.
 func (g *getter) directory(ctx context.Context, dir *target, name, path string, n volume.Node,
 	attr filesystem.Attr) error {
-	sub, err := dir.mkdir(name, g.force)
+	if err := g.trail.enter(path, n); err != nil {
+		return err
+	}
+	defer g.trail.leave()
+	sub, err := dir.mkdir(name, g.Force)
 	if err != nil {
 		return err
 	}
@@ -227,22 +255,23 @@ func (g *getter) directory(ctx context.Context, dir *target, name, path string, 
 	return g.keep(dir, name, sub.fd, path, n, attr)
 }
 
-// children fetches what is in a directory: the files of it side by side, directories one after the
-// other.
+// children fetches what is in a directory that was entered.
 func (g *getter) children(ctx context.Context, dir *target, path string, n volume.Node) error {
-	if err := g.above.enter(n); err != nil {
-		g.fail(path, err)
-		return nil
-	}
-	defer g.above.leave()
-	entries, err := readDir(g.tree, n)
-	if err != nil {
-		g.fail(path, err)
-	}
+	return g.trail.list(ctx, g.tree, path, n, g.fail, func(part []filesystem.Entry) error {
+		return g.part(ctx, dir, path, n, part)
+	})
+}
+
+// part fetches some of what is in a directory: the files of it side by side, directories one after
+// the other.
+func (g *getter) part(ctx context.Context, dir *target, path string, n volume.Node, list []filesystem.Entry) error {
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
 	var dirs []func() error
-	for _, e := range entries {
+	for _, e := range list {
+		if gctx.Err() != nil {
+			break
+		}
 		below := childPath(path, e.Name)
 		child, attr, err := g.look(n, e)
 		if err != nil {
@@ -292,6 +321,9 @@ func (g *getter) leaf(ctx context.Context, dir *target, name, path string, n vol
 			return err
 		}
 	}
+	if attr.Mode&fs.ModeDevice != 0 && !g.device(path) {
+		return nil
+	}
 	if err := g.make(ctx, dir, name, path, n, attr); err != nil {
 		return err
 	}
@@ -322,7 +354,7 @@ func (g *getter) link(dir *target, name, path string, id dirID) (bool, error) {
 		return false, err
 	}
 	defer from.close()
-	err = dir.place(name, g.force, func(temp string) error {
+	err = dir.place(name, g.Force, func(temp string) error {
 		return unix.Linkat(from.fd, first.name, dir.fd, temp, 0)
 	})
 	if errors.Is(err, unix.EMLINK) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOTSUP) {
@@ -349,7 +381,7 @@ func (g *getter) make(ctx context.Context, dir *target, name, path string, n vol
 		if err != nil {
 			return err
 		}
-		return dir.place(name, g.force, func(temp string) error {
+		return dir.place(name, g.Force, func(temp string) error {
 			if err := unix.Symlinkat(to, dir.fd, temp); err != nil {
 				return fmt.Errorf("make a symbolic link to %q: %w", to, err)
 			}
@@ -357,6 +389,19 @@ func (g *getter) make(ctx context.Context, dir *target, name, path string, n vol
 		})
 	}
 	return g.special(dir, name, path, n, attr)
+}
+
+// device reports whether a device is to be made.
+func (g *getter) device(path string) bool {
+	switch {
+	case !g.AsStored:
+		g.count(&g.report.Dropped.Devices, 1)
+	case !g.root:
+		g.lose("devices are left out, only root can make them", path)
+	default:
+		return true
+	}
+	return false
 }
 
 // special makes devices, pipes and sockets.
@@ -374,12 +419,8 @@ func (g *getter) special(dir *target, name, path string, n volume.Node, attr fil
 	default:
 		return fmt.Errorf("%w: a file of no kind that is known", filesystem.ErrUnsupported)
 	}
-	if attr.Mode&fs.ModeDevice != 0 && !g.root {
-		g.lose("devices are left out, only root can make them", path)
-		return nil
-	}
 	major, minor := device(attr.Rdev)
-	return dir.place(name, g.force, func(temp string) error {
+	return dir.place(name, g.Force, func(temp string) error {
 		if err := unix.Mknodat(dir.fd, temp, mode, int(unix.Mkdev(major, minor))); err != nil {
 			return fmt.Errorf("make it: %w", err)
 		}

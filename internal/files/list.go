@@ -38,53 +38,63 @@ func (e Entry) CharDevice() bool { return e.char }
 type ListRequest struct {
 	Name      string // a place
 	Recursive bool
-	Itself    bool // list a directory itself, not what is in it
+	Itself    bool              // list a directory itself, not what is in it
+	Listed    func(Entry) error // called with each, by name; an error ends the listing and is returned
+	Limits    Limits
 }
 
-// List returns what is in a directory, or the file itself, by name. With an error that is an
-// [Incomplete] the list lacks what could not be read.
-func (p *Point) List(ctx context.Context, req ListRequest) ([]Entry, error) {
+// List goes through what is in a directory, or tells of the file itself. With an error that is an
+// [Incomplete] some of it could not be read; with one that is [ErrLimit] it was given up.
+func (p *Point) List(ctx context.Context, req ListRequest) error {
 	at, err := p.Locate(req.Name, false)
 	if err != nil {
-		return nil, err
-	}
-	var out []Entry
-	var failed []Failure
-	fail := func(path string, err error) { failed = append(failed, Failure{Join(at.Volume, path), err}) }
-	take := func(path string, n volume.Node, attr filesystem.Attr) error {
-		e, err := describe(at.Volume, path, n, attr)
-		if err != nil {
-			fail(path, err)
-			return nil
-		}
-		out = append(out, e)
-		return nil
+		return err
 	}
 	attr, err := at.Node.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("look at %s: %w", at, err)
+		return fmt.Errorf("look at %s: %w", at, err)
 	}
+	l := &lister{ListRequest: req, at: at}
 	if !attr.Mode.IsDir() || req.Itself {
-		_ = take(at.Path, at.Node, attr) // it never fails
-		return out, incomplete("listed", failed)
+		if err := l.visit(at.Path, at.Node, attr); err != nil && err != fs.SkipDir {
+			return err
+		}
+		return l.failed.incomplete("listed")
 	}
-	w := &walker{tree: at.Tree, fail: func(path string, err error) {
-		out = append(out, Entry{Path: Join(at.Volume, path), Name: base(path), Type: "unknown", Mode: "0000",
+	w := &walker{trail: &trail{limits: req.Limits.WithDefaults(p.size)}, tree: at.Tree, fail: l.fail, visit: l.visit}
+	w.begin()
+	return errors.Join(w.children(ctx, at.Path, at.Node), l.err, l.failed.incomplete("listed"))
+}
+
+// lister tells of the files of a walk.
+type lister struct {
+	ListRequest
+	at     Place
+	failed failures
+	err    error // of telling of what can not be read
+}
+
+func (l *lister) visit(path string, n volume.Node, attr filesystem.Attr) error {
+	e, err := describe(l.at.Volume, path, n, attr)
+	if err != nil {
+		l.failed.add(Join(l.at.Volume, path), err)
+	} else if err := l.Listed(e); err != nil {
+		return err
+	}
+	if attr.Mode.IsDir() && !l.Recursive {
+		return fs.SkipDir
+	}
+	return l.err
+}
+
+func (l *lister) fail(path string, err error) {
+	if l.err == nil {
+		l.err = l.Listed(Entry{Path: Join(l.at.Volume, path), Name: base(path), Type: "unknown", Mode: "0000",
 			Reason: err.Error()})
-		if req.Recursive || !errors.Is(err, volume.ErrNotMounted) { // that it is there is all that was asked for
-			fail(path, err)
-		}
-	}, visit: func(path string, n volume.Node, attr filesystem.Attr) error {
-		_ = take(path, n, attr)
-		if attr.Mode.IsDir() && !req.Recursive {
-			return fs.SkipDir
-		}
-		return nil
-	}}
-	if err := w.children(ctx, at.Path, at.Node); err != nil {
-		return nil, err
 	}
-	return out, incomplete("listed", failed)
+	if l.Recursive || !errors.Is(err, volume.ErrNotMounted) { // that it is there is all that was asked for
+		l.failed.add(Join(l.at.Volume, path), err)
+	}
 }
 
 func describe(vol, path string, n volume.Node, attr filesystem.Attr) (Entry, error) {

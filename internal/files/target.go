@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 
@@ -122,4 +123,21 @@ func (t *target) rename(temp, name string, force bool) error {
 		_ = unix.Unlinkat(t.fd, temp, 0)
 	}
 	return nil
+}
+
+// packing are the file systems that may hold more than their free space: what they squeeze or share
+// they know when it is written.
+var packing = []int64{unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, 0x2fc12fc1 /* ZFS */, 0xca451a4e /* bcachefs */}
+
+// free returns how many bytes of data there is room for, and whether that can be told.
+func (t *target) free() (int64, bool) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(t.fd, &st); err != nil || slices.Contains(packing, int64(st.Type)) || st.Blocks == 0 {
+		return 0, false
+	}
+	blocks := st.Bavail
+	if os.Geteuid() == 0 {
+		blocks = st.Bfree
+	}
+	return int64(min(blocks, math.MaxInt64/uint64(st.Bsize))) * st.Bsize, true
 }

@@ -2,7 +2,9 @@
 //
 // Below it are disks/vda, a file for each disk; volumes/vda1/, a tree for each file system that can
 // be read; and root/, the machine's own tree, where there is one. Nothing in it ever changes, and
-// the kernel is told so: what it has read it keeps. Inode numbers are the file system's own, made
+// the kernel is told so: what it has read it keeps; nothing is setuid or a device. A directory is
+// shown in the one place where it is met first, so that whoever goes through the mount comes to an
+// end, whatever the guest has written. Inode numbers are the file system's own, made
 // unique among volumes; hard links have one. Holes are seen by SEEK_HOLE. A named stream of an NTFS
 // file is read as NAME:STREAM, which no directory lists, and as the attribute user.STREAM if it is
 // short.
@@ -38,6 +40,8 @@ type Options struct {
 	Source     string    // what df shows; "" means holdfast
 	Time       time.Time // of directories and disks that are no files of the machine; the zero time means now
 	AllowOther bool      // other users than the caller may look, as far as the machine's own permissions let them
+	// Limits are of each directory: how deep it may be, and how many entries it may hold.
+	Limits files.Limits
 	// Trouble is told of files that can not be read, each time: programs only see an I/O error. It
 	// is called from several goroutines; nil discards.
 	Trouble func(where string, err error)
@@ -77,14 +81,16 @@ func New(dir string, disks []volume.Disk, p *files.Point, o Options) (*Mount, er
 	if o.Time.IsZero() {
 		o.Time = time.Now()
 	}
-	root := m.tree(disks, p, &shared{opts: o, names: newNameCache(), inos: map[inoKey]uint64{}})
+	o.Limits = o.Limits.WithDefaults(0)
+	root := m.tree(disks, p, &shared{opts: o, names: newNameCache(), places: newPlacing(), inos: map[inoKey]uint64{}})
 	timeout := immutable
 	opts := &fs.Options{EntryTimeout: &timeout, AttrTimeout: &timeout, NullPermissions: true,
 		Logger: log.New(io.Discard, "", 0)}
 	opts.MountOptions = fuse.MountOptions{
 		FsName: o.Source, Name: "holdfast", DirectMount: os.Geteuid() == 0, Options: []string{"ro"},
-		AllowOther: o.AllowOther,
-		MaxWrite:   1 << 20, MaxReadAhead: 1 << 20, MaxBackground: 32, Logger: log.New(io.Discard, "", 0),
+		DirectMountFlags: unix.MS_NOSUID | unix.MS_NODEV, // as fusermount3 has it for everybody else
+		AllowOther:       o.AllowOther,
+		MaxWrite:         1 << 20, MaxReadAhead: 1 << 20, MaxBackground: 32, Logger: log.New(io.Discard, "", 0),
 	}
 	if o.AllowOther {
 		opts.Options = append(opts.Options, "default_permissions")
@@ -157,8 +163,9 @@ func (m *Mount) cleanUp() {
 
 // shared is what all nodes of a mount have in common.
 type shared struct {
-	opts  Options
-	names *nameCache
+	opts   Options
+	names  *nameCache
+	places *placing
 
 	mu   sync.Mutex
 	inos map[inoKey]uint64 // of files whose ID is no inode number that fits

@@ -7,7 +7,9 @@ import (
 	"io"
 	iofs "io/fs"
 	"slices"
+	"sort"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
 )
@@ -59,14 +62,16 @@ func (v *view) ino(n volume.Node) uint64 {
 func (v *view) add(ctx context.Context, at *dir, name string) {
 	root := v.tree.Root()
 	n := &node{v: v, n: root}
+	v.s.places.root(n)
 	at.AddChild(name, at.NewPersistentInode(ctx, n, fs.StableAttr{Mode: syscall.S_IFDIR, Ino: v.ino(root)}), true)
 }
 
 // node is a file of a volume.
 type node struct {
 	fs.Inode
-	v *view
-	n volume.Node
+	v     *view
+	n     volume.Node
+	depth int // directories above
 }
 
 var (
@@ -92,6 +97,12 @@ func (n *node) errno(err error) syscall.Errno {
 	return syscall.EIO
 }
 
+// refuse tells of what is not shown.
+func (n *node) refuse(err error) syscall.Errno {
+	n.v.s.trouble(fmt.Sprintf("%s, inode %d", n.n.Volume.Name, n.n.ID), err)
+	return syscall.ELOOP
+}
+
 // Lookup finds a name in a directory, or a stream of a file by NAME:STREAM.
 func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	id, known := n.v.s.names.find(n, name)
@@ -111,9 +122,14 @@ func (n *node) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs
 	if err != nil {
 		return nil, n.errno(err)
 	}
+	next := &node{v: n.v, n: child}
+	if attr.Mode.IsDir() {
+		if next, err = n.below(name, child, id); err != nil {
+			return nil, n.refuse(err)
+		}
+	}
 	fill(&out.Attr, attr, child)
-	return n.NewInode(ctx, &node{v: n.v, n: child},
-		fs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.v.ino(child)}), 0
+	return n.NewInode(ctx, next, fs.StableAttr{Mode: out.Mode & syscall.S_IFMT, Ino: n.v.ino(child)}), 0
 }
 
 // Getattr returns what is known of the file.
@@ -300,6 +316,10 @@ func (n *node) Listxattr(_ context.Context, dest []byte) (uint32, syscall.Errno)
 type handle struct {
 	n *node
 	f filesystem.File
+
+	once   sync.Once
+	stored extent.Set
+	err    error
 }
 
 var _ = (fs.FileReader)((*handle)(nil))
@@ -331,24 +351,19 @@ func (h *handle) Lseek(_ context.Context, off uint64, whence uint32) (uint64, sy
 	if off >= size {
 		return 0, syscall.ENXIO
 	}
-	set, err := h.f.Extents()
-	if err != nil {
-		return 0, h.n.errno(err)
+	h.once.Do(func() { h.stored, h.err = h.f.Extents() })
+	if h.err != nil {
+		return 0, h.n.errno(h.err)
 	}
-	for _, e := range set {
-		switch begin, end := uint64(e.Off), uint64(e.End()); {
-		case off >= end:
-			continue
-		case whence == unix.SEEK_DATA:
-			return max(off, begin), 0
-		case off < begin:
-			return off, 0
-		default:
-			off = end // the next may begin right here
-		}
+	next := sort.Search(len(h.stored), func(i int) bool { return uint64(h.stored[i].End()) > off })
+	inside := next < len(h.stored) && uint64(h.stored[next].Off) <= off
+	switch {
+	case whence != unix.SEEK_DATA && inside: // what is stored does not touch
+		return min(uint64(h.stored[next].End()), size), 0
+	case whence != unix.SEEK_DATA || inside:
+		return off, 0
+	case next < len(h.stored):
+		return uint64(h.stored[next].Off), 0
 	}
-	if whence == unix.SEEK_DATA {
-		return 0, syscall.ENXIO
-	}
-	return min(off, size), 0
+	return 0, syscall.ENXIO
 }

@@ -3,13 +3,13 @@ package mount
 import (
 	"context"
 	"iter"
-	"strings"
 	"sync"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"github.com/holdfast-vm/holdfast/internal/files"
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
 )
@@ -27,6 +27,9 @@ var (
 	_ = (fs.FileSeekdirer)((*listing)(nil))
 	_ = (fs.FileReleasedirer)((*listing)(nil))
 )
+
+// dots are the entries that every directory begins with.
+const dots = 2
 
 // OpendirHandle opens a directory, and lets the kernel keep what it reads.
 func (n *node) OpendirHandle(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
@@ -46,24 +49,30 @@ func (l *listing) rewind() {
 
 // Readdirent returns the next entry, nil at the end.
 func (l *listing) Readdirent(context.Context) (*fuse.DirEntry, syscall.Errno) {
-	if l.at < 2 {
+	if l.at < dots {
 		l.at++
 		return &fuse.DirEntry{Name: ".."[:l.at], Mode: syscall.S_IFDIR, Ino: l.n.v.ino(l.n.n), Off: l.at}, 0
 	}
-	e, err, ok := l.next()
-	if !ok {
-		return nil, 0
+	for {
+		e, err, ok := l.next()
+		switch {
+		case !ok:
+			return nil, 0
+		case err != nil:
+			return nil, l.n.errno(err)
+		}
+		l.at++
+		if most := l.n.v.s.opts.Limits.Entries; int64(l.at) > most+dots {
+			return nil, l.n.errno(files.Over(files.LimitEntries, "the directory holds more than %d entries", most))
+		}
+		if err := files.CheckName(e.Name); err != nil {
+			_ = l.n.errno(err) // the others are shown
+			continue
+		}
+		l.n.v.s.names.add(l.n, e.Name, e.ID)
+		return &fuse.DirEntry{Name: e.Name, Mode: unixType(e.Type),
+			Ino: l.n.v.ino(volume.Node{Volume: l.n.n.Volume, FS: l.n.n.FS, ID: e.ID}), Off: l.at}, 0
 	}
-	if err != nil {
-		return nil, l.n.errno(err)
-	}
-	l.at++
-	if e.Name == "" || e.Name == "." || e.Name == ".." || strings.ContainsAny(e.Name, "/\x00") {
-		return nil, l.n.errno(filesystem.ErrCorrupt)
-	}
-	l.n.v.s.names.add(l.n, e.Name, e.ID)
-	return &fuse.DirEntry{Name: e.Name, Mode: unixType(e.Type),
-		Ino: l.n.v.ino(volume.Node{Volume: l.n.n.Volume, FS: l.n.n.FS, ID: e.ID}), Off: l.at}, 0
 }
 
 // Seekdir goes to where an entry said that it was, from the beginning.
@@ -72,7 +81,7 @@ func (l *listing) Seekdir(_ context.Context, off uint64) syscall.Errno {
 		l.rewind()
 	}
 	for l.at < off {
-		if l.at < 2 {
+		if l.at < dots {
 			l.at++
 			continue
 		}

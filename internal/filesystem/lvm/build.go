@@ -11,7 +11,7 @@ import (
 const (
 	maxNesting = 8       // volumes made of volumes
 	maxRuns    = 1 << 20 // parts of one volume
-	maxWork    = 8 << 20 // segments looked at for one group
+	maxWork    = 1 << 20 // segments and stripes looked at for all groups
 )
 
 // builder makes the volumes of one group.
@@ -21,11 +21,12 @@ type builder struct {
 	all       []*PV
 	snapshots map[string]string // volume that holds a snapshot's changes: its origin
 	merging   map[string]bool   // origins into which a snapshot is being merged
-	work      int               // segments looked at
+	left      *int              // segments and stripes that may still be looked at
 }
 
-func build(m *meta, pvs []*PV) *Group {
-	b := &builder{m: m, all: pvs, pvs: map[string][]int{}, snapshots: map[string]string{}, merging: map[string]bool{}}
+func build(m *meta, pvs []*PV, left *int) *Group {
+	b := &builder{m: m, all: pvs, pvs: map[string][]int{}, snapshots: map[string]string{}, merging: map[string]bool{},
+		left: left}
 	for i, pv := range pvs {
 		b.pvs[pv.UUID] = append(b.pvs[pv.UUID], i)
 	}
@@ -102,6 +103,15 @@ func (b *builder) volume(e *lvEntry) *Volume {
 	return v
 }
 
+// work takes n from what may still be looked at.
+func (b *builder) work(n int) error {
+	if *b.left < n {
+		return fmt.Errorf("%w: volumes made of volumes, too many times", filesystem.ErrUnsupported)
+	}
+	*b.left -= n
+	return nil
+}
+
 // users returns the indexes of the physical volumes that runs are read from.
 func (b *builder) users(runs []run) []int {
 	var out []int
@@ -124,8 +134,8 @@ func (b *builder) runs(e *lvEntry, off, size int64, depth int) ([]run, error) {
 	}
 	var out []run
 	for _, s := range e.segments {
-		if b.work++; b.work > maxWork {
-			return nil, fmt.Errorf("%w: volumes made of volumes, too many times", filesystem.ErrUnsupported)
+		if err := b.work(1); err != nil {
+			return nil, err
 		}
 		begin, end := s.start*b.m.extent, (s.start+s.count)*b.m.extent
 		if end <= off || begin >= off+size {
@@ -207,6 +217,9 @@ func (b *builder) striped(e *lvEntry, s segment, depth int) ([]run, error) {
 	size := s.count * b.m.extent
 	if n == 1 {
 		return b.area(e, areas, 0, size, depth)
+	}
+	if err := b.work(int(n)); err != nil {
+		return nil, err
 	}
 	stripe := s.raw.number("stripe_size") * sectorSize
 	if stripe <= 0 || s.count%n != 0 || (size/n)%stripe != 0 {

@@ -1,12 +1,12 @@
 // Package lvm reads LVM2: which physical volumes there are, what their groups hold, and the bytes
 // of logical volumes.
 //
-// [ReadPV] looks for a physical volume on a disk or partition; [Assemble] puts all that were found,
-// of all disks, together. Of a group's copies of metadata the newest whole one counts. Linear,
-// striped, mirrored and RAID 1 volumes are read; of the others each says what it is, in an error
-// that is filesystem.ErrUnsupported. A volume that needs a physical volume which is not there says
-// so, and the others are readable. Metadata is not trusted: it is bounded before it is parsed, and
-// references end.
+// A [Reader] looks for a physical volume on a disk or partition; [Assemble] puts all that were
+// found, of all disks, together. Of a group's copies of metadata the newest whole one counts.
+// Linear, striped, mirrored and RAID 1 volumes are read; of the others each says what it is, in an
+// error that is filesystem.ErrUnsupported. A volume that needs a physical volume which is not there
+// says so, and the others are readable. Metadata is not trusted: it is bounded before it is parsed,
+// and references end.
 //
 // All offsets and sizes are bytes.
 package lvm
@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -136,8 +137,9 @@ func Assemble(pvs []*PV) []*Group {
 		}
 	}
 	var out []*Group
-	for id, m := range byGroup {
-		g := build(m, pvs)
+	left := maxWork
+	for _, id := range slices.Sorted(maps.Keys(byGroup)) {
+		g := build(byGroup[id], pvs, &left)
 		g.Notes = append(g.Notes, notes[id]...)
 		slices.Sort(g.Notes)
 		g.Notes = slices.Compact(g.Notes)

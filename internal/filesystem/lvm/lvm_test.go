@@ -26,7 +26,7 @@ func image(t testing.TB, name string) []byte {
 
 func readPV(t *testing.T, data []byte) *lvm.PV {
 	t.Helper()
-	pv, err := lvm.ReadPV(bytes.NewReader(data), int64(len(data)))
+	pv, err := new(lvm.Reader).PV(bytes.NewReader(data), int64(len(data)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestDamagedMetadata(t *testing.T) {
 	}
 	label := bytes.Clone(a)
 	label[512+40] ^= 1
-	if _, err := lvm.ReadPV(bytes.NewReader(label), int64(len(label))); !errors.Is(err, filesystem.ErrNotThis) {
+	if _, err := new(lvm.Reader).PV(bytes.NewReader(label), int64(len(label))); !errors.Is(err, filesystem.ErrNotThis) {
 		t.Errorf("a label with a wrong checksum: %v", err)
 	}
 }
@@ -345,7 +345,7 @@ func TestImpossibleMetadata(t *testing.T) {
 		"overlap":  fmt.Sprintf(fakeGroup, `x { segment_count = 2 segment1 { start_extent = 0 extent_count = 2 type = "zero" } segment2 { start_extent = 1 extent_count = 2 type = "zero" } }`),
 	} {
 		data := fake(text)
-		pv, err := lvm.ReadPV(bytes.NewReader(data), int64(len(data)))
+		pv, err := new(lvm.Reader).PV(bytes.NewReader(data), int64(len(data)))
 		if err != nil || len(pv.Notes) != 1 || len(lvm.Assemble([]*lvm.PV{pv})) != 0 {
 			t.Errorf("%s: %+v, %v", name, pv, err)
 		}
@@ -379,7 +379,7 @@ func FuzzMetadata(f *testing.F) {
 			return
 		}
 		data := fake(text)
-		pv, err := lvm.ReadPV(bytes.NewReader(data), int64(len(data)))
+		pv, err := new(lvm.Reader).PV(bytes.NewReader(data), int64(len(data)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -404,7 +404,7 @@ func FuzzReadPV(f *testing.F) {
 		if len(data) >= 1024 {
 			binary.LittleEndian.PutUint32(data[512+16:], crc(data[512+20:1024]))
 		}
-		pv, err := lvm.ReadPV(bytes.NewReader(data), int64(len(data)))
+		pv, err := new(lvm.Reader).PV(bytes.NewReader(data), int64(len(data)))
 		if err == nil {
 			lvm.Assemble([]*lvm.PV{pv, pv})
 		}

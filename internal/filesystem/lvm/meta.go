@@ -3,6 +3,7 @@ package lvm
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
@@ -59,6 +60,9 @@ func parseMeta(text []byte) (*meta, error) {
 }
 
 func parseGroup(name string, s *section) (*meta, error) {
+	if !validName(name) {
+		return nil, fmt.Errorf("%w: %q is no name of a group", filesystem.ErrCorrupt, name)
+	}
 	m := &meta{name: name, uuid: s.str("id"), seqno: s.number("seqno"), pvs: map[string]pvEntry{},
 		lvs: map[string]*lvEntry{}}
 	sectors := s.number("extent_size")
@@ -83,6 +87,9 @@ func parseGroup(name string, s *section) (*meta, error) {
 }
 
 func (m *meta) parseVolume(name string, s *section) error {
+	if !validName(name) {
+		return fmt.Errorf("%w: %q is no name of a volume", filesystem.ErrCorrupt, name)
+	}
 	v := &lvEntry{name: name, uuid: s.str("id"), visible: s.has("status", "VISIBLE")}
 	if len(m.lvs) == maxVolumes {
 		return fmt.Errorf("%w: group %q has too many volumes", filesystem.ErrCorrupt, m.name)
@@ -105,6 +112,15 @@ func (m *meta) parseVolume(name string, s *section) error {
 	m.lvs[name] = v
 	m.order = append(m.order, name)
 	return nil
+}
+
+// validName tells whether LVM gives such names. Who shows volumes as files relies on it.
+func validName(name string) bool {
+	const most = 127
+	if name == "" || name == "." || name == ".." || name[0] == '-' || len(name) > most {
+		return false
+	}
+	return strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+_.-") == ""
 }
 
 // extents returns the size of v in extents.

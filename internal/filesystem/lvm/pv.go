@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,7 +18,9 @@ const (
 	mdaHeader    = 512
 	mdaMagic     = "\x20LVM2\x20x[5A%r0N*>"
 	maxText      = 16 << 20 // bytes of metadata text; a group of a thousand volumes needs about one
+	maxTexts     = 64 << 20 // bytes of all texts that differ
 	maxAreas     = 16       // data and metadata areas of a physical volume; there are at most a few
+	maxCopies    = 2        // of the metadata on a physical volume; pvcreate makes no more
 )
 
 // PV is a physical volume.
@@ -31,11 +34,32 @@ type PV struct {
 	metas []*meta // what its metadata areas hold
 }
 
-// ReadPV reads the physical volume in r, size bytes long. It returns filesystem.ErrNotThis where
+// Reader reads the physical volumes of one machine. What several of them say alike is kept once,
+// and all of it is bounded. The zero value is ready for use; it is not safe for concurrent use.
+type Reader struct {
+	texts map[textID]parsed
+	size  int64 // bytes of them
+}
+
+// textID tells texts apart that nobody made to be mistaken for each other.
+type textID [sha256.Size]byte
+
+type parsed struct {
+	meta *meta
+	err  error
+}
+
+// IsPV tells whether r has the label of a physical volume.
+func IsPV(r io.ReaderAt, size int64) bool {
+	_, err := findLabel(r, size)
+	return err == nil
+}
+
+// PV reads the physical volume in src, size bytes long. It returns filesystem.ErrNotThis where
 // there is none. Damaged metadata is a note: another physical volume of the group may have it
 // whole.
-func ReadPV(r io.ReaderAt, size int64) (*PV, error) {
-	label, err := findLabel(r, size)
+func (r *Reader) PV(src io.ReaderAt, size int64) (*PV, error) {
+	label, err := findLabel(src, size)
 	if err != nil {
 		return nil, err
 	}
@@ -44,12 +68,12 @@ func ReadPV(r io.ReaderAt, size int64) (*PV, error) {
 	if at < 32 || at > sectorSize-40 {
 		return nil, fmt.Errorf("LVM2 label: %w: the header is at %d", filesystem.ErrCorrupt, at)
 	}
-	pv := &PV{UUID: formatUUID(label[at : at+32]), Size: int64(le.Uint64(label[at+32:])), r: r}
+	pv := &PV{UUID: formatUUID(label[at : at+32]), Size: int64(le.Uint64(label[at+32:])), r: src}
 	lists := label[at+40:]
 	_, lists = areas(lists) // of data
 	metadata, _ := areas(lists)
-	for _, a := range metadata {
-		m, err := readArea(r, size, a)
+	for _, a := range metadata[:min(len(metadata), maxCopies)] {
+		m, err := r.area(src, size, a)
 		if err != nil {
 			if !errors.Is(err, filesystem.ErrCorrupt) && !errors.Is(err, filesystem.ErrUnsupported) {
 				return nil, fmt.Errorf("metadata of physical volume %s: %w", pv.UUID, err)
@@ -64,6 +88,24 @@ func ReadPV(r io.ReaderAt, size int64) (*PV, error) {
 		}
 	}
 	return pv, nil
+}
+
+// parse parses a text, once.
+func (r *Reader) parse(text []byte) (*meta, error) {
+	id := sha256.Sum256(text)
+	if p, known := r.texts[id]; known {
+		return p.meta, p.err
+	}
+	if r.size += int64(len(text)); r.size > maxTexts {
+		return nil, fmt.Errorf("%w: the metadata of all groups has more than %d MiB", filesystem.ErrUnsupported,
+			maxTexts>>20)
+	}
+	m, err := parseMeta(text)
+	if r.texts == nil {
+		r.texts = map[textID]parsed{}
+	}
+	r.texts[id] = parsed{m, err}
+	return m, err
 }
 
 // findLabel returns the sector with the label, whose checksum is right.
@@ -103,9 +145,9 @@ func areas(b []byte) (list []area, rest []byte) {
 	return list, b
 }
 
-// readArea returns the metadata of an area, nil where it holds none.
-func readArea(r io.ReaderAt, size int64, a area) (*meta, error) {
-	head, err := readAt(r, size, a.off, mdaHeader)
+// area returns the metadata of an area, nil where it holds none.
+func (r *Reader) area(src io.ReaderAt, size int64, a area) (*meta, error) {
+	head, err := readAt(src, size, a.off, mdaHeader)
 	if err != nil {
 		return nil, err
 	}
@@ -124,12 +166,12 @@ func readArea(r io.ReaderAt, size int64, a area) (*meta, error) {
 		return nil, fmt.Errorf("%w: %d bytes of text at %d of %d", filesystem.ErrCorrupt, length, off, total)
 	}
 	first := min(length, total-off) // the text goes round in its area
-	text, err := readAt(r, size, a.off+off, first)
+	text, err := readAt(src, size, a.off+off, first)
 	if err != nil {
 		return nil, err
 	}
 	if first < length {
-		more, err := readAt(r, size, a.off+mdaHeader, length-first)
+		more, err := readAt(src, size, a.off+mdaHeader, length-first)
 		if err != nil {
 			return nil, err
 		}
@@ -138,7 +180,7 @@ func readArea(r io.ReaderAt, size int64, a area) (*meta, error) {
 	if checksum(text) != sum {
 		return nil, fmt.Errorf("%w: the checksum of the text is wrong", filesystem.ErrCorrupt)
 	}
-	return parseMeta(bytes.TrimRight(text, "\x00"))
+	return r.parse(bytes.TrimRight(text, "\x00"))
 }
 
 func readAt(r io.ReaderAt, size, off, n int64) ([]byte, error) {

@@ -19,6 +19,7 @@ type File struct {
 	filesystem.Attr
 	Data    []byte
 	Stored  extent.Set // ranges that are no holes; nil means all
+	Sparse  bool       // the file is as large as Size says, and zeros behind Data
 	Target  string
 	Attrs   map[string][]byte
 	Named   map[string][]byte // streams, in the order of Names
@@ -204,13 +205,23 @@ type content struct {
 	data []byte
 }
 
-func (c content) Size() int64 { return int64(len(c.data)) }
+func (c content) Size() int64 {
+	if c.file.Sparse {
+		return c.file.Attr.Size
+	}
+	return int64(len(c.data))
+}
 
 func (c content) ReadAt(p []byte, off int64) (int, error) {
 	if c.file.ReadErr != nil {
 		return 0, c.file.ReadErr
 	}
-	return bytes.NewReader(c.data).ReadAt(p, off)
+	n, err := bytes.NewReader(c.data).ReadAt(p, off)
+	if c.file.Sparse && off+int64(len(p)) <= c.Size() {
+		clear(p[n:])
+		return len(p), nil
+	}
+	return n, err
 }
 
 func (c content) Extents() (extent.Set, error) {

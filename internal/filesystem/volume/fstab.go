@@ -19,6 +19,7 @@ type fstabEntry struct {
 const (
 	maxFstab   = 1 << 20 // bytes
 	maxEntries = 4096
+	maxMounts  = 512 // of file systems that are on disks
 )
 
 // parseFstab returns the lines that mount something; what is no such line is passed over, as mount

@@ -47,6 +47,10 @@ type candidate struct {
 	windows bool
 }
 
+// keptOpen is of how many volumes all file systems stay open that were looked into: each takes
+// memory.
+const keptOpen = 64
+
 func (v *Volumes) findGuest() (*Guest, error) {
 	var best *candidate
 	var failed error
@@ -61,6 +65,8 @@ func (v *Volumes) findGuest() (*Guest, error) {
 		}
 		if c != nil && (best == nil || c.rank > best.rank) {
 			best = c
+		} else if len(v.List) > keptOpen {
+			vol.Close()
 		}
 		if best != nil && best.rank == 3 {
 			break
@@ -110,12 +116,17 @@ func (v *Volumes) look(vol *Volume) (*candidate, error) {
 // mountAll mounts what the fstab of the root names, outer places first.
 func (v *Volumes) mountAll(c *candidate) *Guest {
 	root := c.tree.root
-	g := &Guest{Tree: &Tree{root: root, mounts: map[place]mount{}}, Windows: c.windows,
+	g := &Guest{Tree: &Tree{ctx: v.ctx, root: root, mounts: map[place]mount{}}, Windows: c.windows,
 		Mounts: []Mount{{Path: "/", Volume: root.Volume}}}
 	entries := slices.DeleteFunc(c.fstab, func(e fstabEntry) bool { return e.file == "/" || !e.onDisk() })
 	slices.SortStableFunc(entries, func(a, b fstabEntry) int {
 		return strings.Count(a.file, "/") - strings.Count(b.file, "/")
 	})
+	if len(entries) > maxMounts {
+		g.Notes = append(g.Notes, fmt.Sprintf("/etc/fstab mounts %d file systems: only the first %d are looked for",
+			len(entries), maxMounts))
+		entries = entries[:maxMounts]
+	}
 	for _, e := range entries {
 		g.mount(v, e)
 	}

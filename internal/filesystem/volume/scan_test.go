@@ -100,7 +100,7 @@ func TestRecognised(t *testing.T) {
 		{"", nil, ErrNoFiles, "nothing that is known"},
 	} {
 		t.Run(tt.kind, func(t *testing.T) {
-			v := Scan([]Disk{disk("vda", tt.data)})
+			v := Scan(t.Context(), []Disk{disk("vda", tt.data)})
 			if len(v.List) != 1 || v.List[0].Type != tt.kind || v.List[0].Name != "vda" {
 				t.Fatalf("%+v", v.List)
 			}
@@ -140,7 +140,7 @@ func TestIdentifiedAsBlkidDoes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			v := Scan([]Disk{{"vda", size, f}}).List[0]
+			v := Scan(t.Context(), []Disk{{"vda", size, f}}).List[0]
 			want := map[string]string{}
 			for line := range strings.Lines(string(raw)) {
 				key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
@@ -174,7 +174,7 @@ func TestVolumesAcrossDisks(t *testing.T) {
 	whole := made(t, 16*mebi, "printf 'label: dos\n2: start=2048,size=20480,type=5\n5: "+
 		"start=4096,size=12288,type=8e\n' | sfdisk -q %s")
 	copy(whole[4096*512:], b)
-	v := Scan([]Disk{disk("vda", whole), disk("sdb", a)})
+	v := Scan(t.Context(), []Disk{disk("vda", whole), disk("sdb", a)})
 	if got := names(v); !slices.Equal(got[:2], []string{"vda5:LVM2_member", "sdb:LVM2_member"}) || len(got) != 11 {
 		t.Errorf("%q", got)
 	}
@@ -186,7 +186,7 @@ func TestVolumesAcrossDisks(t *testing.T) {
 		!strings.Contains(err.Error(), "volume group vg-x") {
 		t.Errorf("a physical volume: %v", err)
 	}
-	v = Scan([]Disk{disk("sdb", a)})
+	v = Scan(t.Context(), []Disk{disk("sdb", a)})
 	if _, err := v.Find("vg-x/root").Open(); !errors.Is(err, lvm.ErrMissing) || len(v.Notes) != 1 {
 		t.Errorf("without the other disk: %v, notes %q", err, v.Notes)
 	}
@@ -199,7 +199,7 @@ func TestPartitionsOfALogicalVolume(t *testing.T) {
 	fat := made(t, 64<<10, "mkfs.vfat %s")
 	copy(inner[64*512:], fat)
 	copy(a[(128+14*128)<<10:], inner) // only-a is at extents 14 and 15
-	v := Scan([]Disk{disk("vda", a)})
+	v := Scan(t.Context(), []Disk{disk("vda", a)})
 	vol := v.Find("vg-x/only-a1")
 	if vol == nil || vol.Type != "vfat" {
 		t.Fatalf("%q", names(v))
@@ -215,7 +215,7 @@ func TestSectorsOf4096(t *testing.T) {
 	copy(data[446:], "\x00\x00\x00\x00\x0c\x00\x00\x00\x00\x01\x00\x00\x00\x02\x00\x00")
 	data[510], data[511] = 0x55, 0xaa
 	copy(data[256*4096:], made(t, 2*mebi, "mkfs.vfat %s"))
-	v := Scan([]Disk{disk("vda", data)})
+	v := Scan(t.Context(), []Disk{disk("vda", data)})
 	if got := names(v); !slices.Equal(got, []string{"vda1:vfat"}) || v.List[0].Offset != mebi ||
 		v.List[0].Size != 2*mebi {
 		t.Errorf("%q, %+v", got, v.List[0])
@@ -243,7 +243,7 @@ func TestUnreadable(t *testing.T) {
 	copy(data[mebi:], made(t, 4*mebi, "mkfs.vfat %s"))
 	copy(data[5*mebi:], made(t, 4*mebi, "mkfs.vfat %s"))
 	other := made(t, 4*mebi, "mkfs.vfat %s")
-	v := Scan([]Disk{{"vda", 16 * mebi, broken{bytes.NewReader(data), mebi, mebi + 512}},
+	v := Scan(t.Context(), []Disk{{"vda", 16 * mebi, broken{bytes.NewReader(data), mebi, mebi + 512}},
 		{"vdb", 4 * mebi, broken{bytes.NewReader(other), 0, 1}}, disk("vdc", other)})
 	if got := names(v); !slices.Equal(got, []string{"vda1:", "vda2:vfat", "vdb:", "vdc:vfat"}) {
 		t.Fatalf("%q", got)
@@ -268,6 +268,6 @@ func FuzzIdentify(f *testing.F) {
 		if _, err := identify(bytes.NewReader(data), int64(size)); err != nil {
 			t.Fatal(err)
 		}
-		Scan([]Disk{disk("vda", data)})
+		Scan(t.Context(), []Disk{disk("vda", data)})
 	})
 }

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,6 +30,7 @@ type Node struct {
 
 // Tree is one or more file systems, mounted in each other, seen from one root.
 type Tree struct {
+	ctx    context.Context // ends the way of a path; nil does not
 	root   Node
 	mounts map[place]mount
 }
@@ -51,7 +53,7 @@ func (v *Volume) Tree() (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tree{root: Node{v, f, f.Root()}}, nil
+	return &Tree{ctx: v.ctx, root: Node{v, f, f.Root()}}, nil
 }
 
 // Root returns the top directory.
@@ -96,6 +98,9 @@ func (w *walk) step(follow bool) error {
 	w.rest = w.rest[1:]
 	if w.steps++; w.steps > maxSteps {
 		return ErrLoop
+	}
+	if w.t.ctx != nil && w.t.ctx.Err() != nil {
+		return context.Cause(w.t.ctx)
 	}
 	here := w.at[len(w.at)-1]
 	if name == ".." {

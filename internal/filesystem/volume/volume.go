@@ -6,10 +6,13 @@
 // with the reason. [Volumes.Guest] puts file systems together as the guest's own /etc/fstab does,
 // so that a path means what it means inside.
 //
-// Everything here is safe for concurrent use once Scan has returned. Offsets and sizes are bytes.
+// Whoever wrote the disks is not trusted: volumes, mounts and the text of LVM are counted, and what
+// is beyond a limit is left out with a note. Everything here is safe for concurrent use once Scan
+// has returned. Offsets and sizes are bytes.
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -32,9 +35,12 @@ type Volumes struct {
 	List  []*Volume // disk by disk, then logical volumes by group
 	Notes []string  // in words: damaged tables of which a backup was used, missing physical volumes
 
+	ctx   context.Context // ends what is done with it; nil does not
 	disks []Disk
+	lvm   lvm.Reader
 	pvs   []*lvm.PV
 	pvOf  []*Volume // for each of pvs
+	left  int       // volumes that are not in the list since there are too many
 
 	guestOnce sync.Once
 	guest     *Guest
@@ -52,46 +58,99 @@ type Volume struct {
 	Label, UUID         string // of the file system
 	PartLabel, PartUUID string
 
+	ctx  context.Context
 	r    io.ReaderAt
-	err  error // why it can not be opened, known from the scan
 	open func(io.ReaderAt, int64) (filesystem.FS, error)
-	once sync.Once
-	fs   filesystem.FS
+
+	mu  sync.Mutex
+	err error // why it can not be opened, known from the scan or from trying
+	fs  filesystem.FS
 }
 
 // ErrNoFiles reports a volume that holds no file system: nothing that is known, swap, or a part of
 // something else.
 var ErrNoFiles = errors.New("it holds no files")
 
-// Open opens the file system, once. The error says why it can not be read:
+// Open opens the file system, unless it is open. The error says why it can not be read:
 // filesystem.ErrUnsupported, filesystem.ErrCorrupt, lvm.ErrMissing, ErrNoFiles, or what reading the
 // disk returned.
 func (v *Volume) Open() (filesystem.FS, error) {
-	if v.open == nil {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.opened()
+}
+
+func (v *Volume) opened() (filesystem.FS, error) {
+	if v.fs != nil || v.err != nil || v.open == nil {
+		return v.fs, v.err
+	}
+	f, err := v.open(v.r, v.Size)
+	if errors.Is(err, filesystem.ErrNotThis) { // it said it was, and is none
+		err = fmt.Errorf("%w: it begins as %s does, and is none", filesystem.ErrCorrupt, v.Type)
+	}
+	if err != nil {
+		v.err = fmt.Errorf("open %s on %s: %w", v.Type, v.Name, err)
 		return nil, v.err
 	}
-	v.once.Do(func() {
-		v.fs, v.err = v.open(v.r, v.Size)
-		if errors.Is(v.err, filesystem.ErrNotThis) { // it said it was, and is none
-			v.err = fmt.Errorf("%w: it begins as %s does, and is none", filesystem.ErrCorrupt, v.Type)
-		}
-		if v.err != nil {
-			v.fs = nil
-			v.err = fmt.Errorf("open %s on %s: %w", v.Type, v.Name, v.err)
-		}
-	})
-	return v.fs, v.err
+	v.fs = f
+	return v.fs, nil
+}
+
+// Close forgets the file system and what was read of it; whoever has it goes on with it. Another
+// Open reads it again.
+func (v *Volume) Close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fs = nil
+}
+
+// Info opens the file system for as long as it takes to know what it is, and leaves it as it was.
+func (v *Volume) Info() (filesystem.Info, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	before := v.fs
+	f, err := v.opened()
+	if err != nil {
+		return filesystem.Info{}, err
+	}
+	v.fs = before
+	return f.Info(), nil
 }
 
 // Scan looks at disks. What can not be read of one is the error of that volume; the others are
-// found.
-func Scan(disks []Disk) *Volumes {
-	v := &Volumes{disks: disks}
+// found. Ctx ends what is done with what it returns, too.
+func Scan(ctx context.Context, disks []Disk) *Volumes {
+	v := &Volumes{ctx: ctx, disks: disks}
 	for _, d := range disks {
 		v.scanDisk(&Volume{Name: d.Name, Disks: []string{d.Name}, Size: d.Size, r: d.Reader})
 	}
 	v.scanGroups()
+	if v.left > 0 {
+		v.note("there are more than %d volumes: %d are left out", maxVolumes, v.left)
+	}
 	return v
+}
+
+const (
+	maxVolumes = 4096 // of all disks
+	maxNotes   = 1000
+)
+
+// take adds a volume to the list, unless that is full.
+func (v *Volumes) take(vol *Volume) bool {
+	if len(v.List) == maxVolumes {
+		v.left++
+		return false
+	}
+	vol.ctx = v.ctx
+	v.List = append(v.List, vol)
+	return true
+}
+
+func (v *Volumes) note(format string, args ...any) {
+	if len(v.Notes) < maxNotes {
+		v.Notes = append(v.Notes, fmt.Sprintf(format, args...))
+	}
 }
 
 // Find returns the volume with a name, nil if there is none.
@@ -116,11 +175,11 @@ func (v *Volumes) scanDisk(whole *Volume) {
 		return
 	case err != nil:
 		whole.err = fmt.Errorf("partitions of %s: %w", whole.Name, err)
-		v.List = append(v.List, whole)
+		v.take(whole)
 		return
 	}
 	for _, note := range table.Notes {
-		v.Notes = append(v.Notes, whole.Name+": "+note)
+		v.note("%s: %s", whole.Name, note)
 	}
 	for _, p := range table.Partitions {
 		vol := &Volume{Name: partition.Name(whole.Name, p.Number), Disks: whole.Disks, Offset: whole.Offset + p.Offset,
@@ -149,7 +208,7 @@ func known(whole *Volume, table *partition.Table) bool {
 		if f, err := identify(r, p.Size); err != nil || f.kind != "" {
 			return true
 		}
-		if _, err := lvm.ReadPV(r, p.Size); err == nil {
+		if lvm.IsPV(r, p.Size) {
 			return true
 		}
 	}
@@ -158,7 +217,9 @@ func known(whole *Volume, table *partition.Table) bool {
 
 // add takes in a volume and finds out what is on it.
 func (v *Volumes) add(vol *Volume) {
-	v.List = append(v.List, vol)
+	if !v.take(vol) {
+		return
+	}
 	found, err := identify(vol.r, vol.Size)
 	if err != nil {
 		vol.err = fmt.Errorf("look at %s: %w", vol.Name, err)
@@ -177,7 +238,7 @@ func (v *Volumes) add(vol *Volume) {
 
 // addPV takes in a volume that may be a physical volume of LVM.
 func (v *Volumes) addPV(vol *Volume) {
-	pv, err := lvm.ReadPV(vol.r, vol.Size)
+	pv, err := v.lvm.PV(vol.r, vol.Size)
 	switch {
 	case errors.Is(err, filesystem.ErrNotThis):
 		vol.err = fmt.Errorf("%s: %w: nothing that is known is on it", vol.Name, ErrNoFiles)
@@ -207,7 +268,9 @@ func (v *Volumes) scanGroups() {
 		if names[name] > 1 && len(g.UUID) > 6 {
 			name += "@" + g.UUID[:6] // the disks of two machines, or a clone
 		}
-		v.Notes = append(v.Notes, g.Notes...)
+		for _, note := range g.Notes {
+			v.note("%s", note)
+		}
 		for _, lv := range g.Volumes {
 			v.addLogical(name, lv)
 		}
@@ -234,7 +297,7 @@ func (v *Volumes) addLogical(group string, lv *lvm.Volume) {
 	}
 	if lv.Err != nil {
 		vol.err = fmt.Errorf("%s: %w", vol.Name, lv.Err)
-		v.List = append(v.List, vol)
+		v.take(vol)
 		return
 	}
 	v.scanDisk(vol)
