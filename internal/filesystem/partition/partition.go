@@ -46,6 +46,9 @@ type Partition struct {
 	UUID         string // PARTUUID as Linux has it
 }
 
+// maxPartitions are counted of a table: Linux has no names for more.
+const maxPartitions = 256
+
 // Name returns what Linux calls a partition of a disk: vda1, nvme0n1p1.
 func Name(disk string, number int) string {
 	if disk != "" && disk[len(disk)-1] >= '0' && disk[len(disk)-1] <= '9' {
@@ -106,6 +109,9 @@ func readAt(r io.ReaderAt, size, off int64, n int) ([]byte, error) {
 // add takes a partition in, clipped at the end of the disk.
 func (t *Table) add(p Partition, size int64) {
 	switch {
+	case len(t.Partitions) == maxPartitions:
+		t.note("there are more than %d partitions: partition %d is left out", maxPartitions, p.Number)
+		return
 	case p.Offset >= size:
 		t.note("partition %d begins at %d, beyond the end of the disk at %d", p.Number, p.Offset, size)
 		return

@@ -349,3 +349,26 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// A table may say that there are thousands of partitions, all in one place. As many count as Linux has
+// names for.
+func TestTableOfThousands(t *testing.T) {
+	const count = 32 << 10
+	disk := append(gptSeed(), make([]byte, count*128)...)
+	h, entries := disk[512:1024], disk[1024:1024+count*128]
+	le := binary.LittleEndian
+	for i := range count {
+		copy(entries[i*128:], entries[:128])
+	}
+	le.PutUint32(h[80:], count)
+	le.PutUint32(h[88:], crc32.ChecksumIEEE(entries))
+	le.PutUint32(h[16:], 0)
+	le.PutUint32(h[16:], crc32.ChecksumIEEE(h[:92]))
+	table, err := partition.Read(bytes.NewReader(disk), int64(len(disk)))
+	if err != nil || len(table.Partitions) != 256 || table.Partitions[255].Number != 256 {
+		t.Fatalf("%+v, %v", table, err)
+	}
+	if n := len(table.Notes); n == 0 || n > 64 || !strings.Contains(table.Notes[0], "partition 257 is left out") {
+		t.Errorf("%d notes: %.300q", n, table.Notes)
+	}
+}
