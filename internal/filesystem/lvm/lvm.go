@@ -125,7 +125,9 @@ func (m member) read(p []byte, off int64) (int, error) {
 }
 
 // Assemble makes the groups of all physical volumes, by name.
-func Assemble(pvs []*PV) []*Group {
+func Assemble(pvs []*PV) []*Group { return assemble(pvs, maxWork) }
+
+func assemble(pvs []*PV, left int) []*Group {
 	byGroup := map[string]*meta{} // newest of each
 	var notes = map[string][]string{}
 	for _, pv := range pvs {
@@ -137,7 +139,6 @@ func Assemble(pvs []*PV) []*Group {
 		}
 	}
 	var out []*Group
-	left := maxWork
 	for _, id := range slices.Sorted(maps.Keys(byGroup)) {
 		g := build(byGroup[id], pvs, &left)
 		g.Notes = append(g.Notes, notes[id]...)

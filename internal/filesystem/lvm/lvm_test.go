@@ -254,11 +254,10 @@ func TestMirrors(t *testing.T) {
 	}
 }
 
-// crc is LVM's checksum, written a second time from its definition.
-func crc(p []byte) uint32 {
-	sum := uint32(0xf597a6cf)
-	for _, c := range p {
-		sum ^= uint32(c)
+// crcTable is of the polynomial of Ethernet, reflected.
+var crcTable = func() (t [256]uint32) {
+	for i := range t {
+		sum := uint32(i)
 		for range 8 {
 			if sum&1 != 0 {
 				sum = sum>>1 ^ 0xedb88320
@@ -266,13 +265,26 @@ func crc(p []byte) uint32 {
 				sum >>= 1
 			}
 		}
+		t[i] = sum
+	}
+	return t
+}()
+
+// crc is LVM's checksum, written a second time from its definition.
+func crc(p []byte) uint32 {
+	sum := uint32(0xf597a6cf)
+	for _, c := range p {
+		sum = sum>>8 ^ crcTable[byte(sum)^c]
 	}
 	return sum
 }
 
 // fake is a physical volume of 1 MiB with metadata of our choice.
-func fake(text string) []byte {
-	data := make([]byte, 1<<20)
+func fake(text string) []byte { return fakeOf(text, 256<<10) }
+
+// fakeOf is one with an area of so many bytes for its metadata, of which its extents follow.
+func fakeOf(text string, area int) []byte {
+	data := make([]byte, area+768<<10)
 	le := binary.LittleEndian
 	l := data[512:1024]
 	copy(l, "LABELONE")
@@ -281,19 +293,19 @@ func fake(text string) []byte {
 	copy(l[24:], "LVM2 001")
 	copy(l[32:], strings.Repeat("p", 32))
 	le.PutUint64(l[64:], uint64(len(data)))
-	le.PutUint64(l[72:], 512<<10)
+	le.PutUint64(l[72:], uint64(area+256<<10))
 	le.PutUint64(l[104:], 4096)
-	le.PutUint64(l[112:], 256<<10)
+	le.PutUint64(l[112:], uint64(area))
 	le.PutUint32(l[16:], crc(l[20:]))
 	h := data[4096 : 4096+512]
 	copy(h[4:], "\x20LVM2\x20x[5A%r0N*>")
 	le.PutUint32(h[20:], 1)
 	le.PutUint64(h[24:], 4096)
-	le.PutUint64(h[32:], 256<<10)
+	le.PutUint64(h[32:], uint64(area))
 	le.PutUint64(h[40:], 512)
 	le.PutUint64(h[48:], uint64(len(text)+1))
 	le.PutUint32(h[56:], crc(append([]byte(text), 0)))
-	copy(data[4096+512:512<<10], text)
+	copy(data[4096+512:4096+area], text)
 	le.PutUint32(h, crc(h[4:]))
 	return data
 }

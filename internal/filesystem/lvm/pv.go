@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -39,6 +40,7 @@ type PV struct {
 type Reader struct {
 	texts map[textID]parsed
 	size  int64 // bytes of them
+	most  int64 // that they may have; 0 means maxTexts
 }
 
 // textID tells texts apart that nobody made to be mistaken for each other.
@@ -96,9 +98,9 @@ func (r *Reader) parse(text []byte) (*meta, error) {
 	if p, known := r.texts[id]; known {
 		return p.meta, p.err
 	}
-	if r.size += int64(len(text)); r.size > maxTexts {
-		return nil, fmt.Errorf("%w: the metadata of all groups has more than %d MiB", filesystem.ErrUnsupported,
-			maxTexts>>20)
+	if r.size += int64(len(text)); r.size > cmp.Or(r.most, maxTexts) {
+		return nil, fmt.Errorf("%w: the metadata of all groups has more than %d bytes", filesystem.ErrUnsupported,
+			cmp.Or(r.most, maxTexts))
 	}
 	m, err := parseMeta(text)
 	if r.texts == nil {

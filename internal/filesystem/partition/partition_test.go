@@ -350,8 +350,8 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// A table may say that there are thousands of partitions, all in one place. As many count as Linux has
-// names for.
+// A table may say that there are thousands of partitions, all in one place. As many count as Linux
+// has names for.
 func TestTableOfThousands(t *testing.T) {
 	const count = 32 << 10
 	disk := append(gptSeed(), make([]byte, count*128)...)
