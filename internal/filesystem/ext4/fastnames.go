@@ -70,6 +70,9 @@ func (c *fastCommits) dir(f *FS, n uint32) (*fastDir, error) {
 		if err != nil {
 			return nil, in.wrap(err)
 		}
+		if c.looked++; c.looked > maxFastEntries {
+			return nil, unsupported("fast commits in directories of more than %d entries", maxFastEntries)
+		}
 		if c.wanted[n][e.name] {
 			d.before[e.name] = e.inode
 		}

@@ -6,8 +6,10 @@ import (
 	"strings"
 )
 
-// maxFastTags bounds what is replayed; the default area has room for some thousands.
-const maxFastTags = 1 << 16
+const (
+	maxFastTags    = 1 << 16  // that are replayed; the default area has room for some thousands
+	maxFastEntries = 64 << 20 // of directories, that are gone through for the names that tags speak of
+)
 
 // fastCommits is what fast commits changed, over what the journal left. It is not changed once Open
 // has returned.
@@ -20,6 +22,7 @@ type fastCommits struct {
 	inodes map[uint64]*fastState
 	dirs   map[uint64]*fastDir
 	wanted map[uint32]map[string]bool // names in directories that tags speak of
+	looked int                        // entries that were gone through for them
 }
 
 // fastState is what fast commits changed in one inode.

@@ -94,13 +94,17 @@ func clip(p []byte, off, size int64) (cut []byte, eof, err error) {
 
 func (m *mappedFile) Extents() (extent.Set, error) {
 	var set extent.Set
-	bs := m.fs.sb.blockSize
+	bs, stored := m.fs.sb.blockSize, uint64(0)
 	for r, err := range m.runs(m.fs.blocksOf(m.in.size)) {
 		if err != nil {
 			return nil, err
 		}
 		if r.hole {
 			continue
+		}
+		// Two blocks of files are never one, but where it was made so for all to be read only.
+		if stored += r.count; stored > m.fs.sb.blocks && m.fs.sb.roCompat&roCompatSharedBlocks == 0 {
+			return nil, m.in.damaged("it has more blocks than the file system")
 		}
 		off := int64(r.start) * bs
 		set = set.Append(extent.Extent{Off: off, Len: min(int64(r.count)*bs, m.in.size-off)})

@@ -77,8 +77,14 @@ func (sb *superblock) descriptorSumMatches(group uint64, desc []byte) bool {
 	return true
 }
 
+// maxGroupsSummed are half a pebibyte of blocks of 4 KiB; a guest may say that a block is a group.
+const maxGroupsSummed = 1 << 22
+
 // countFree adds up the free blocks of all groups.
 func (f *FS) countFree() (uint64, error) {
+	if f.sb.groups > maxGroupsSummed {
+		return 0, unsupported("adding up %d groups", f.sb.groups)
+	}
 	var clusters uint64
 	for g := range f.sb.groups {
 		desc, err := f.descriptor(g)

@@ -34,8 +34,8 @@ const (
 	journalSuperblock   = 1024
 	journalSuperSumAt   = 0xFC
 	journalSuperUserAt  = 0x100
-	maxJournalBlocks    = 1 << 26
-	journalTailChecksum = 4 // bytes at the end of a block, with csum_v2 and csum_v3
+	maxJournalBlocks    = 10_240_000 // as mke2fs has it
+	journalTailChecksum = 4          // bytes at the end of a block, with csum_v2 and csum_v3
 )
 
 var journalMagicBytes = binary.BigEndian.AppendUint32(nil, journalMagic)

@@ -12,6 +12,7 @@ const (
 	attrHeader     = 32 // of a block; that in an inode is only the magic
 	attrEntry      = 16 // and the name behind it
 	maxAttrValue   = 64 << 10
+	maxAttrTotal   = 16 << 20 // bytes of all values of an inode; Linux lists 64 KiB of names
 	attrIndexACL   = 2
 	attrIndexDefer = 3 // the default ACL
 )
@@ -39,9 +40,9 @@ func (f *FS) Xattrs(id filesystem.ID) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := map[string][]byte{}
+	all, left := map[string][]byte{}, maxAttrTotal
 	if body := in.attrBody(); body != nil {
-		if err := f.collectAttrs(in, all, body, 0); err != nil {
+		if err := f.collectAttrs(in, all, &left, body, 0); err != nil {
 			return nil, in.wrap(err)
 		}
 	}
@@ -51,7 +52,7 @@ func (f *FS) Xattrs(id filesystem.ID) (map[string][]byte, error) {
 	}
 	b, err := f.attrBlock(block)
 	if err == nil {
-		err = f.collectAttrs(in, all, b, attrHeader)
+		err = f.collectAttrs(in, all, &left, b, attrHeader)
 	}
 	if err != nil {
 		return nil, in.wrap(err)
@@ -128,7 +129,7 @@ func (a attr) value(b []byte) ([]byte, error) {
 	return b[a.off : a.off+int(a.size)], nil
 }
 
-func (f *FS) collectAttrs(in *inode, all map[string][]byte, b []byte, at int) error {
+func (f *FS) collectAttrs(in *inode, all map[string][]byte, left *int, b []byte, at int) error {
 	for a, err := range attrEntries(b, at) {
 		if err != nil {
 			return err
@@ -149,6 +150,9 @@ func (f *FS) collectAttrs(in *inode, all map[string][]byte, b []byte, at int) er
 			if value, err = kernelACL(value); err != nil {
 				return err
 			}
+		}
+		if *left -= len(value); *left < 0 {
+			return unsupported("attributes of more than %d bytes", maxAttrTotal)
 		}
 		all[name] = bytes.Clone(value)
 	}
