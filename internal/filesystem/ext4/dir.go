@@ -109,7 +109,7 @@ func (f *FS) blockDir(in *inode, yield func(dirent, error) bool) {
 		return
 	}
 	m := blockMap{fs: f, in: in}
-	seen := blockSet{}
+	seen := filesystem.BlockSet{}
 	for n := uint64(0); n < blocks; n++ {
 		b, err := f.dirBlock(&m, n, seen)
 		if err != nil {
@@ -124,7 +124,7 @@ func (f *FS) blockDir(in *inode, yield func(dirent, error) bool) {
 
 // dirBlock returns the entries of one block of a directory, its checksum verified. A block that was
 // seen in it before is refused: one block of names could be a directory without end.
-func (f *FS) dirBlock(m *blockMap, n uint64, seen blockSet) ([]byte, error) {
+func (f *FS) dirBlock(m *blockMap, n uint64, seen filesystem.BlockSet) ([]byte, error) {
 	r, err := m.at(n)
 	if err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ func (f *FS) dirBlock(m *blockMap, n uint64, seen blockSet) ([]byte, error) {
 	if r.hole {
 		return nil, damaged("block %d of the directory is missing", n)
 	}
-	if !seen.add(r.phys) {
+	if !seen.Add(r.phys) {
 		return nil, damaged("block %d of the directory is one that it has had before", n)
 	}
 	b, err := f.disk.block(r.phys)

@@ -116,8 +116,9 @@ func (a *attrs) tree() error {
 	for _, m := range list {
 		limit += m.count
 	}
-	block := uint64(0)
-	for level := -1; limit > 0; limit-- {
+	block, seen := uint64(0), map[uint64]bool{}
+	for level := -1; limit > 0 && !seen[block]; limit-- {
+		seen[block] = true
 		b, off, replayed, err := a.fs.readBlocks(list, block, 1)
 		if err != nil {
 			return err
@@ -239,7 +240,7 @@ func (a *attrs) value(list []mapping, block uint64, size int) ([]byte, error) {
 				return nil, err
 			}
 			at, n := int64(be.Uint32(b[4:])), int64(be.Uint32(b[8:]))
-			if at != int64(len(value)) || n == 0 || n > int64(len(b)-remoteHeader) {
+			if at != int64(len(value)) || n != int64(min(size-len(value), len(b)-remoteHeader)) {
 				return nil, corrupt("%d bytes from %d where %d are there", n, at, len(value))
 			}
 			b = b[remoteHeader:][:n]

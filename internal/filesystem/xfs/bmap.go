@@ -34,6 +34,7 @@ type mapper struct {
 	realtime bool   // blocks are not of the data device
 	list     []mapping
 	records  uint64
+	blocks   uint64 // that they have
 	next     uint64 // the first block that is not mapped yet
 }
 
@@ -102,6 +103,9 @@ func (m *mapper) add(e mapping) error {
 	}
 	if !m.realtime && !m.fs.sb.validBlocks(e.block, e.count) {
 		return corrupt("extent of %d blocks at block %d of the disk is outside the file system", e.count, e.block)
+	}
+	if m.blocks += e.count; m.blocks > m.fs.sb.blocks && !m.realtime && !m.fs.sb.reflink {
+		return corrupt("it has more blocks than the file system")
 	}
 	m.next = e.end()
 	m.records++

@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"iter"
 	"strings"
+
+	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
 const (
@@ -124,12 +126,15 @@ func (f *FS) blockEntries(ino *inode, yield func(entry, error) bool) error {
 	}
 	per := uint64(1) << f.sb.dirBlockLog
 	limit := uint64(dirLeafOffset) >> f.sb.blockLog
-	next := uint64(0)
+	next, seen := uint64(0), filesystem.BlockSet{}
 	for _, m := range list {
 		for next = max(next, m.off&^(per-1)); next < min(m.end(), limit); next += per {
 			b, off, replayed, err := f.readBlocks(list, next, per)
 			if err != nil {
 				return err
+			}
+			if !seen.Add(uint64(off) >> f.sb.blockLog) {
+				return corrupt("block %d of the directory is one that it has had before", next)
 			}
 			if err := f.oneBlock(ino, b, off, replayed, yield); err != nil {
 				return err

@@ -1,7 +1,14 @@
 package xfs
 
+import (
+	"maps"
+	"slices"
+)
+
 const (
 	intentHeader    = 16
+	maxIntents      = 1 << 20
+	maxRemapWork    = 1 << 28 // pieces of a file times what the log changes of them
 	bmapIntentSize  = 32
 	bmapMap         = 1
 	bmapUnmap       = 2
@@ -79,12 +86,37 @@ func (n *intents) note(i *logItem) error {
 		n.done(intentID{id.kind - 1, id.id})
 		return nil
 	}
+	if err != nil {
+		return err
+	}
+	if len(n.at) == maxIntents {
+		return unsupported("a log with more than %d changes that are not finished", maxIntents)
+	}
 	if n.at == nil {
 		n.at = map[intentID]int{}
 	}
+	n.compact()
 	n.at[id] = len(n.begun)
 	n.begun = append(n.begun, in)
-	return err
+	return nil
+}
+
+// compact forgets those that are finished, once they are most.
+func (n *intents) compact() {
+	const few = 1024
+	if len(n.begun) < 2*len(n.at)+few {
+		return
+	}
+	at := make(map[int]intentID, len(n.at))
+	for id, i := range n.at {
+		at[i] = id
+	}
+	var left []intent
+	for _, i := range slices.Sorted(maps.Keys(at)) {
+		n.at[at[i]] = len(left)
+		left = append(left, n.begun[i])
+	}
+	n.begun = left
 }
 
 func (n *intents) done(id intentID) {
@@ -185,6 +217,10 @@ type fixes struct {
 func (x *fixes) remap(f *FS, num uint64, attr bool, list []mapping) ([]mapping, error) {
 	if x.swaps[num] {
 		return nil, unsupported("a file whose contents were being exchanged")
+	}
+	if len(x.maps[num])*len(list) > maxRemapWork {
+		return nil, unsupported("%d changes of a file in %d pieces that the log did not finish", len(x.maps[num]),
+			len(list))
 	}
 	for _, r := range x.maps[num] {
 		if r.attr != attr {

@@ -26,6 +26,7 @@ const (
 
 	logIncompatKnown = 1 << 0 // attributes by intents
 	maxGroupsSummed  = 64 << 10
+	maxCancelled     = 4 << 20
 )
 
 // replay changes the overlay as the kernel's recovery changes the disk.
@@ -117,7 +118,9 @@ func (r *replay) collect(t *transaction) error {
 			return err
 		}
 		if b.flags&bufferCancel != 0 {
-			r.cancelled[b.where]++
+			if r.cancelled[b.where]++; len(r.cancelled) > maxCancelled {
+				return unsupported("a log that cancels more than %d buffers", maxCancelled)
+			}
 		}
 	}
 	return nil

@@ -48,6 +48,7 @@ type super struct {
 	fileType    bool   // directory entries say what they name
 	asciiCI     bool
 	lazyCount   bool
+	reflink     bool   // files may share blocks
 	hasReadOnly uint32 // read-only compatible features that are not known
 	logIncompat uint32
 }
@@ -69,8 +70,9 @@ const (
 	incompatNeedsRepair = 1 << 4
 	// ftype, sparse inodes, meta UUID, bigtime, needs repair, nrext64, exchange-range, parent,
 	// metadir, zoned, zone gaps
-	incompatKnown = 1<<11 - 1
-	roCompatKnown = 1<<4 - 1 // free inode btree, reverse map, reflink, inode btree counters
+	incompatKnown   = 1<<11 - 1
+	roCompatReflink = 1 << 2
+	roCompatKnown   = 1<<4 - 1 // free inode btree, reverse map, reflink, inode btree counters
 )
 
 // readSuper reads the primary superblock, with what the log laid over it if it was replayed.
@@ -165,6 +167,7 @@ func (sb *super) readFeatures5(b []byte) error {
 	sb.fileType = incompat&incompatFtype != 0
 	sb.lazyCount = true
 	sb.hasReadOnly = be.Uint32(b[212:]) &^ roCompatKnown
+	sb.reflink = be.Uint32(b[212:])&roCompatReflink != 0
 	sb.logIncompat = be.Uint32(b[220:])
 	return nil
 }

@@ -6,7 +6,10 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
-const remoteHeader = 56 // bytes before a part of a symbolic link or an attribute's value, in version 5
+const (
+	remoteHeader  = 56 // bytes before a part of a symbolic link or an attribute's value, in version 5
+	maxLinkBlocks = 8  // of a target; where blocks have 512 bytes it has three
+)
 
 // ReadLink implements [filesystem.FS].
 func (f *FS) ReadLink(id filesystem.ID) (string, error) {
@@ -45,8 +48,8 @@ func (f *FS) linkTarget(ino *inode) ([]byte, error) {
 		if len(target) == size {
 			break
 		}
-		if m.off != next || m.unwritten || m.count > maxLinkTarget {
-			return nil, corrupt("target with a hole before block %d", m.off)
+		if m.off != next || m.unwritten || m.count > maxLinkBlocks {
+			return nil, corrupt("target with a hole before block %d, or of %d blocks", m.off, m.count)
 		}
 		part, err := f.linkPart(ino.num, m, len(target), size-len(target))
 		if err != nil {

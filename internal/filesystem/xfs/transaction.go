@@ -18,6 +18,9 @@ const (
 
 	transactionMagic  = 0x5452414e
 	transactionHeader = 16
+
+	maxRegion  = 1 << 20 // bytes; the largest are of 64 KiB
+	maxPending = 1 << 20 // operations; a kernel gathers at most 64 MiB of changes before it writes them
 )
 
 // transaction is a set of changes of which all are made or none.
@@ -25,12 +28,15 @@ type transaction struct {
 	lsn    uint64 // of the record in which it began
 	header []byte
 	items  []*logItem
+
+	operations int
 }
 
 // logItem is one change: a header that says of what, then what is new.
 type logItem struct {
 	want    int
 	regions [][]byte
+	grown   int // regions whose memory is ours to append to
 }
 
 func (i *logItem) kind() uint16 { return le.Uint16(i.regions[0]) }
@@ -40,6 +46,7 @@ func (i *logItem) kind() uint16 { return le.Uint16(i.regions[0]) }
 type assembler struct {
 	open      map[uint32]*transaction
 	commit    func(*transaction) error
+	pending   int // operations of transactions that are open
 	records   int
 	committed int
 }
@@ -70,13 +77,17 @@ func (a *assembler) record(r *logRecord, data []byte) error {
 
 func (a *assembler) operation(tid uint32, flags byte, data []byte, lsn uint64) error {
 	t := a.open[tid]
+	if t == nil && flags&opStart == 0 {
+		return nil // the rest of a transaction that began before the tail has nothing to change any more
+	}
+	if a.pending++; a.pending > maxPending {
+		return unsupported("a log with more than %d changes that are not committed", maxPending)
+	}
 	if t == nil {
-		// The rest of a transaction that began before the tail has nothing to change any more.
-		if flags&opStart != 0 {
-			a.open[tid] = &transaction{lsn: lsn}
-		}
+		a.open[tid] = &transaction{lsn: lsn, operations: 1}
 		return nil
 	}
+	t.operations++
 	flags &^= opEnd
 	if flags&opContinued != 0 {
 		flags &^= opContinue
@@ -88,10 +99,12 @@ func (a *assembler) operation(tid uint32, flags byte, data []byte, lsn uint64) e
 		return t.extend(data)
 	case opCommit:
 		delete(a.open, tid)
+		a.pending -= t.operations
 		a.committed++
 		return a.commit(t)
 	case opUnmount:
 		delete(a.open, tid)
+		a.pending -= t.operations
 		return nil
 	}
 	return corrupt("operation with flags %#x in the log", flags)
@@ -138,7 +151,13 @@ func (t *transaction) extend(data []byte) error {
 	}
 	last := t.items[len(t.items)-1]
 	r := &last.regions[len(last.regions)-1]
-	*r = append((*r)[:len(*r):len(*r)], data...)
+	if len(*r)+len(data) > maxRegion {
+		return corrupt("a region of the log of more than %d bytes", maxRegion)
+	}
+	if last.grown != len(last.regions) { // it is a part of the record so far
+		*r, last.grown = append(make([]byte, 0, 2*(len(*r)+len(data))), *r...), len(last.regions)
+	}
+	*r = append(*r, data...)
 	return nil
 }
 
