@@ -101,6 +101,9 @@ func (ino *inode) index(visit func(dirEntry) bool) error {
 	if err != nil {
 		return err
 	}
+	if volume := ino.fs.clusters * ino.fs.cluster; blocks.size > volume {
+		return corrupt("directory %d has %d bytes of index in a volume of %d", ino.ref&refMask, blocks.size, volume)
+	}
 	used, err := ino.stream(attrBitmap, "$I30")
 	if err != nil {
 		return err
@@ -186,6 +189,9 @@ func (f *FS) Lookup(dir filesystem.ID, name string) (filesystem.ID, error) {
 			return 0, err
 		}
 	}
+	if known == nil {
+		return f.search(dir, name)
+	}
 	if id, ok := known.exact[name]; ok {
 		return id, nil
 	}
@@ -195,17 +201,40 @@ func (f *FS) Lookup(dir filesystem.ID, name string) (filesystem.ID, error) {
 	return 0, fmt.Errorf("%q: %w", name, filesystem.ErrNotExist)
 }
 
+// search finds a name in a directory that is too large to be kept.
+func (f *FS) search(dir filesystem.ID, name string) (filesystem.ID, error) {
+	folded := f.fold(name)
+	other, found := filesystem.ID(0), false
+	for e, err := range f.entries(dir) {
+		switch {
+		case err != nil:
+			return 0, err
+		case e.name == name:
+			return filesystem.ID(e.ref), nil
+		case !found && f.fold(e.name) == folded:
+			other, found = filesystem.ID(e.ref), true
+		}
+	}
+	if !found {
+		return 0, fmt.Errorf("%q: %w", name, filesystem.ErrNotExist)
+	}
+	return other, nil
+}
+
+// readNames reads the names of a directory, and keeps them. It returns nil if they are too many.
 func (f *FS) readNames(dir filesystem.ID) (*names, error) {
 	n := &names{exact: map[string]filesystem.ID{}, folded: map[string]filesystem.ID{}}
 	for e, err := range f.entries(dir) {
 		if err != nil {
 			return nil, err
 		}
+		if len(n.exact) == keptNames {
+			return nil, nil
+		}
 		n.exact[e.name] = filesystem.ID(e.ref)
-		n.folded[f.fold(e.name)] = filesystem.ID(e.ref)
-	}
-	if len(n.exact) > keptNames {
-		return n, nil
+		if folded := f.fold(e.name); n.folded[folded] == 0 { // no file's ID is 0
+			n.folded[folded] = filesystem.ID(e.ref)
+		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -41,8 +41,9 @@ const (
 )
 
 const (
-	maxCluster = 2 << 20
-	maxRecord  = 64 << 10
+	maxTableReads = 1 << 20 // of records, to find all parts of the table
+	maxCluster    = 2 << 20
+	maxRecord     = 64 << 10
 )
 
 // FS is an NTFS file system. It is safe for concurrent use.
@@ -58,7 +59,10 @@ type FS struct {
 
 	mu     sync.Mutex
 	inodes map[uint64]*inode        // by reference
+	kept   int                      // bytes that these take
 	dirs   map[filesystem.ID]*names // of the directories looked into last
+
+	opening int // records that may be read while the table itself is put together; 0 when it is
 
 	secureOnce sync.Once
 	secure     map[uint32][]byte // security descriptors by ID
@@ -152,8 +156,10 @@ func (f *FS) openMFT() error {
 		return err
 	}
 	f.mft = s
+	f.opening = maxTableReads
+	defer func() { f.opening = 0 }()
 	for { // its attribute list may lead to records in parts that become known on the way
-		f.inodes = map[uint64]*inode{}
+		f.forget()
 		if first, err = f.inode(recMFT, false); err != nil {
 			return err
 		}

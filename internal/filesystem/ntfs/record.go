@@ -1,8 +1,11 @@
 package ntfs
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
 
 // Types of attributes.
@@ -26,8 +29,11 @@ const (
 	flagInUse = 1
 	flagDir   = 2
 
-	maxListBytes = 1 << 20 // of an attribute list; Windows stops at 256 KiB
-	maxInodes    = 4096    // kept in memory
+	maxListBytes = 1 << 20  // of an attribute list; Windows stops at 256 KiB
+	maxInodes    = 4096     // kept in memory
+	maxKept      = 32 << 20 // bytes of memory that these may take, and
+	maxKeptOne   = 1 << 20  // one of them
+	attrCost     = 176      // bytes that an attribute takes beside what it holds
 	refMask      = 1<<48 - 1
 )
 
@@ -87,16 +93,46 @@ func (f *FS) inode(ref uint64, checked bool) (*inode, error) {
 	if err != nil {
 		return nil, fmt.Errorf("file record %d: %w", ref&refMask, err)
 	}
+	f.keep(ref, ino)
+	return ino, nil
+}
+
+// keep keeps an inode in memory in the place of others, unless it is one of those that take a lot.
+func (f *FS) keep(ref uint64, ino *inode) {
+	cost := ino.cost()
+	if cost > maxKeptOne {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.inodes) >= maxInodes {
-		for k := range f.inodes {
-			delete(f.inodes, k)
+	if f.inodes[ref] != nil {
+		return
+	}
+	for k, other := range f.inodes {
+		if len(f.inodes) < maxInodes && f.kept+cost <= maxKept {
 			break
 		}
+		f.kept -= other.cost()
+		delete(f.inodes, k)
 	}
 	f.inodes[ref] = ino
-	return ino, nil
+	f.kept += cost
+}
+
+// forget forgets all of them.
+func (f *FS) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.inodes, f.kept = map[uint64]*inode{}, 0
+}
+
+// cost returns about how much memory an inode takes.
+func (ino *inode) cost() int {
+	n := 0
+	for _, a := range ino.attrs {
+		n += attrCost + len(a.name) + len(a.value) + len(a.runs)
+	}
+	return n
 }
 
 func (f *FS) load(ref uint64, checked bool) (*inode, error) {
@@ -125,6 +161,11 @@ func (f *FS) load(ref uint64, checked bool) (*inode, error) {
 
 // record reads a file record and checks it.
 func (f *FS) record(n uint64) ([]byte, error) {
+	if f.opening > 0 {
+		if f.opening--; f.opening == 0 {
+			return nil, unsupported("a master file table in so many parts")
+		}
+	}
 	p := make([]byte, f.recordSize)
 	off := int64(n) * f.recordSize
 	if off < 0 || off+f.recordSize > f.mft.size {
@@ -211,6 +252,12 @@ func (ino *inode) follow(list attribute) error {
 	}
 	records := map[uint64][]attribute{ino.ref & refMask: ino.attrs}
 	var all []attribute
+	type instance struct {
+		record uint64
+		kind   uint32
+		id     uint16
+	}
+	listed := map[instance]bool{}
 	for len(raw) >= 26 {
 		n := int(le.Uint16(raw[4:]))
 		if n < 26 || n > len(raw) {
@@ -218,9 +265,15 @@ func (ino *inode) follow(list attribute) error {
 		}
 		kind, ref, id := le.Uint32(raw), le.Uint64(raw[16:]), le.Uint16(raw[24:])
 		raw = raw[n:]
+		if one := (instance{ref & refMask, kind, id}); listed[one] {
+			return corrupt("the attribute list names attribute %#x of record %d twice", kind, ref&refMask)
+		} else {
+			listed[one] = true
+		}
 		attrs, err := ino.extension(records, ref)
 		if err != nil {
-			if ino.ref&refMask == recMFT { // that part of the table is not known yet
+			// that part of the table is not known yet
+			if ino.ref&refMask == recMFT && errors.Is(err, filesystem.ErrCorrupt) {
 				continue
 			}
 			return err
@@ -246,7 +299,7 @@ func (ino *inode) extension(known map[uint64][]attribute, ref uint64) ([]attribu
 		return nil, fmt.Errorf("extension record %d: %w", n, err)
 	}
 	if le.Uint16(p[22:])&flagInUse == 0 || le.Uint16(p[16:]) != uint16(ref>>48) ||
-		le.Uint64(p[32:])&refMask != ino.ref&refMask {
+		le.Uint64(p[32:]) == 0 || le.Uint64(p[32:])&refMask != ino.ref&refMask {
 		return nil, corrupt("extension record %d belongs to another file", n)
 	}
 	attrs, err := parseAttributes(p)

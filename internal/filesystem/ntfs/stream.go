@@ -14,6 +14,7 @@ const (
 	flagEncrypted  = 0x4000
 
 	maxRuns    = 1 << 20 // of a stream
+	maxBytes   = 1 << 62 // of a stream, stored or not
 	maxUnitLog = 8       // clusters in a unit of compression, as a power of two; Windows and ntfs-3g use 4
 	maxUnit    = 4 << 20 // bytes
 	sparse     = -1      // as the place of a run
@@ -30,6 +31,7 @@ type stream struct {
 	resident   []byte // nil if it has runs
 	size, init int64  // bytes; what is between init and size reads as zeros
 	runs       []run  // ascending, without gaps
+	stored     int64  // clusters of them that are not sparse
 	unit       int64  // bytes of a unit of compression; 0 if not compressed
 	encrypted  bool
 }
@@ -99,11 +101,17 @@ func (s *stream) addRuns(p []byte, vcn int64) (int64, error) {
 			r.lcn = lcn
 		}
 		p = p[1+nLen+nOff:]
-		if n <= 0 || vcn+n < vcn || vcn+n > 1<<52 || len(s.runs) >= maxRuns {
+		if n <= 0 || n > maxBytes/s.fs.cluster-vcn || len(s.runs) >= maxRuns {
 			return 0, corrupt("a run of %d clusters at %d", n, vcn)
 		}
 		if r.lcn != sparse && (r.lcn < 0 || r.lcn > s.fs.clusters-n) {
 			return 0, corrupt("clusters %d to %d are not in the volume", r.lcn, r.lcn+n)
+		}
+		if r.lcn != sparse {
+			s.stored += n
+		}
+		if s.stored > s.fs.clusters { // no two are one
+			return 0, corrupt("it has more clusters than the volume")
 		}
 		s.runs = append(s.runs, r)
 		vcn += n

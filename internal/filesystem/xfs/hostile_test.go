@@ -177,7 +177,8 @@ func TestAttributesThatGoRound(t *testing.T) {
 	leaf := e.x.sb.offset(list[0].block)
 	e.d.put([]byte{0, 0, 0, 1}, leaf) // the next leaf is block 1, which is this one
 	e.d.put([]byte{0, 0}, leaf+12)    // of no attributes
-	if _, err := e.reopened().Xattrs(id); !errors.Is(err, filesystem.ErrCorrupt) || !strings.Contains(err.Error(), "in a circle") {
+	if _, err := e.reopened().Xattrs(id); !errors.Is(err, filesystem.ErrCorrupt) ||
+		!strings.Contains(err.Error(), "in a circle") {
 		t.Errorf("%v", err)
 	}
 }
