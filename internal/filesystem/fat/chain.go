@@ -1,8 +1,10 @@
 package fat
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
 )
@@ -68,21 +70,22 @@ type piece struct {
 }
 
 // chain returns where the first size bytes of what begins at cluster are. It ends: a chain that
-// comes back to itself is longer than any file that fits. need says that a chain shorter than size
-// is damage.
+// comes back to itself is damage, however much is asked for. need says that a chain shorter than
+// size is, too.
 func (f *FS) chain(cluster uint32, size int64, need bool) ([]piece, error) {
 	var out []piece
 	w := window{f: f}
 	for at := int64(0); at < size; at += f.cluster {
 		if f.isEnd(cluster) && !need {
-			return out, nil
+			break
 		}
 		if cluster < 2 || cluster-2 >= f.clusters {
 			return nil, fmt.Errorf("FAT: %w: a chain of clusters breaks off after %d of %d bytes",
-				filesystem.ErrCorrupt, at, size)
+				filesystem.ErrCorrupt, at,
+				size)
 		}
 		if at/f.cluster >= int64(f.clusters) {
-			return nil, fmt.Errorf("FAT: %w: a chain of clusters does not end", filesystem.ErrCorrupt)
+			return nil, errLoop
 		}
 		out = f.append(out, piece{at, f.data + int64(cluster-2)*f.cluster, min(f.cluster, size-at)})
 		next, err := w.next(cluster)
@@ -91,7 +94,24 @@ func (f *FS) chain(cluster uint32, size int64, need bool) ([]piece, error) {
 		}
 		cluster = next
 	}
+	if overlap(out) {
+		return nil, errLoop
+	}
 	return out, nil
+}
+
+var errLoop = fmt.Errorf("FAT: %w: a chain of clusters comes back to itself", filesystem.ErrCorrupt)
+
+// overlap reports whether two pieces have a byte of the disk in common.
+func overlap(list []piece) bool {
+	sorted := slices.Clone(list)
+	slices.SortFunc(sorted, func(a, b piece) int { return cmp.Compare(a.disk, b.disk) })
+	for i := 1; i < len(sorted); i++ {
+		if sorted[i].disk < sorted[i-1].disk+sorted[i-1].size {
+			return true
+		}
+	}
+	return false
 }
 
 func (f *FS) append(list []piece, p piece) []piece {

@@ -234,7 +234,7 @@ func TestDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	table := int(binary.LittleEndian.Uint16(data[14:])) * 512
-	for _, next := range []uint16{0, 1, 0xfff0, 0xffff} {
+	for _, next := range []uint16{0, 1, 0xfff0, 0xffff, 39, 40, 3} { // the last come back
 		bad := bytes.Clone(data)
 		binary.LittleEndian.PutUint16(bad[table+2*40:], next) // in the middle of the file
 		f, err := fat.Open(bytes.NewReader(bad), int64(len(bad)))
@@ -332,4 +332,35 @@ func FuzzFAT(f *testing.F) {
 		}
 		visit(v.Root(), 0)
 	})
+}
+
+// Directories may be in each other, and in two places, by the cluster that they begin at: they have
+// the entries that are there, and the numbers of these are the same by each way.
+func TestDirectoriesByHand(t *testing.T) {
+	le := binary.LittleEndian
+	disk := small()
+	copy(disk[512+6:], "\xff\x0f\x00") // cluster 4 is one of its own
+	inner := disk[1536+2*512:][:512]   // of DIR
+	copy(inner, "UP         \x10")     // DIR again
+	le.PutUint16(inner[26:], 4)
+	copy(inner[32:], "A/B     TXT\x20")
+	copy(disk[1088:], "OTHER      \x10") // and by another name
+	le.PutUint16(disk[1088+26:], 4)
+	f, err := fat.Open(bytes.NewReader(disk), int64(len(disk)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]filesystem.ID{}
+	for _, path := range []string{"DIR/UP", "DIR/UP/UP/UP", "OTHER/UP"} {
+		id := f.Root()
+		for name := range strings.SplitSeq(path, "/") {
+			if id, err = f.Lookup(id, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ids[path] = id
+	}
+	if ids["DIR/UP"] != ids["DIR/UP/UP/UP"] || ids["DIR/UP"] != ids["OTHER/UP"] {
+		t.Errorf("%v", ids)
+	}
 }
