@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/filesystem"
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 )
 
 // changed returns d with bytes put over it: runs of a place of eight bytes, a length of one, and
@@ -24,10 +25,7 @@ func (d *disk) changed(changes []byte) *disk {
 
 // put writes within one page.
 func (d *disk) put(data []byte, at int64) {
-	pg := make([]byte, pageSize)
-	copy(pg, d.pages[at/pageSize])
-	copy(pg[at%pageSize:], data)
-	d.pages[at/pageSize] = pg
+	(&filesystemtest.Pages{Size: d.size, All: d.pages}).Put(data, at)
 }
 
 // exercise reads all of a file system that may be damaged in any way, though not without end.

@@ -6,13 +6,14 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/filesystem/filesystemtest"
 )
 
 // disk is an image in memory of which only pages that are not zero are kept.
@@ -22,48 +23,14 @@ type disk struct {
 }
 
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {
-	if off >= d.size {
-		return 0, io.EOF
-	}
-	n := int(min(int64(len(p)), d.size-off))
-	clear(p[:n])
-	for at := off; at < off+int64(n); at = (at/pageSize + 1) * pageSize {
-		copy(p[at-off:n], d.pages[at/pageSize][min(at%pageSize, int64(len(d.pages[at/pageSize]))):])
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+	return (&filesystemtest.Pages{Size: d.size, All: d.pages}).ReadAt(p, off)
 }
 
 // loadDisk reads what saveDisk wrote: the size, then number and contents of each page.
 func loadDisk(t testing.TB, path string) *disk {
 	t.Helper()
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	z, err := gzip.NewReader(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &disk{pages: map[int64][]byte{}}
-	if err := binary.Read(z, binary.LittleEndian, &d.size); err != nil {
-		t.Fatal(err)
-	}
-	for {
-		var num int64
-		if err := binary.Read(z, binary.LittleEndian, &num); errors.Is(err, io.EOF) {
-			return d
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		d.pages[num] = make([]byte, pageSize)
-		if _, err := io.ReadFull(z, d.pages[num]); err != nil {
-			t.Fatal(err)
-		}
-	}
+	p := filesystemtest.LoadPages(t, path)
+	return &disk{p.Size, p.All}
 }
 
 func saveDisk(t testing.TB, path, image string) {
