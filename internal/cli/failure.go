@@ -121,7 +121,7 @@ var causes = []cause{
 	{filesystem.ErrCorrupt, "damage", StatusDamage,
 		"what the guest wrote is damaged there; the same file of another point may be whole"},
 	{files.ErrLimit, "limit", StatusError,
-		"an honest disk reaches none of the limits; if this is one, raise it"},
+		"no honest disk reaches this limit; if yours does, raise it"},
 	{files.ErrNoRoom, "no_space", StatusError, "choose a place with more room with --to"},
 	{files.ErrNoVolume, "no_such_volume", StatusError, "`holdfast point ls POINT` lists the volumes"},
 	{files.ErrNoFile, "not_found", StatusError,

@@ -64,7 +64,7 @@ func (w *trail) met(id dirID) error {
 			return fmt.Errorf("%w: the directory is inside itself: it is %s", filesystem.ErrCorrupt, a.path)
 		}
 	}
-	return fmt.Errorf("%w: the directory has two names, and was met by the other one", filesystem.ErrCorrupt)
+	return fmt.Errorf("%w: the directory was read before, under another name", filesystem.ErrCorrupt)
 }
 
 func (w *trail) leave() { w.above = w.above[:len(w.above)-1] }
