@@ -73,7 +73,8 @@ func TestDirectoriesOfTwoNames(t *testing.T) {
 	if failed := failuresOf(t, err); !slices.Equal(failed, want) {
 		t.Errorf("named are %q, want %q", failed, want)
 	}
-	for _, text := range []string{"the directory was read before, under another name", "the directory is inside itself: it is /"} {
+	for _, text := range []string{"the directory was read before, under another name",
+		"the directory is inside itself: it is /"} {
 		if all := fmt.Sprint(err.(interface{ Unwrap() []error }).Unwrap()); !strings.Contains(all, text) {
 			t.Errorf("no error says that %s", text)
 		}

@@ -15,8 +15,12 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/drill/inside"
 )
 
-// ErrRole reports a role that is not known, or whose argument is wrong.
-var ErrRole = errors.New("no such role")
+var (
+	// ErrRole reports a role that is not known.
+	ErrRole = errors.New("no such role")
+	// ErrArgument reports an argument that a role does not take, or lacks.
+	ErrArgument = errors.New("wrong argument of a role")
+)
 
 // Final is the exit status of a check that has failed for good.
 const Final = 3
@@ -61,19 +65,21 @@ func Names() []string {
 	return names
 }
 
-// Parse reads NAME or NAME=ARGUMENT. Errors are [ErrRole].
+// Parse reads NAME or NAME=ARGUMENT. Errors are [ErrRole] or [ErrArgument].
 func Parse(s string) (Check, error) {
 	name, arg, given := strings.Cut(s, "=")
-	make, ok := known[name]
+	ask, ok := known[name]
 	switch {
 	case !ok:
 		return Check{}, fmt.Errorf("%w: %q; there are %s", ErrRole, name, strings.Join(Names(), ", "))
-	case given && arg == "" || strings.ContainsAny(arg, "\x00\n"):
-		return Check{}, fmt.Errorf("%w: %q has no argument after the =", ErrRole, s)
+	case given && arg == "":
+		return Check{}, fmt.Errorf("%w: %s: there is nothing after the =", ErrArgument, name)
+	case strings.ContainsAny(arg, "\x00\n"):
+		return Check{}, fmt.Errorf("%w: %s: %q is not of one line", ErrArgument, name, arg)
 	}
-	c, err := make(arg)
+	c, err := ask(arg)
 	if err != nil {
-		return Check{}, fmt.Errorf("%w: %s: %w", ErrRole, name, err)
+		return Check{}, fmt.Errorf("%w: %s: %w", ErrArgument, name, err)
 	}
 	c.Name = s
 	return c, nil
@@ -150,6 +156,9 @@ func service(name string) (Check, error) {
 }
 
 func tcp(port string) (Check, error) {
+	if port == "" {
+		return Check{}, errors.New("it needs the number of a port")
+	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
 		return Check{}, fmt.Errorf("%q is not the number of a port", port)
@@ -182,6 +191,9 @@ fi`)}, nil
 }
 
 func web(url string) (Check, error) {
+	if url == "" {
+		return Check{}, errors.New("it needs a URL")
+	}
 	if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") || strings.ContainsAny(url, " \t\"") {
 		return Check{}, fmt.Errorf("%q is no URL", url)
 	}

@@ -88,10 +88,26 @@ func TestScript(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	for _, s := range []string{"", "nothing", "tcp", "tcp=0", "tcp=65536", "tcp=x", "tcp=", "http", "http=ftp://x",
-		"http=http://x/ y", "http=http://x/\"", "file", "sqlite", "postgresql=a b", "file=a\nb"} {
-		if _, err := role.Parse(s); !errors.Is(err, role.ErrRole) {
-			t.Errorf("%q: %v", s, err)
+	for s, want := range map[string]struct {
+		is   error
+		says string
+	}{
+		"": {role.ErrRole, "there are file, http, "}, "nothing": {role.ErrRole, `"nothing"`}, "nothing=x": {role.ErrRole, `"nothing"`},
+		"tcp":   {role.ErrArgument, "tcp: it needs the number of a port"},
+		"tcp=":  {role.ErrArgument, "tcp: there is nothing after the ="},
+		"tcp=0": {role.ErrArgument, `"0" is not the number of a port`}, "tcp=65536": {role.ErrArgument, "not the number"},
+		"tcp=x": {role.ErrArgument, "not the number"}, "http": {role.ErrArgument, "http: it needs a URL"},
+		"http=ftp://x": {role.ErrArgument, `"ftp://x" is no URL`}, "http=http://x/ y": {role.ErrArgument, "no URL"},
+		"http=http://x/\"": {role.ErrArgument, "no URL"}, "file": {role.ErrArgument, "it needs a path"},
+		"sqlite": {role.ErrArgument, "it needs the path"}, "postgresql=a b": {role.ErrArgument, "not the number"},
+		"file=a\nb": {role.ErrArgument, `file: "a\nb" is not of one line`},
+	} {
+		_, err := role.Parse(s)
+		if !errors.Is(err, want.is) || !strings.Contains(err.Error(), want.says) {
+			t.Errorf("%q: %v, want %v that says %s", s, err, want.is, want.says)
+		}
+		if errors.Is(err, role.ErrRole) && errors.Is(err, role.ErrArgument) {
+			t.Errorf("%q: %v is of both kinds", s, err)
 		}
 	}
 	for _, s := range []string{"systemd", "systemd=ssh.service", "service", "service=ssh", "tcp=5432", "postgresql",
@@ -113,9 +129,14 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// No argument becomes more than one word of the shell.
+// quoted is how a shell's word is written that is s whatever it holds.
+func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// An argument comes into a script as one quoted word or as a number, and in no other way: the
+// script for any argument is that for another with this word exchanged.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"file=/a'b", "systemd=$(x)", "tcp=80", "http=http://a'b", "sqlite='"} {
+	for _, s := range []string{"file=/a'b", "systemd=$(x)", "tcp=80", "http=http://a'b", "sqlite='", "file=a'; x; 'b",
+		"service=`x`", "postgresql=1", "file='\\''", "systemd=\r"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -123,16 +144,44 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		script, inWord := c.Unix.Args[1], false
-		for i := 0; i < len(script); i++ {
-			if script[i] == '\\' && !inWord {
-				i++
-			} else if script[i] == '\'' {
-				inWord = !inWord
+		name, arg, given := strings.Cut(s, "=")
+		if !given || name == "tcp" || name == "postgresql" {
+			if strings.Trim(arg, "0123456789") != "" {
+				t.Fatalf("%q is no number", s)
 			}
+			return
 		}
-		if inWord && strings.Count(script, `"`) == 0 {
-			t.Errorf("%q leaves a word open: %s", s, script)
+		const other = "http://other"
+		with, err := role.Parse(name + "=" + other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		script := with.Unix.Args[1]
+		if n := strings.Count(script, other); n == 0 || n != strings.Count(script, quoted(other)) {
+			t.Fatalf("%q has its argument outside of quotes: %s", name, script)
+		}
+		if want := strings.ReplaceAll(script, quoted(other), quoted(arg)); c.Unix.Args[1] != want {
+			t.Errorf("%q becomes\n%s\nwant\n%s", s, c.Unix.Args[1], want)
 		}
 	})
+}
+
+// A quoted word is read by a real shell as what it was.
+func TestQuotedWords(t *testing.T) {
+	for _, s := range []string{"", "plain", "it's", "a'; echo x; 'b", "$(echo x)", "`echo x`", `\`, `'\''`, "\t \r", "ünï", "\xff\xfe"} {
+		path := filepath.Join(t.TempDir(), "there")
+		c, err := role.Parse("file=" + path + s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, _ := run(t, c.Unix); status != 1 {
+			t.Errorf("%q, which is not there, ends with %d", path+s, status)
+		}
+		if err := os.WriteFile(path+s, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if status, out := run(t, c.Unix); status != 0 || out != "" {
+			t.Errorf("%q: %d, %q", path+s, status, out)
+		}
+	}
 }
