@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,6 +13,7 @@ import (
 	"unicode/utf16"
 
 	"github.com/holdfast-vm/holdfast/internal/drill/role"
+	"github.com/holdfast-vm/holdfast/internal/drill/role/pstest"
 	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/guest/guesttest"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -27,8 +28,6 @@ type windows struct {
 	ran   []string       // command lines of cmd.exe, as it got them
 	calls atomic.Int32   // programs that were run
 }
-
-var assigned = regexp.MustCompile(`(?m)^\$(line|name|path|url) = '((?:[^']|'')*)'$`)
 
 // exec is the agent's guest-exec.
 func (w *windows) exec(path string, args []string, input []byte) (out, errs string, code int) {
@@ -45,9 +44,24 @@ func (w *windows) exec(path string, args []string, input []byte) (out, errs stri
 	for i := 0; i+1 < len(raw); i += 2 {
 		units = append(units, uint16(raw[i])|uint16(raw[i+1])<<8)
 	}
-	script, word := string(utf16.Decode(units)), ""
-	if m := assigned.FindStringSubmatch(script); m != nil {
-		word = strings.ReplaceAll(m[2], "''", "'")
+	script := string(utf16.Decode(units))
+	tokens, err := pstest.Read(script)
+	if err != nil {
+		w.t.Errorf("PowerShell does not read\n%s\n%v", script, err)
+		return "", "", 1
+	}
+	return w.run(tokens, input)
+}
+
+// run does what a script is for, which its words tell.
+func (w *windows) run(tokens []pstest.Token, input []byte) (out, errs string, code int) {
+	has := func(word string) bool { return pstest.Has(tokens, word) }
+	given := func(variable string) string {
+		text, found := pstest.Assigned(tokens, variable)
+		if !found {
+			w.t.Errorf("$%s has no string in %v", variable, tokens)
+		}
+		return text
 	}
 	says := func(ok bool, why string) (string, string, int) {
 		if ok {
@@ -56,26 +70,26 @@ func (w *windows) exec(path string, args []string, input []byte) (out, errs stri
 		return why + "\r\n", "", 1
 	}
 	switch {
-	case strings.Contains(script, "Diagnostics.ProcessStartInfo"):
-		return w.cmd(`/d /s /c "` + word + `"`)
-	case strings.Contains(script, "@($input)"):
-		return w.script(script, input)
-	case strings.Contains(script, "DirtyBitSet"):
+	case has("Diagnostics.ProcessStartInfo"):
+		return w.cmd(`/d /s /c "` + given("line") + `"`)
+	case slices.Contains(tokens, pstest.Token{Kind: pstest.Variable, Text: "input"}):
+		return w.script(tokens, input)
+	case has("Win32_Volume"):
 		return says(!w.dirty, `volume C:\ is marked dirty: chkdsk has to repair it`)
-	case strings.Contains(script, "Get-Service"):
-		return says(word == "Print Spooler's", "it is Stopped")
-	case strings.Contains(script, "Win32_Service"):
+	case has("Get-Service"):
+		return says(given("name") == "Print Spooler's", "it is Stopped")
+	case has("Win32_Service"):
 		return says(true, "")
-	case strings.Contains(script, "GetActiveTcpListeners"):
-		return says(strings.Contains(script, "-eq 443 "), "nothing listens on TCP port")
-	case strings.Contains(script, "pg_isready"):
+	case has(".GetActiveTcpListeners"):
+		return says(has("443"), "nothing listens on TCP port")
+	case has("-p") && has("5432"):
 		return "localhost:5432 - accepting connections\r\n", "", 0
-	case strings.Contains(script, "curl.exe"):
-		return says(word == "https://localhost/?a=b&c=d", "404")
-	case strings.Contains(script, "[IO.File]::Open("):
-		return says(word == `C:\Program Files\it's there`, "no such file")
+	case has("curl.exe"):
+		return says(given("url") == "https://localhost/?a=b&c=d", "404")
+	case has("::Open"):
+		return says(given("path") == `C:\Program Files\it's there`, "no such file")
 	}
-	w.t.Errorf("an unknown script:\n%s", script)
+	w.t.Errorf("an unknown script: %v", tokens)
 	return "", "", 1
 }
 
@@ -92,15 +106,16 @@ func (w *windows) cmd(rest string) (out, errs string, code int) {
 	return "ran\r\n", "a warning\r\n", code
 }
 
-func (w *windows) script(boot string, input []byte) (out, errs string, code int) {
+func (w *windows) script(boot []pstest.Token, input []byte) (out, errs string, code int) {
+	named := func(ext string) bool { return slices.Contains(boot, pstest.Token{Kind: pstest.String, Text: ext}) }
 	text, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(string(input), "\n", ""))
 	if err != nil {
 		w.t.Error(err)
 	}
-	if strings.Contains(boot, "'.cmd'") && string(text) == "@echo off\r\nexit /b 3\r\n" {
+	if named(".cmd") && string(text) == "@echo off\r\nexit /b 3\r\n" {
 		return "", "", 3
 	}
-	if strings.Contains(boot, "'.ps1'") && string(text) == "\ufeff# größe\nexit 0\n" {
+	if named(".ps1") && string(text) == "\ufeff# größe\nexit 0\n" {
 		return "größe\r\n", "", 0
 	}
 	return "", fmt.Sprintf("an unknown script %q", text), 1

@@ -3,9 +3,13 @@ package role
 import (
 	"bytes"
 	"encoding/base64"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf16"
+
+	"github.com/holdfast-vm/holdfast/internal/drill/role/pstest"
 )
 
 // scriptOf decodes the script of a PowerShell command.
@@ -29,15 +33,7 @@ func TestNothingToQuote(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checks := []Check{script, FileSystems(), Given(`findstr "a b" C:\x\y.txt & echo %PATH%^|'it''s'`)}
-	for _, s := range []string{"service", "service=My \"odd\" service's", "tcp=80", "postgresql",
-		"http=https://localhost/?a=b&c='d'", `file=C:\Program Files\it's`} {
-		c, err := Parse(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		checks = append(checks, c)
-	}
+	checks := append(every(t), script)
 	for _, c := range checks {
 		command, err := c.For(true)
 		if err != nil {
@@ -52,6 +48,103 @@ func TestNothingToQuote(t *testing.T) {
 		if command.Path != powershellPath || command.Shown == "" ||
 			!strings.HasPrefix(scriptOf(t, command.Args), prelude) {
 			t.Errorf("%s: %+v", c.Name, command)
+		}
+	}
+}
+
+// every returns a check of every kind, with arguments that are hard to quote.
+func every(t *testing.T) []Check {
+	t.Helper()
+	checks := []Check{FileSystems(), Given(`findstr "a b" C:\x\y.txt & echo %PATH%^|'it''s'`)}
+	for _, name := range []string{"x.ps1", "x.cmd"} {
+		c, err := Script(name, []byte("exit 0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		checks = append(checks, c)
+	}
+	for _, s := range []string{"service", "service=My \"odd\" service's", "tcp=80", "postgresql", "postgresql=5433",
+		"http=https://localhost/?a=b&c='d'", `file=C:\Program Files\it's`} {
+		c, err := Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checks = append(checks, c)
+	}
+	return checks
+}
+
+// commands are those that scripts use; each is in PowerShell 2, or asked for before it is used.
+var commands = []string{"Get-WmiObject", "Get-Command", "Get-Volume", "Get-WinEvent", "Get-Service", "Get-ChildItem",
+	"Where-Object", "ForEach-Object", "Write-Output", "Join-Path", "Remove-Item", "Test-Path", "New-Object",
+	"Invoke-WebRequest", "Out-Null"}
+
+// given are the variables that PowerShell has by itself.
+var given = []string{"_", "input", "LASTEXITCODE", "true", "false", "null", "ProgressPreference",
+	"ErrorActionPreference"}
+
+// Scripts are ones that PowerShell reads: quotes and brackets are whole, commands exist, and
+// variables have a value before they are used.
+func TestScriptsAreRead(t *testing.T) {
+	for _, c := range every(t) {
+		tokens, err := pstest.Read(scriptOf(t, c.Windows.Args))
+		if err != nil {
+			t.Errorf("%s: %v", c.Name, err)
+			continue
+		}
+		known := slices.Clone(given)
+		for i, token := range tokens {
+			next := pstest.Token{}
+			if i+1 < len(tokens) {
+				next = tokens[i+1]
+			}
+			name, _ := strings.CutPrefix(token.Text, "global:")
+			switch {
+			case token.Kind == pstest.Word && regexp.MustCompile("^[A-Z][a-z]+-[A-Z]").MatchString(token.Text):
+				if !slices.Contains(commands, token.Text) {
+					t.Errorf("%s: there is no command %s", c.Name, token.Text)
+				}
+			case token.Kind != pstest.Variable || strings.HasPrefix(name, "env:"):
+			case next == (pstest.Token{Kind: pstest.Sign, Text: "="}) ||
+				next == (pstest.Token{Kind: pstest.Word, Text: "in"}):
+				known = append(known, name)
+			case !slices.Contains(known, name):
+				t.Errorf("%s: $%s has no value", c.Name, name)
+			}
+		}
+	}
+}
+
+// An argument is one string of the script, whatever it holds, and changes nothing else of it.
+func TestArgumentsAreStrings(t *testing.T) {
+	script := func(kind, arg string) []pstest.Token {
+		t.Helper()
+		c := Given(arg)
+		if kind != "" {
+			var err error
+			if c, err = Parse(kind + "=" + arg); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tokens, err := pstest.Read(scriptOf(t, c.Windows.Args))
+		if err != nil {
+			t.Fatalf("%s of %q: %v", kind, arg, err)
+		}
+		return tokens
+	}
+	for _, kind := range []string{"", "service", "file", "http"} {
+		const plain = "http://plain"
+		want := script(kind, plain)
+		at := slices.Index(want, pstest.Token{Kind: pstest.String, Text: plain})
+		if at < 0 {
+			t.Fatalf("%q: its argument is no string: %v", kind, want)
+		}
+		for _, arg := range []string{"http://a'b", "http://a';x;'b", "http://‘x’‛y‚", "http://$(x)`n", "http://{#",
+			"http://a''"} {
+			want[at].Text = arg
+			if got := script(kind, arg); !slices.Equal(got, want) {
+				t.Errorf("%q of %q is read as\n%v\nwant\n%v", kind, arg, got, want)
+			}
 		}
 	}
 }
@@ -89,8 +182,9 @@ func TestWindowsScript(t *testing.T) {
 		if len(name) > 1 {
 			ext = strings.ToLower(name[1:])
 		}
-		if s := scriptOf(t, c.Args); !strings.Contains(s, "'"+ext+"'") {
-			t.Errorf("%s becomes\n%s", name, s)
+		tokens, err := pstest.Read(scriptOf(t, c.Args))
+		if err != nil || !slices.Contains(tokens, pstest.Token{Kind: pstest.String, Text: ext}) {
+			t.Errorf("%s has no %s: %v, %v", name, ext, tokens, err)
 		}
 	}
 	if marked := []byte("\ufeffx"); !bytes.Equal(windowsScript("a", marked).Input, lines64(marked)) {
