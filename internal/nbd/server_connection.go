@@ -23,7 +23,7 @@ const serverSocketBuffer = 2 << 20
 // errGoodbye reports that the client has ended the session as the protocol says.
 var errGoodbye = errors.New("the client has said goodbye")
 
-// connection is one connection. One goroutine reads its requests; those that may wait are performed
+// connection is one client. One goroutine reads its requests; those that may wait are performed
 // by workers.
 type connection struct {
 	server *Server
