@@ -199,3 +199,24 @@ type File struct {
 // IsSnapshot reports whether p is a snapshot of disks, and so no part of what backups of a machine
 // count from.
 func (p *RecoveryPoint) IsSnapshot() bool { return p.Kind == Snapshot }
+
+// Omission is something of the machine that the point does not hold.
+type Omission struct {
+	Kind   string `json:"kind"`             // for programs: docs/manual/devices.md lists them
+	What   string `json:"what"`             // the kind in words
+	Name   string `json:"name,omitempty"`   // as the hypervisor calls it
+	Source string `json:"source,omitempty"` // what of the host is behind it: a file, a folder, a device
+	Why    string `json:"why"`
+}
+
+// String says it in one line.
+func (o Omission) String() string {
+	s := o.What
+	if o.Name != "" {
+		s += " " + o.Name
+	}
+	if o.Source != "" {
+		s += " (" + o.Source + ")"
+	}
+	return s + ": " + o.Why
+}
