@@ -179,6 +179,9 @@ func (a *app) printPoint(p *point.RecoveryPoint) error {
 	for _, f := range p.Files {
 		fields = append(fields, [2]string{f.Role, fmt.Sprintf("%s (%s)", f.Path, humanSize(f.Size))})
 	}
+	for _, o := range p.NotHeld {
+		fields = append(fields, [2]string{"not held", o.String()})
+	}
 	for _, w := range p.Warnings {
 		fields = append(fields, [2]string{"warning", w})
 	}

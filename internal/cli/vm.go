@@ -18,13 +18,14 @@ import (
 )
 
 func (a *app) vmCommands() *cobra.Command {
-	return noun("vm", "List and back up virtual machines", a.vmList(), a.vmBackup())
+	return noun("vm", "List, show and back up virtual machines", a.vmList(), a.vmShow(), a.vmBackup())
 }
 
 // ListedVM is a machine as vm list --json prints it.
 type ListedVM struct {
 	hypervisor.Machine
-	LastPoint *LastPoint `json:"last_point,omitempty"` // null where no vault was given or it has no point
+	NotHeld   []point.Omission `json:"not_held"`             // what of the machine a point does not hold
+	LastPoint *LastPoint       `json:"last_point,omitempty"` // null where no vault was given or it has no point
 }
 
 // LastPoint is the newest recovery point of a machine.
@@ -40,7 +41,9 @@ func (a *app) vmList() *cobra.Command {
 		use: "list", short: "List the machines of the hosts given with --connect", args: cobra.NoArgs,
 		long: `
 With --vault it also shows how old the last recovery point of each machine is, and how
-consistent. A host that does not answer is an error, after the others have been listed.`,
+consistent. "not held" counts what of a machine no point holds, such as shared folders and
+persistent memory: "holdfast vm show NAME" says what it is. A host that does not answer is an
+error, after the others have been listed.`,
 		examples: `
 holdfast vm list
 holdfast --connect qemu:///session --vault /srv/vault vm list
@@ -50,25 +53,16 @@ holdfast --connect qmp:/run/web.qmp,qga=/run/web.qga vm list --json`,
 }
 
 func (a *app) listVMs(ctx context.Context) error {
-	var last func(hypervisor.Machine) *point.RecoveryPoint
-	if a.vaultPath() != "" {
-		err := a.withVault(ctx, func(v *vault.Vault) error {
-			points, err := v.Summaries(ctx, nil)
-			last = func(m hypervisor.Machine) *point.RecoveryPoint { return protect.Last(points, m) }
-			return err
-		})
-		if err != nil {
-			return err
-		}
+	last, err := a.lastPoints(ctx)
+	if err != nil {
+		return err
 	}
 	var list []ListedVM
 	var failed error
 	for _, uri := range a.connections() {
-		machines, err := a.machinesOf(ctx, uri)
+		machines, err := a.describedOf(ctx, uri, last)
 		failed = errors.Join(failed, err)
-		for _, m := range machines {
-			list = append(list, a.listed(m, last))
-		}
+		list = append(list, machines...)
 	}
 	slices.SortStableFunc(list, func(x, y ListedVM) int { return strings.Compare(x.Name, y.Name) })
 	if failed != nil && len(list) == 0 {
@@ -78,6 +72,45 @@ func (a *app) listVMs(ctx context.Context) error {
 		return errors.Join(a.printJSON(orEmpty(list)), failed)
 	}
 	return errors.Join(a.printVMs(list, last != nil), failed)
+}
+
+// lastPoints returns what finds the last point of a machine in the vault, nil where none was given.
+func (a *app) lastPoints(ctx context.Context) (func(hypervisor.Machine) *point.RecoveryPoint, error) {
+	if a.vaultPath() == "" {
+		return nil, nil
+	}
+	var points []*point.RecoveryPoint
+	err := a.withVault(ctx, func(v *vault.Vault) (err error) {
+		points, err = v.Summaries(ctx, nil)
+		return err
+	})
+	return func(m hypervisor.Machine) *point.RecoveryPoint { return protect.Last(points, m) }, err
+}
+
+// describedOf lists the machines of a host with what points do not hold of them. What could be
+// found out is returned with an error, too.
+func (a *app) describedOf(ctx context.Context, uri string, last func(hypervisor.Machine) *point.RecoveryPoint,
+) ([]ListedVM, error) {
+	hosts, err := a.openHosts([]string{uri})
+	if err != nil {
+		return nil, err
+	}
+	defer closeHosts(hosts)
+	machines, err := hosts[0].Machines(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the machines of %s: %w: %w", uri, hypervisor.ErrUnreachable, err)
+	}
+	var list []ListedVM
+	var failed error
+	for _, m := range machines {
+		lacks, err := hosts[0].NotHeld(ctx, m)
+		if errors.Is(err, hypervisor.ErrNoMachine) {
+			continue // gone since the list was made
+		}
+		failed = errors.Join(failed, err)
+		list = append(list, a.listed(m, lacks, last))
+	}
+	return list, failed
 }
 
 func (a *app) machinesOf(ctx context.Context, uri string) ([]hypervisor.Machine, error) {
@@ -93,9 +126,11 @@ func (a *app) machinesOf(ctx context.Context, uri string) ([]hypervisor.Machine,
 	return machines, nil
 }
 
-func (a *app) listed(m hypervisor.Machine, last func(hypervisor.Machine) *point.RecoveryPoint) ListedVM {
+func (a *app) listed(m hypervisor.Machine, lacks []point.Omission,
+	last func(hypervisor.Machine) *point.RecoveryPoint,
+) ListedVM {
 	m.Disks = orEmpty(m.Disks)
-	out := ListedVM{Machine: m}
+	out := ListedVM{Machine: m, NotHeld: orEmpty(lacks)}
 	if last == nil {
 		return out
 	}
@@ -108,7 +143,7 @@ func (a *app) listed(m hypervisor.Machine, last func(hypervisor.Machine) *point.
 }
 
 func (a *app) printVMs(list []ListedVM, withVault bool) error {
-	columns := []string{"name", "state", ">disks", ">size", "agent"}
+	columns := []string{"name", "state", ">disks", ">size", ">not held", "agent"}
 	if withVault {
 		columns = append(columns, "consistency", ">last point")
 	}
@@ -122,7 +157,8 @@ func (a *app) printVMs(list []ListedVM, withVault bool) error {
 		if m.Agent {
 			agent = "yes"
 		}
-		row := []string{m.Name, string(m.State), strconv.Itoa(len(m.Disks)), humanSize(size), agent}
+		row := []string{m.Name, string(m.State), strconv.Itoa(len(m.Disks)), humanSize(size),
+			strconv.Itoa(len(m.NotHeld)), agent}
 		if withVault {
 			if m.LastPoint == nil {
 				row = append(row, "-", "never")
@@ -241,6 +277,9 @@ func (a *app) printTaken(p *point.RecoveryPoint) error {
 		return a.printJSON(p)
 	}
 	a.warn(p.Warnings)
+	for _, o := range p.NotHeld {
+		a.remark("not held: %s", oneLine(o.String()))
+	}
 	var added, read int64
 	for _, d := range p.Disks {
 		added += d.Added

@@ -75,6 +75,14 @@ type Disk struct {
 	Persistent bool   `json:"-"` // a dirty bitmap of this disk can be stored in its image
 }
 
+// Description is what must be stored of a machine, beside its disks, to build it again.
+type Description struct {
+	Definition point.Definition
+	Files      []point.File     // small files that belong to it: paths on this host, Root empty
+	NotHeld    []point.Omission // what of the machine a point does not hold
+	Warnings   []string         // what can not be kept besides, in words
+}
+
 // Agent talks to the guest agent of one machine.
 type Agent interface {
 	// Command runs one guest agent command and returns its "return" value as JSON. An error the
@@ -127,9 +135,10 @@ type Host interface {
 	// Define builds a machine from a point whose disks and files have been written, and starts it
 	// if asked. It refuses a name that exists with ErrExists, before it changes anything.
 	Define(ctx context.Context, r Rebuild) (Rebuilt, error)
-	// Describe returns what must be stored to build the machine again, and the small files that
-	// belong to it (paths on this host, Root empty).
-	Describe(ctx context.Context, m Machine) (point.Definition, []point.File, []string, error)
+	// Describe returns what must be stored to build the machine again.
+	Describe(ctx context.Context, m Machine) (Description, error)
+	// NotHeld lists what of the machine a point does not hold, as it is now.
+	NotHeld(ctx context.Context, m Machine) ([]point.Omission, error)
 	// OpenAgent opens the machine's guest agent, or returns ErrNoAgent.
 	OpenAgent(ctx context.Context, m Machine) (Agent, error)
 	io.Closer

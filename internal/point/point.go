@@ -89,7 +89,8 @@ type RecoveryPoint struct {
 	Disks             []Disk            `json:"disks"`
 	ExcludedDisks     []string          `json:"excluded_disks,omitempty"`
 	Definition        Definition        `json:"definition"`
-	Files             []File            `json:"files,omitempty"` // NVRAM, TPM state
+	Files             []File            `json:"files,omitempty"`    // NVRAM, TPM state
+	NotHeld           []Omission        `json:"not_held,omitempty"` // what of the machine the point lacks
 	Warnings          []string          `json:"warnings,omitempty"`
 	Holdfast          string            `json:"holdfast_version"`
 	Took              float64           `json:"took_seconds"`             // from begin to commit

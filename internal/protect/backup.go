@@ -85,15 +85,15 @@ func (r *run) prepare(ctx context.Context) error {
 	if r.disks, err = chooseDisks(m, r.req.Exclude); err != nil {
 		return err
 	}
-	def, files, warnings, err := r.Host.Describe(ctx, m)
+	about, err := r.Host.Describe(ctx, m)
 	if err != nil {
 		return fmt.Errorf("describe the machine: %w", err)
 	}
-	r.files = files
+	r.files = about.Files
 	r.result = &point.RecoveryPoint{
-		ID: point.NewID(), VM: m.Name, MachineUUID: m.UUID, Tags: r.req.Tags, Definition: def, Holdfast: r.Version,
-		ExcludedDisks: excluded(m, r.disks),
-		Warnings:      append(warnings, r.lineage.changes(r.disks, excluded(m, r.disks))...),
+		ID: point.NewID(), VM: m.Name, MachineUUID: m.UUID, Tags: r.req.Tags, Definition: about.Definition,
+		Holdfast: r.Version, ExcludedDisks: excluded(m, r.disks), NotHeld: about.NotHeld,
+		Warnings: append(about.Warnings, r.lineage.changes(r.disks, excluded(m, r.disks))...),
 	}
 	if r.lineage.last != nil {
 		r.result.Parent = r.lineage.last.ID

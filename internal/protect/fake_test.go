@@ -23,16 +23,17 @@ var errMade = errors.New("made to fail")
 // model is a machine that keeps changed block tracking as QEMU does: bitmaps that record writes
 // until they are removed.
 type model struct {
-	rng    *rand.Rand
-	name   string
-	uuid   string
-	state  hypervisor.State
-	agent  bool
-	order  []string
-	disks  map[string][]byte
-	bitmap map[string]map[string]map[int64]bool // disk → name → dirty granules
-	files  []point.File
-	held   bool
+	rng     *rand.Rand
+	name    string
+	uuid    string
+	state   hypervisor.State
+	agent   bool
+	order   []string
+	disks   map[string][]byte
+	bitmap  map[string]map[string]map[int64]bool // disk → name → dirty granules
+	files   []point.File
+	notHeld []point.Omission
+	held    bool
 
 	failAt string // step of the capture that fails
 	killed bool   // the failure is a kill: nothing is cleaned up
@@ -99,8 +100,12 @@ func (m *model) Define(context.Context, hypervisor.Rebuild) (hypervisor.Rebuilt,
 	return hypervisor.Rebuilt{}, errMade
 }
 
-func (m *model) Describe(context.Context, hypervisor.Machine) (point.Definition, []point.File, []string, error) {
-	return point.Definition{Kind: point.ForQEMU}, m.files, nil, nil
+func (m *model) Describe(context.Context, hypervisor.Machine) (hypervisor.Description, error) {
+	return hypervisor.Description{Definition: point.Definition{Kind: point.ForQEMU}, Files: m.files, NotHeld: m.notHeld}, nil
+}
+
+func (m *model) NotHeld(context.Context, hypervisor.Machine) ([]point.Omission, error) {
+	return m.notHeld, nil
 }
 
 func (m *model) OpenAgent(context.Context, hypervisor.Machine) (hypervisor.Agent, error) {

@@ -17,15 +17,16 @@ import (
 
 // Describe returns what must be stored to build the machine again, and the small files that belong
 // to it.
-func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (point.Definition, []point.File, []string, error) {
+func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (hypervisor.Description, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	def, doc, warnings, err := h.definition(ctx, m.Name)
 	if err != nil {
-		return point.Definition{}, nil, nil, fmt.Errorf("describe %s: %w", m.Name, err)
+		return hypervisor.Description{}, fmt.Errorf("describe %s: %w", m.Name, err)
 	}
 	files, more := h.files(doc)
-	return def, files, append(warnings, more...), nil
+	return hypervisor.Description{Definition: def, Files: files, NotHeld: notHeld(doc),
+		Warnings: append(warnings, more...)}, nil
 }
 
 func (h *Host) definition(ctx context.Context, name string) (def point.Definition, doc *etree.Element,
@@ -98,23 +99,11 @@ func networks(ctx context.Context, c *rpc.Client, doc *etree.Element) (out map[s
 	return out, warnings
 }
 
-// hostBound names what of a machine can not be taken to another host.
+// hostBound names what of a machine looks different on another host.
 func hostBound(doc *etree.Element) (warnings []string) {
-	for _, el := range doc.FindElements("devices/hostdev") {
-		warnings = append(warnings, fmt.Sprintf("host device (%s) is not part of the point",
-			el.SelectAttrValue("type", "unknown")))
-	}
-	for range doc.FindElements("devices/interface[@type='hostdev']") {
-		warnings = append(warnings, "network interface of the host (hostdev) is not part of the point")
-	}
-	for _, el := range doc.FindElements("devices/tpm/backend") {
-		if kind := el.SelectAttrValue("type", ""); kind != "emulator" {
-			warnings = append(warnings, fmt.Sprintf("the state of the TPM (%s) is not part of the point", kind))
-		}
-	}
 	if attr(doc, "cpu", "mode") == "host-passthrough" {
-		warnings = append(warnings, "the CPU is the host's own (host-passthrough): on another model the guest may "+
-			"see another CPU")
+		warnings = append(warnings,
+			"the CPU is the host's own (host-passthrough): on another model the guest may see another CPU")
 	}
 	return warnings
 }

@@ -77,7 +77,9 @@ func (h *Host) machine(ctx context.Context, c *rpc.Client, dom rpc.Domain) (hype
 	m := hypervisor.Machine{Name: dom.Name, UUID: formatUUID(dom.UUID), State: stateOf(state), Host: h.uri,
 		Agent: doc.FindElement("devices/channel/target[@name='"+agentChannel+"']") != nil}
 	for _, el := range diskElements(doc) {
-		m.Disks = append(m.Disks, diskOf(ctx, c, dom, doc, el))
+		if capturable(el) {
+			m.Disks = append(m.Disks, diskOf(ctx, c, dom, doc, el))
+		}
 	}
 	return m, nil
 }

@@ -24,48 +24,55 @@ const (
 )
 
 // Describe returns the command line of m and the facts that pin it down, the firmware variables,
-// TPM state, kernel and initrd, and in words what of the machine can not be kept.
-func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (point.Definition, []point.File, []string, error) {
+// TPM state, kernel and initrd, and what of the machine can not be kept.
+func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (hypervisor.Description, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
-	def, files, warnings, err := h.describe(ctx)
+	out, err := h.describe(ctx)
 	if err != nil {
-		return point.Definition{}, nil, nil, fmt.Errorf("describe machine %s: %w", m.Name, err)
+		return hypervisor.Description{}, fmt.Errorf("describe machine %s: %w", m.Name, err)
 	}
-	return def, files, warnings, nil
+	return out, nil
 }
 
-func (h *Host) describe(ctx context.Context) (point.Definition, []point.File, []string, error) {
-	def := point.Definition{Kind: point.ForQEMU}
+func (h *Host) describe(ctx context.Context) (out hypervisor.Description, err error) {
 	c, err := h.Client(ctx)
 	if err != nil {
-		return def, nil, nil, err
+		return out, err
 	}
 	p, err := readProcess(c.PeerPID())
 	if err != nil {
-		return def, nil, nil, err
-	}
-	machine, err := qomString(ctx, c, "/machine", "type")
-	if err != nil {
-		return def, nil, nil, err
+		return out, err
 	}
 	cl := parseCommandLine(p.args)
 	if err := cl.settleArgs(ctx, c, p); err != nil {
-		return def, nil, nil, err
+		return out, err
 	}
-	def.Args, def.Dir = cl.args(), p.startDir(cl.paths())
-	def.MachineType = strings.TrimSuffix(machine, "-machine")
-	def.Hypervisor = "QEMU " + c.Version().String()
-	if def.CPU, err = expandCPU(ctx, c, cl.first("cpu")); err != nil {
-		return def, nil, nil, err
+	if out.Definition, err = define(ctx, c, p, &cl); err != nil {
+		return out, err
 	}
 	var l fileList
 	if err := l.addFirmware(ctx, c, p); err != nil {
-		return def, nil, nil, err
+		return out, err
 	}
 	l.addBoot(cl, p)
 	l.addTPM(cl, p)
-	return def, l.files, append(l.warnings, unportable(cl)...), nil
+	out.Files, out.Warnings = l.files, l.warnings
+	out.NotHeld, err = listNotHeld(ctx, c, p, cl)
+	return out, err
+}
+
+// define says what was started, and what pins it down.
+func define(ctx context.Context, c *qmp.Client, p *process, cl *commandLine) (point.Definition, error) {
+	def := point.Definition{Kind: point.ForQEMU, Args: cl.args(), Dir: p.startDir(cl.paths())}
+	machine, err := qomString(ctx, c, "/machine", "type")
+	if err != nil {
+		return def, err
+	}
+	def.MachineType = strings.TrimSuffix(machine, "-machine")
+	def.Hypervisor = "QEMU " + c.Version().String()
+	def.CPU, err = expandCPU(ctx, c, cl.first("cpu"))
+	return def, err
 }
 
 // expandCPU returns the CPU model with all its features as JSON, "" where QEMU does not say.
@@ -170,9 +177,11 @@ func (l *fileList) addTPM(cl commandLine, p *process) {
 	for _, v := range cl.values("tpmdev") {
 		tpm := parseProps(v, "type")
 		chardev := cl.byID("chardev", tpm.get("chardev"))
-		if tpm.get("type") != "emulator" || chardev == nil {
-			l.warnings = append(l.warnings,
-				fmt.Sprintf("the state of the TPM %s is not stored: it is no emulator with a socket", tpm.get("id")))
+		if tpm.get("type") != "emulator" {
+			continue // it is told as what a point does not hold
+		}
+		if chardev == nil {
+			l.warnings = append(l.warnings, "the state of the TPM is not stored: its emulator has no socket")
 			continue
 		}
 		dir, err := tpmStateDir(p.resolve(chardev.get("path")))

@@ -135,11 +135,13 @@ func busOf(kind string) (string, bool) {
 	case strings.Contains(kind, "pflash"), strings.Contains(kind, "sd-card"), strings.Contains(kind, "floppy"),
 		strings.HasSuffix(kind, "-cd"):
 		return "", false
-	case strings.HasPrefix(kind, "virtio-blk"), strings.HasPrefix(kind, "vhost-user-blk"):
+	case kind == "scsi-block", kind == "scsi-generic": // what the guest writes goes past QEMU's block layer
+		return "", false
+	case strings.HasPrefix(kind, "virtio-blk"), strings.HasPrefix(kind, "vmapple-virtio-blk"):
 		return "virtio", true
 	}
 	bus, _, _ := strings.Cut(kind, "-")
-	return bus, bus == "scsi" || bus == "ide" || bus == "nvme" || bus == "usb"
+	return bus, bus == "scsi" || bus == "ide" || bus == "nvme" || bus == "usb" || bus == "ufs"
 }
 
 // onIOThread asks the device and the controllers above it.

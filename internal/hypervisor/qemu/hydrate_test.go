@@ -280,7 +280,8 @@ func TestHydration(t *testing.T) {
 // requireDescribed fails unless a machine built from a description of m has the same devices.
 func (i *instant) requireDescribed(m hypervisor.Machine) {
 	i.Helper()
-	def, _, _, err := i.h.Describe(i.Context(), m)
+	about, err := i.h.Describe(i.Context(), m)
+	def := about.Definition
 	i.ok(err)
 	if text := strings.Join(def.Args, " "); strings.Contains(text, hypervisor.OverlaySuffix) ||
 		strings.Contains(text, "werror") {

@@ -94,3 +94,8 @@ func isURI(name string) bool {
 	protocol, _, ok := strings.Cut(name, ":")
 	return ok && !strings.Contains(protocol, "/")
 }
+
+func isDirectory(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}

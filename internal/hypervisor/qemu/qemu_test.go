@@ -186,9 +186,14 @@ func TestMachinesAndDescribe(t *testing.T) {
 	if len(m.Disks) != len(want) {
 		t.Errorf("%d disks, want %d", len(m.Disks), len(want))
 	}
-	def, files, warnings, err := h.Describe(t.Context(), m)
-	if err != nil || len(warnings) > 0 {
-		t.Fatalf("describe: %v, warnings %q", err, warnings)
+	about, err := h.Describe(t.Context(), m)
+	if err != nil || len(about.Warnings) > 0 {
+		t.Fatalf("describe: %v, warnings %q", err, about.Warnings)
+	}
+	def, files := about.Definition, about.Files
+	if want := "read-only disk virtio2 (" + dir + "/base.img)"; len(about.NotHeld) != 1 ||
+		!strings.HasPrefix(about.NotHeld[0].String(), want) {
+		t.Errorf("not held is %q, want only %s", about.NotHeld, want)
 	}
 	if def.Kind != point.ForQEMU || def.Dir != dir || def.MachineType != "pc-q35-7.2" ||
 		!strings.HasPrefix(def.Hypervisor, "QEMU 7.2") ||
@@ -215,10 +220,11 @@ func TestMachinesAndDescribe(t *testing.T) {
 func rebuildOf(t *testing.T, h *Host, storage string) hypervisor.Rebuild {
 	t.Helper()
 	m := machine(t, h)
-	def, files, _, err := h.Describe(t.Context(), m)
+	about, err := h.Describe(t.Context(), m)
 	if err != nil {
 		t.Fatal(err)
 	}
+	def, files := about.Definition, about.Files
 	p := &point.RecoveryPoint{ID: point.NewID(), VM: m.Name, MachineUUID: m.UUID, Definition: def, Files: files}
 	r := hypervisor.Rebuild{Point: p, Name: "it's new", StorageDir: storage, Disks: map[string]string{},
 		Formats: map[string]string{}, Files: map[string]string{}}
@@ -273,7 +279,8 @@ func TestDefineAndStart(t *testing.T) {
 	if want := "vda raw, vdb raw, vdc raw, vde qcow2"; strings.Join(got, ", ") != want {
 		t.Errorf("disks are %s, want %s", strings.Join(got, ", "), want)
 	}
-	def, files, _, err := n.Describe(t.Context(), m)
+	about, err := n.Describe(t.Context(), m)
+	def, files := about.Definition, about.Files
 	if err != nil || def.MachineType != r.Point.Definition.MachineType {
 		t.Errorf("rebuilt definition: %+v, %v", def, err)
 	}

@@ -1,4 +1,4 @@
-package devices
+package devicekind
 
 import (
 	"path"
@@ -75,3 +75,6 @@ func find(name string, of func(Row) string) Row {
 func (r Row) Omit(name, source string) point.Omission {
 	return point.Omission{Kind: r.Kind, What: r.What, Name: name, Source: source, Why: r.Why}
 }
+
+// ReadOnlyDisk returns the row of disks that the machine can not write.
+func ReadOnlyDisk() Row { return find("disk/readonly", func(r Row) string { return r.Libvirt }) }

@@ -1,4 +1,4 @@
-package devices
+package devicekind
 
 import (
 	"flag"
@@ -102,7 +102,8 @@ func TestRowsDoNotOverlap(t *testing.T) {
 
 // What is not known is not held, and says so.
 func TestUnknown(t *testing.T) {
-	for _, r := range []Row{Device("quantum-disk-pci"), Object("memory-backend-qubit"), Option("qubits"), Element("qubit", ""),
+	for _, r := range []Row{Device("quantum-disk-pci"), Object("memory-backend-qubit"), Option("qubits"),
+		Element("qubit", ""),
 		Element("memory", "qubit"), Element("disk", "qubit"), Element("hostdev", "qubit")} {
 		if o := r.Omit("q0", "/dev/q"); r.Fate != LeftOut || o.Kind != "unknown" || o.Why != "not known: not held" {
 			t.Errorf("%+v says %+v", r, o)
@@ -115,7 +116,8 @@ const manual = "../../../docs/manual/devices.md"
 // The table of the manual is this one.
 func TestManual(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("| kind | what | in QEMU | in libvirt | in a point | why | in a restore and a drill |\n|---|---|---|---|---|---|---|\n")
+	b.WriteString("| kind | what | in QEMU | in libvirt | in a point | why | in a restore and a drill " +
+		"|\n|---|---|---|---|---|---|---|\n")
 	for _, r := range append(slices.Clone(Table), Unknown) {
 		b.WriteString(manualRow(r))
 	}
@@ -133,7 +135,8 @@ func TestManual(t *testing.T) {
 		return
 	}
 	if !*update {
-		t.Fatalf("%s has another table; `go test ./internal/hypervisor/devices -update` writes\n%s", manual, b.String())
+		t.Fatalf("%s has another table; `go test ./internal/hypervisor/devicekind -update` writes\n%s", manual,
+			b.String())
 	}
 	if err := os.WriteFile(manual, []byte(before+begin+b.String()+end+after), 0o644); err != nil {
 		t.Fatal(err)
@@ -157,6 +160,7 @@ func manualRow(r Row) string {
 	for _, e := range strings.Fields(r.Libvirt) {
 		libvirt = append(libvirt, "`"+e+"`")
 	}
-	return fmt.Sprintf("| `%s` | %s | %s | %s | **%s** | %s | %s |\n", r.Kind, r.What, strings.Join(qemu, " "), strings.Join(libvirt, " "),
+	return fmt.Sprintf("| `%s` | %s | %s | %s | **%s** | %s | %s |\n", r.Kind, r.What, strings.Join(qemu, " "),
+		strings.Join(libvirt, " "),
 		r.Fate, r.Why, r.Restore)
 }
