@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -57,8 +58,14 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 	}
 	w := newRewriter(r, h.socket, h.agent)
 	w.rewrite()
-	if err := writeScript(script, w); err != nil {
+	if w.refused != nil {
+		return hypervisor.Rebuilt{}, w.refused
+	}
+	if err := w.makeCopies(); err != nil {
 		return hypervisor.Rebuilt{}, err
+	}
+	if err := writeScript(script, w); err != nil {
+		return hypervisor.Rebuilt{}, errors.Join(err, w.dropCopies())
 	}
 	out := hypervisor.Rebuilt{Name: r.Name, UUID: w.uuid, State: hypervisor.Off, Start: quote(script),
 		Warnings: w.warnings}
@@ -66,7 +73,7 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 		return out, nil
 	}
 	if err := h.start(ctx, script, filepath.Join(dir, r.Name+".log")); err != nil {
-		return hypervisor.Rebuilt{}, errors.Join(err, os.Remove(script))
+		return hypervisor.Rebuilt{}, errors.Join(err, os.Remove(script), w.dropCopies())
 	}
 	out.State = hypervisor.Running
 	return out, nil
@@ -101,6 +108,44 @@ func writeScript(path string, w *rewriter) error {
 		return errors.Join(fmt.Errorf("write start script: %w", err), os.Remove(path))
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// makeCopies makes the copies of the original's files, durably, and refuses to replace a file.
+func (w *rewriter) makeCopies() error {
+	for i, c := range w.copies {
+		if err := copyFile(c); err != nil {
+			w.copies = w.copies[:i]
+			return errors.Join(fmt.Errorf("copy %s for the machine: %w", c.from, err), w.dropCopies())
+		}
+	}
+	return nil
+}
+
+func copyFile(c fileCopy) error {
+	in, err := os.Open(c.from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := os.MkdirAll(filepath.Dir(c.to), 0o755); err != nil {
+		return err
+	}
+	out, err := os.OpenFile(c.to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+		return errors.Join(err, os.Remove(c.to))
+	}
+	return nil
+}
+
+func (w *rewriter) dropCopies() (err error) {
+	for _, c := range w.copies {
+		err = errors.Join(err, os.Remove(c.to))
+	}
+	return err
 }
 
 // script returns the start script. Options stand one to a line.

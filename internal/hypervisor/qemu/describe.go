@@ -55,6 +55,7 @@ func (h *Host) describe(ctx context.Context) (out hypervisor.Description, err er
 	if err := l.addFirmware(ctx, c, p); err != nil {
 		return out, err
 	}
+	l.addVariables(cl, p)
 	l.addBoot(cl, p)
 	l.addTPM(cl, p)
 	out.Files, out.Warnings = l.files, l.warnings
@@ -145,6 +146,16 @@ func (l *fileList) addFirmware(ctx context.Context, c *qmp.Client, p *process) e
 		}
 	}
 	return nil
+}
+
+// addVariables adds the firmware variables that a device of its own keeps (uefi-vars, QEMU 10).
+func (l *fileList) addVariables(cl commandLine, p *process) {
+	for _, v := range cl.values("device") {
+		d := parseProps(v, "driver")
+		if file := d.get("jsonfile"); file != "" && strings.HasPrefix(d.get("driver"), "uefi-vars") {
+			l.add(roleNVRAM, filepath.Base(file), p.resolve(file))
+		}
+	}
 }
 
 // addBoot adds what a machine without a boot loader boots from.
@@ -255,22 +266,6 @@ func tpmArgs(args []string, socket string) (dir string, ok bool) {
 		}
 	}
 	return dir, ok && dir != ""
-}
-
-// unportable returns in words which devices belong to this host and will be missing elsewhere.
-func unportable(cl commandLine) []string {
-	var out []string
-	for _, v := range cl.values("device") {
-		if driver := parseProps(v, "driver").get("driver"); hostDevice(driver) {
-			out = append(out, fmt.Sprintf("the host's device %s is not part of the point", v))
-		}
-	}
-	return out
-}
-
-func hostDevice(driver string) bool {
-	return strings.HasPrefix(driver, "vfio-") || driver == "usb-host" || strings.HasPrefix(driver, "scsi-generic") ||
-		strings.HasPrefix(driver, "vhost-")
 }
 
 // paths returns the relative paths of images in the command line.

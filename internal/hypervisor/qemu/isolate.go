@@ -283,15 +283,6 @@ func (w *rewriter) isRemote(name string) bool {
 // protectFiles keeps the machine from writing to files of the original that are not part of the
 // point: floppies, cards, firmware variables.
 func (w *rewriter) protectFiles() {
-	w.cl.drop(func(o option) bool {
-		p := parseProps(o.value, "")
-		kind := p.get("if")
-		drop := o.name == "drive" && (kind == "floppy" || kind == "sd") && p.get("readonly") != "on"
-		if drop {
-			w.warn("isolated: %s is left out", o.value)
-		}
-		return drop
-	})
 	w.cl.edit("drive", func(_ *option, p *props) {
 		if p.get("if") == "pflash" && p.get("readonly") != "on" && !w.isOwn(p.get("file")) {
 			p.set("snapshot", "on") // what is written goes to a file without a name
@@ -299,9 +290,19 @@ func (w *rewriter) protectFiles() {
 	})
 }
 
-// isOwn reports whether a file was made for this machine.
+// isOwn reports whether a file was made for this machine. The original's may lie beside it.
 func (w *rewriter) isOwn(path string) bool {
-	return strings.HasPrefix(path, filepath.Clean(w.r.StorageDir)+"/")
+	if strings.HasPrefix(path, w.own("")) {
+		return true
+	}
+	for _, files := range []map[string]string{w.r.Files, w.r.Disks} {
+		for _, file := range files {
+			if abs, err := filepath.Abs(file); err == nil && abs == path {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Isolation looks at the QEMU process, and asks it for its networks.

@@ -41,7 +41,7 @@ func TestIsolate(t *testing.T) {
 		{"shares", nodefaults + "-virtfs local,path=/,mount_tag=x,security_model=none -fsdev local,id=f,path=/ " +
 			"-device virtio-9p-pci,fsdev=f,mount_tag=y -device vhost-user-fs-pci,chardev=c -chardev " +
 			"socket,id=c,path=/run/virtiofsd",
-			"-chardev null,id=c", "virtfs fsdev 9p virtiofsd"},
+			"-nodefaults", "virtfs fsdev 9p virtiofsd chardev"},
 		{"host devices", nodefaults + "-device vhost-vsock-pci,guest-cid=3 -device vfio-pci,host=1 -device " +
 			"usb-host,vendorid=1 -device usb-redir,chardev=r -chardev spicevmc,id=r,name=usbredir -device " +
 			"ivshmem-plain,memdev=m",

@@ -20,10 +20,16 @@ type rewriter struct {
 	socket string // QMP of the new machine
 	agent  string // guest agent's of the new machine
 
+	needed   map[string]bool // what the old command line refers to
 	uuid     string
 	tpm      *tpmStart
+	copies   []fileCopy // to be made before the machine is started
+	refused  error      // why the machine can not be built
 	warnings []string
 }
+
+// fileCopy is a file of the original of which the machine has a copy.
+type fileCopy struct{ from, to string }
 
 // tpmStart is the TPM emulator that must run before QEMU.
 type tpmStart struct {
@@ -36,7 +42,8 @@ func newRewriter(r hypervisor.Rebuild, socket, agent string) *rewriter {
 		agent = filepath.Join(r.StorageDir, r.Name+".qga.sock")
 	}
 	def := r.Point.Definition
-	return &rewriter{cl: parseCommandLine(def.Args), r: r, def: def, socket: socket, agent: agent}
+	cl := parseCommandLine(def.Args)
+	return &rewriter{cl: cl, r: r, def: def, socket: socket, agent: agent, needed: cl.references()}
 }
 
 func (w *rewriter) warn(format string, args ...any) {
@@ -55,6 +62,7 @@ func (w *rewriter) rewrite() {
 	w.moveSockets()
 	w.setNetworks()
 	w.dropTransient()
+	w.dropForeign()
 	w.holdOnErrors()
 	w.isolate()
 	if w.r.Held {
@@ -222,6 +230,7 @@ func (w *rewriter) replaceFiles() {
 		}
 	}
 	w.cl.edit("machine M", func(_ *option, p *props) { move(p, roleKernel); move(p, roleInitrd) })
+	w.cl.edit("device", func(_ *option, p *props) { move(p, "jsonfile") })
 	w.cl.edit("drive blockdev", func(_ *option, p *props) {
 		for _, key := range p.keys() {
 			if key == "file" || key == "filename" || strings.HasSuffix(key, ".filename") {
@@ -246,8 +255,7 @@ func (w *rewriter) moveTPM() {
 	for _, v := range w.cl.values("tpmdev") {
 		tpm := parseProps(v, "type")
 		if tpm.get("type") != "emulator" {
-			w.warn("the TPM %s is the old host's own", tpm.get("id"))
-			continue
+			continue // it is left out
 		}
 		w.tpm = &tpmStart{dir: w.own("tpm"), socket: w.own("tpm.sock"), version2: true}
 		w.cl.edit("chardev", func(_ *option, p *props) {
@@ -319,10 +327,4 @@ func (w *rewriter) dropTransient() {
 	if daemon && !w.cl.has("display") && !w.cl.has("nographic") && !w.cl.has("vnc") && !w.cl.has("spice") {
 		w.cl.set("display", "none")
 	}
-	for _, warning := range unportable(w.cl) {
-		w.warn("%s: its option was left out", warning)
-	}
-	w.cl.drop(func(o option) bool {
-		return o.name == "device" && hostDevice(parseProps(o.value, "driver").get("driver"))
-	})
 }
