@@ -211,7 +211,10 @@ type Omission struct {
 }
 
 // String says it in one line.
-func (o Omission) String() string {
+func (o Omission) String() string { return o.Title() + ": " + o.Why }
+
+// Title says which thing it is.
+func (o Omission) Title() string {
 	s := o.What
 	if o.Name != "" {
 		s += " " + o.Name
@@ -219,5 +222,5 @@ func (o Omission) String() string {
 	if o.Source != "" {
 		s += " (" + o.Source + ")"
 	}
-	return s + ": " + o.Why
+	return s
 }

@@ -47,8 +47,9 @@ func (b *builder) build() error {
 		return err
 	}
 	b.media()
+	b.foreign()
 	b.interfaces()
-	b.hostDevices()
+	b.tpm()
 	b.consoles()
 	b.isolate()
 	if err := b.complete(); err != nil {
@@ -129,6 +130,7 @@ func (b *builder) firmware() {
 }
 
 func (b *builder) nvram(os_ *etree.Element) {
+	b.varstore(os_)
 	el := os_.SelectElement("nvram")
 	if el == nil {
 		return
@@ -150,6 +152,20 @@ func (b *builder) nvram(os_ *etree.Element) {
 		}
 	}
 	fresh.SetText(path)
+}
+
+// varstore does the same for variables that a device of QEMU's keeps.
+func (b *builder) varstore(os_ *etree.Element) {
+	el := os_.SelectElement("varstore")
+	if el == nil {
+		return
+	}
+	if path := b.file("nvram", filepath.Base(nvramPath(b.dom))); path != "" {
+		el.CreateAttr("path", path)
+		return
+	}
+	b.warn("firmware variables are not in the point: the machine begins with fresh ones")
+	os_.RemoveChild(el)
 }
 
 func (b *builder) varsFile() string {
@@ -206,10 +222,14 @@ func (b *builder) media() {
 			continue
 		}
 		path := source.SelectAttrValue("file", source.SelectAttrValue("dev", ""))
-		if path != "" && !missing(path) {
+		switch {
+		case path == "" || missing(path):
+			b.warn("medium %s of drive %s does not exist here and is ejected", sourceOf(el), attr(el, "target", "dev"))
+		case device == "floppy" && el.SelectElement("readonly") == nil:
+			b.warn("floppy %s is ejected: the point does not hold it, and the original may write it", path)
+		default:
 			continue
 		}
-		b.warn("medium %s of drive %s does not exist here and is ejected", sourceOf(el), attr(el, "target", "dev"))
 		el.RemoveChild(source)
 		el.CreateAttr("type", "file")
 	}
@@ -218,11 +238,6 @@ func (b *builder) media() {
 func (b *builder) interfaces() {
 	devices := b.dom.SelectElement("devices")
 	for _, el := range devices.SelectElements("interface") {
-		if kind := el.SelectAttrValue("type", ""); kind == "hostdev" || kind == "vdpa" {
-			b.warn("network interface of the host (%s) is dropped", kind)
-			devices.RemoveChild(el)
-			continue
-		}
 		if !b.rebuild.SameIdentity && !b.rebuild.Isolated {
 			child(el, "mac").CreateAttr("address", newMAC())
 		}
@@ -239,23 +254,10 @@ func (b *builder) interfaces() {
 	}
 }
 
-func (b *builder) hostDevices() {
-	devices := b.dom.SelectElement("devices")
-	for _, el := range devices.SelectElements("hostdev") {
-		b.warn("host device (%s) is dropped", el.SelectAttrValue("type", "unknown"))
-		devices.RemoveChild(el)
-	}
-	for _, el := range devices.SelectElements("filesystem") {
-		if dir := attr(el, "source", "dir"); dir != "" && missing(dir) {
-			b.warn("shared directory %s does not exist here and is dropped", dir)
-			devices.RemoveChild(el)
-		}
-	}
-	for _, el := range devices.SelectElements("tpm") {
-		if kind := attr(el, "backend", "type"); kind != "emulator" {
-			b.warn("TPM of the host (%s) is dropped", kind)
-			devices.RemoveChild(el)
-		} else if !b.has("tpm/") {
+// tpm warns of an emulated TPM that begins empty.
+func (b *builder) tpm() {
+	for range b.dom.FindElements("devices/tpm") {
+		if !b.has("tpm/") {
 			b.warn("TPM state is not in the point: the TPM begins empty, and what was sealed to it is lost")
 		}
 	}
@@ -305,7 +307,7 @@ func (b *builder) consoles() {
 func (b *builder) console(tag string, el *etree.Element) {
 	kind := el.SelectAttrValue("type", "pty")
 	switch kind {
-	case "unix", "file", "tcp", "udp", "pipe":
+	case "unix", "file", "tcp", "udp", "pipe", "dev", "nmdm":
 	default:
 		return
 	}

@@ -152,8 +152,10 @@ func (h *Host) files(doc *etree.Element) (out []point.File, warnings []string) {
 // nvramPath returns where a machine's firmware variables are; "" if it has none in a file of this
 // host.
 func nvramPath(doc *etree.Element) string {
-	if path := attrAt(doc, "os/nvram/source", "file"); path != "" {
-		return path
+	for _, at := range []struct{ path, key string }{{"os/nvram/source", "file"}, {"os/varstore", "path"}} {
+		if path := attrAt(doc, at.path, at.key); path != "" {
+			return path
+		}
 	}
 	return text(doc, "os/nvram")
 }

@@ -42,15 +42,6 @@ func (b *builder) isolate() {
 		}
 	}
 	b.closePorts(devices)
-	for _, el := range devices.SelectElements("rng") {
-		if backend := el.SelectElement("backend"); backend != nil && backend.SelectAttrValue("model", "") == "egd" {
-			fresh := etree.NewElement("backend")
-			fresh.CreateAttr("model", "random")
-			fresh.SetText("/dev/urandom")
-			el.RemoveChild(backend)
-			el.AddChild(fresh)
-		}
-	}
 	for _, el := range devices.SelectElements("audio") {
 		b.quiet(el)
 	}

@@ -265,7 +265,8 @@ func TestDefineCopy(t *testing.T) {
 	if err != nil || string(state) != "tpm state" {
 		t.Errorf("TPM state %q, %v", state, err)
 	}
-	for _, about := range []string{"disk vdc", "host device (usb)", "none.iso", "network dr", "serial of type file"} {
+	for _, about := range []string{"disk vdc", "hostdev: device of the host", "none.iso", "network dr",
+		"serial of type file"} {
 		if !slices.ContainsFunc(out.Warnings, func(w string) bool { return strings.Contains(w, about) }) {
 			t.Errorf("no warning of %s in %q", about, out.Warnings)
 		}

@@ -2,9 +2,13 @@ package libvirt_test
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
 // outside is a machine with something of everything that a point does not hold.
@@ -78,5 +82,70 @@ func TestNotHeld(t *testing.T) {
 	l.ok(err)
 	if len(about.NotHeld) != len(list) {
 		t.Errorf("described are %d, listed %d", len(about.NotHeld), len(list))
+	}
+}
+
+// Beside the original a copy and a drill start that have none of it, and hold nothing of the
+// original's that they could write.
+func TestOriginalIsLeftAlone(t *testing.T) {
+	l := newLab(t)
+	xml := l.outside()
+	l.file("ignition", "{}")
+	for _, line := range []string{
+		"<filesystem type='mount'><source dir='/none'/><target dir='gone'/></filesystem>",
+		"<rng model='virtio'><backend model='egd' type='unix'><source mode='connect' path='" + l.dir +
+			"/egd'/></backend></rng>",
+		"<serial type='pty'><log file='" + l.dir + "/serial.log' append='on'/><target port='1'/></serial>",
+		"<channel type='file'><source path='" + l.dir + "/channel'/><target type='virtio' name='x.y'/></channel>",
+		"<interface type='vhostuser'><source type='unix' path='" + l.dir +
+			"/ovs' mode='server'/><model type='virtio'/></interface>",
+		"<interface type='ethernet'><target dev='hf-tap' managed='no'/><model type='virtio'/></interface>",
+		"<graphics type='vnc'><listen type='socket' socket='" + l.dir + "/vnc'/></graphics>",
+		"<audio id='1' type='file' path='" + l.dir + "/sound.wav'/>",
+	} {
+		xml = strings.Replace(xml, "</devices>", line+"</devices>", 1)
+	}
+	original := l.define(xml)
+	about, err := l.host.Describe(l.ctx, original)
+	l.ok(err)
+	for _, isolated := range []bool{false, true} {
+		name := fmt.Sprintf("copy-%t", isolated)
+		l.ok(os.MkdirAll(l.dir+"/"+name, 0o755))
+		p := &point.RecoveryPoint{Definition: about.Definition, Disks: []point.Disk{{Name: "vda"}}}
+		r := hypervisor.Rebuild{Point: p, Name: name, StorageDir: l.dir + "/" + name, Isolated: isolated, Held: true,
+			Start: true,
+			Disks: map[string]string{"vda": l.image(name + "/vda")}, Formats: map[string]string{"vda": "qcow2"}}
+		built, err := l.host.Define(l.ctx, r)
+		l.ok(err)
+		m := hypervisor.Machine{Name: built.Name, UUID: built.UUID}
+		report, err := l.host.Isolation(l.ctx, m)
+		l.ok(err)
+		for _, found := range report.Found {
+			if isolated || strings.Contains(found, l.dir) && !strings.Contains(found, name) {
+				t.Errorf("%s: found %s", name, found)
+			}
+		}
+		for _, file := range []string{"egd", "serial.log", "channel", "ovs", "vnc", "sound.wav"} {
+			if _, err := os.Lstat(l.dir + "/" + file); err == nil {
+				t.Errorf("%s: %s was made", name, file)
+			}
+		}
+		said := strings.Join(built.Warnings, "\n")
+		for _, want := range []string{"persistent memory", "memory shared with", "shared folder work",
+			"disk vdb is not restored", "disk sdc is not restored",
+			"floppy", "TPM of the host", "device of the host", "QEMU arguments", "SCSI device", "channel x.y",
+			"vhostuser"} {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: no word of %s in\n%s", name, want, said)
+			}
+		}
+		lacks, err := l.host.NotHeld(l.ctx, m)
+		l.ok(err)
+		for _, o := range lacks {
+			if o.Kind != "medium" && o.Kind != "memory-file" && o.Kind != "host-file" {
+				t.Errorf("%s still has %s", name, o)
+			}
+		}
+		l.ok(l.host.Remove(l.ctx, m))
 	}
 }
