@@ -26,7 +26,7 @@ var layers = [][]string{
 		"internal/snapshots"},
 	{"internal/export"},
 	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},
-	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/blob", "internal/durable", "internal/filesystem",
+	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/luks", "internal/blob", "internal/durable", "internal/filesystem",
 		"internal/directio", "internal/child"},
 	{"internal/point", "internal/extent"},
 }
@@ -38,6 +38,7 @@ var sideways = map[string]string{
 	"internal/hypervisor -> internal/guest": "hosts open agents and speak their errors; package hypervisor itself " +
 		"does not import guest",
 	"internal/qcow2 -> internal/directio": "images are filled past the page cache",
+	"internal/qcow2 -> internal/luks":     "images can be encrypted",
 	"internal/blob -> internal/durable":   "the directory store stands on the durable file system",
 }
 

@@ -7,9 +7,12 @@
 // fill it at once. [Create] makes an empty image, whose bitmaps can carry chosen bits into a
 // running QEMU (block-dirty-bitmap-merge).
 //
-// What is not implemented is refused with [ErrUnsupported], never guessed: encryption, external
-// data files, extended L2 entries, compressed clusters, and what only a backing file knows. The
-// package takes no lock: the caller knows that nobody writes the image.
+// New images can be encrypted (LUKS inside qcow2), and such an image is read with the cipher that
+// it was made with; others' need QEMU.
+//
+// What is not implemented is refused with [ErrUnsupported], never guessed: others' encryption,
+// external data files, extended L2 entries, compressed clusters, and what only a backing file
+// knows. The package takes no lock: the caller knows that nobody writes the image.
 //
 // Offsets, sizes and lengths are bytes. The format is QEMU's docs/interop/qcow2.txt; all integers
 // are big-endian.

@@ -27,10 +27,15 @@ const (
 
 	autoclearBitmaps = 1 << 0
 
+	cryptNone = 0
+	cryptAES  = 1
+	cryptLUKS = 2
+
 	extEnd           = 0x00000000
 	extBackingFormat = 0xe2792aca
 	extBitmaps       = 0x23852875
 	extDataFile      = 0x44415441
+	extCrypto        = 0x0537be77
 
 	offsetMask    = 0x00fffffffffffe00 // bits 9-55 of table entries
 	flagCopied    = 1 << 63
@@ -47,7 +52,7 @@ type Info struct {
 	BackingFormat string // "" if not told
 	DataFile      string // name of the external data file, if told
 	HasDataFile   bool   // guest data is in another file
-	Encrypted     bool
+	Encryption    string // how guest data is encrypted: "aes", "luks", or of a kind not known, "other"; "" if it is not
 	Incompatible  uint64 // feature bits as stored
 	Snapshots     int    // internal snapshots
 }
@@ -124,7 +129,7 @@ func (h *header) decodeFixed(buf []byte) (extAt uint32, err error) {
 		return 0, corrupt("disk size %d, L1 table at %d", size, l1Off)
 	}
 	h.Size, h.l1Offset, h.l1Entries = int64(size), int64(l1Off), int64(be.Uint32(buf[36:]))
-	h.Encrypted = be.Uint32(buf[32:]) != 0
+	h.Encryption = encryption(be.Uint32(buf[32:]))
 	h.Snapshots = int(be.Uint32(buf[60:]))
 	if h.Version == 2 {
 		return headerV2Bytes, nil
@@ -142,6 +147,18 @@ func (h *header) decodeFixed(buf []byte) (extAt uint32, err error) {
 		return 0, corrupt("header length %d", extAt)
 	}
 	return extAt, nil
+}
+
+func encryption(method uint32) string {
+	switch method {
+	case cryptNone:
+		return ""
+	case cryptAES:
+		return "aes"
+	case cryptLUKS:
+		return "luks"
+	}
+	return "other"
 }
 
 // check holds the tables' places against the file's end.

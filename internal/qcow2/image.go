@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/holdfast-vm/holdfast/internal/luks"
 )
 
 // Image is an image opened for reading. Its methods are safe for concurrent use.
@@ -15,6 +17,7 @@ type Image struct {
 	h        *header
 	l1       []uint64
 	cache    tableCache
+	cipher   *luks.Cipher // of the guest data, once it is known
 }
 
 // Open opens the image at path, a regular file or a block device, for reading. A file of another
@@ -90,6 +93,10 @@ func (m *Image) readFull(buf []byte, off int64, what string) error {
 	return fmt.Errorf("read %s at %d: %w", what, off, err)
 }
 
+// Unlock makes guest data readable that is encrypted with LUKS by c, as an image is that was made
+// with the same volume in CreateOptions. Call it before all else.
+func (m *Image) Unlock(c *luks.Cipher) { m.cipher = c }
+
 // Info returns what the header says.
 func (m *Image) Info() Info { return m.h.Info }
 
@@ -102,8 +109,8 @@ func (m *Image) Close() error { return m.close() }
 // dataSupported returns ErrUnsupported if guest data cannot be read for what the header says.
 func (m *Image) dataSupported() error {
 	switch {
-	case m.h.Encrypted:
-		return unsupported("encryption")
+	case m.h.Encryption != "" && (m.h.Encryption != "luks" || m.cipher == nil):
+		return unsupported("encryption (%s)", m.h.Encryption)
 	case m.h.HasDataFile:
 		return unsupported("external data file %q", m.h.DataFile)
 	case m.h.Incompatible&incompatExtendedL2 != 0:
@@ -148,7 +155,7 @@ func (m *Image) readRun(p []byte, off int64) (int, error) {
 	p = p[:n]
 	switch kind {
 	case clusterData:
-		return len(p), m.readFull(p, host, "data")
+		return len(p), m.readData(p, host)
 	case clusterUnallocated:
 		if m.h.BackingFile != "" {
 			return 0, unsupported("backing file %q", m.h.BackingFile)
@@ -156,4 +163,23 @@ func (m *Image) readRun(p []byte, off int64) (int, error) {
 	}
 	clear(p)
 	return len(p), nil
+}
+
+// readData reads guest data that lies at host in the file. What is encrypted is so in whole
+// sectors.
+func (m *Image) readData(p []byte, host int64) error {
+	if m.cipher == nil {
+		return m.readFull(p, host, "data")
+	}
+	before := host % luks.Sector
+	whole := p
+	if before != 0 || len(p)%luks.Sector != 0 {
+		whole = make([]byte, (before+int64(len(p))+luks.Sector-1)&^(luks.Sector-1))
+	}
+	if err := m.readFull(whole, host-before, "data"); err != nil {
+		return err
+	}
+	m.cipher.Decrypt(whole, uint64(host-before)/luks.Sector)
+	copy(p, whole[before:])
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"sort"
 
 	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/luks"
 )
 
 const (
@@ -22,6 +23,10 @@ type CreateOptions struct {
 	// BackingFile is what all that is not allocated reads as, a path or json: as QEMU has it, of up
 	// to 1023 bytes; "" means zeros. BackingFormat is its format.
 	BackingFile, BackingFormat string
+
+	// Encryption has guest data encrypted with the key of this volume, LUKS inside qcow2, whose
+	// secret opens the image; nil means plain.
+	Encryption *luks.Volume
 }
 
 // Bitmap is a persistent dirty bitmap of a new image.
@@ -39,6 +44,7 @@ type layout struct {
 	bitmaps     []bitmapLayout
 
 	backing, backingFormat string
+	encryption             *luks.Volume // nil if plain
 
 	refTable, refTableClusters int64 // offset, count
 	refBlocks, refBlockCount   int64
@@ -46,6 +52,7 @@ type layout struct {
 	l2, l2Count                int64
 	directory                  []byte
 	directoryAt                int64
+	crypto                     int64   // offset of the LUKS header
 	data                       int64   // offset of the first data cluster
 	dataAt                     []int64 // per member of clusters, the offset of its data
 	fileSize                   int64
@@ -77,7 +84,7 @@ func plan(size int64, data extent.Set, o CreateOptions) (*layout, error) {
 		return nil, fmt.Errorf("a name of %d bytes is too long for a backing file", n)
 	}
 	l := &layout{size: (size + 511) &^ 511, clusterSize: cs, backing: o.BackingFile, backingFormat: o.BackingFormat}
-	l.clusters = data.Align(cs, l.size)
+	l.clusters, l.encryption = data.Align(cs, l.size), o.Encryption
 	if err := l.planBitmaps(o.Bitmaps); err != nil {
 		return nil, err
 	}
@@ -97,7 +104,7 @@ func (l *layout) place() error {
 	for _, e := range l.clusters {
 		dataBytes += l.up(e.Len)
 	}
-	metadata := cs + l.up(l.l1Entries*8) + l.l2Count*cs + l.bitmapBytes()
+	metadata := cs + l.up(l.l1Entries*8) + l.l2Count*cs + l.bitmapBytes() + l.up(l.cryptoBytes())
 	if err := l.planRefcounts((metadata + dataBytes) / cs); err != nil {
 		return err
 	}
@@ -106,12 +113,20 @@ func (l *layout) place() error {
 	l.refTable, l.refBlocks = take(l.refTableClusters*cs), take(l.refBlockCount*cs)
 	l.l1, l.l2 = take(l.l1Entries*8), take(l.l2Count*cs)
 	l.placeBitmaps(take)
+	l.crypto = take(l.cryptoBytes())
 	l.data = at
 	for _, e := range l.clusters {
 		l.dataAt = append(l.dataAt, take(e.Len))
 	}
 	l.fileSize = at
 	return nil
+}
+
+func (l *layout) cryptoBytes() int64 {
+	if l.encryption == nil {
+		return 0
+	}
+	return int64(len(l.encryption.Header))
 }
 
 // up rounds n up to whole clusters.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/directio"
 	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/luks"
 )
 
 // Writer fills a new image. WriteAt may be called by many goroutines at once; Close and Abort once
@@ -50,7 +51,11 @@ func NewWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writ
 		return nil, fmt.Errorf("create qcow2 image: %w", err)
 	}
 	w := &Writer{path: path, f: f, l: l}
-	if err := w.writeTables(); err != nil {
+	err = w.writeTables()
+	if err == nil && l.encryption != nil {
+		err = w.writeEncrypted(data)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create qcow2 image %s: %w", path, err), w.Abort())
 	}
 	return w, nil
@@ -87,13 +92,46 @@ func (w *Writer) WriteAt(p []byte, off int64) (int, error) {
 			return done, fmt.Errorf("write qcow2 image %s at %d: outside the allocated clusters", w.path,
 				off+int64(done))
 		}
-		m, err := w.f.WriteAt(p[done:done+int(min(n, int64(len(p)-done)))], at)
+		m, err := w.writeData(p[done:done+int(min(n, int64(len(p)-done)))], at)
 		done += m
 		if err != nil {
 			return done, fmt.Errorf("write qcow2 image at %d: %w", off+int64(done), err)
 		}
 	}
 	return len(p), nil
+}
+
+// writeData writes guest data at the place at of the file. What is encrypted is so in whole
+// sectors: of the last one of a disk the rest is zeros.
+func (w *Writer) writeData(p []byte, at int64) (int, error) {
+	if w.l.encryption == nil {
+		return w.f.WriteAt(p, at)
+	}
+	if at%luks.Sector != 0 {
+		return 0, fmt.Errorf("%d is within a sector of an encrypted image", at)
+	}
+	sealed := make([]byte, (len(p)+luks.Sector-1)&^(luks.Sector-1))
+	copy(sealed, p)
+	w.l.encryption.Cipher.Encrypt(sealed, uint64(at)/luks.Sector)
+	n, err := w.f.WriteAt(sealed, at)
+	return min(n, len(p)), err
+}
+
+// writeEncrypted writes the header that the secret opens, and zeros to what is allocated beside
+// data: a hole in the file would read as noise.
+func (w *Writer) writeEncrypted(data extent.Set) error {
+	if _, err := w.f.WriteAt(w.l.encryption.Header, w.l.crypto); err != nil {
+		return err
+	}
+	zeros := make([]byte, w.l.clusterSize)
+	for _, e := range w.l.clusters.Subtract(data.Align(luks.Sector, w.l.size)) {
+		for off := e.Off; off < e.End(); off += int64(len(zeros)) {
+			if _, err := w.WriteAt(zeros[:min(int64(len(zeros)), e.End()-off)], off); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // StartWriteBack has the kernel begin to write what was written so far. It promises nothing.
@@ -161,6 +199,9 @@ func (w *Writer) header() []byte {
 	be.PutUint32(h[4:], 3)
 	be.PutUint32(h[20:], uint32(bits.TrailingZeros64(uint64(l.clusterSize))))
 	be.PutUint64(h[24:], uint64(l.size))
+	if l.encryption != nil {
+		be.PutUint32(h[32:], cryptLUKS)
+	}
 	be.PutUint32(h[36:], uint32(l.l1Entries))
 	be.PutUint64(h[40:], uint64(l.l1))
 	be.PutUint64(h[48:], uint64(l.refTable))
@@ -175,6 +216,12 @@ func (w *Writer) header() []byte {
 		h = be.AppendUint32(h, 0)
 		h = be.AppendUint64(h, uint64(len(l.directory)))
 		h = be.AppendUint64(h, uint64(l.directoryAt))
+	}
+	if l.encryption != nil {
+		h = be.AppendUint32(h, extCrypto)
+		h = be.AppendUint32(h, 16)
+		h = be.AppendUint64(h, uint64(l.crypto))
+		h = be.AppendUint64(h, uint64(len(l.encryption.Header)))
 	}
 	if l.backing == "" {
 		return be.AppendUint64(h, extEnd)
