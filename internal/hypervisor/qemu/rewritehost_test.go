@@ -114,7 +114,7 @@ func TestForeign(t *testing.T) {
 				want = tt.back
 			}
 			in := strings.ReplaceAll(tt.in, "DIR", dir)
-			p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu",
+			p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForQEMU,
 				Args: append([]string{"qemu"}, strings.Fields(in)...), Dir: "/o"}}
 			w := newRewriter(hypervisor.Rebuild{Point: p, Name: "new", StorageDir: dir, SameIdentity: same, UUID: "u"},
 				dir+"/q", "")
@@ -144,7 +144,7 @@ func TestConfigurationFileIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &point.RecoveryPoint{Definition: point.Definition{Kind: "qemu",
+	p := &point.RecoveryPoint{Definition: point.Definition{Kind: point.ForQEMU,
 		Args: []string{"qemu-system-x86_64", "-readconfig", "/o/c"}}}
 	_, err = h.Define(t.Context(), hypervisor.Rebuild{Point: p, Name: "n", StorageDir: dir})
 	if !errors.Is(err, errConfigurationFile) || exists(filepath.Join(dir, "n.sh")) {
