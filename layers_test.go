@@ -26,7 +26,8 @@ var layers = [][]string{
 		"internal/snapshots"},
 	{"internal/export"},
 	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},
-	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/luks", "internal/blob", "internal/durable", "internal/filesystem",
+	{"internal/qmp", "internal/nbd", "internal/qcow2", "internal/luks", "internal/blob", "internal/durable",
+		"internal/filesystem",
 		"internal/directio", "internal/child"},
 	{"internal/point", "internal/extent"},
 }

@@ -12,11 +12,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	programs "github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/nbd"
 )
@@ -34,22 +36,27 @@ type child struct {
 	bitmap string
 }
 
-// openChild has qemu-nbd open the image. The server inherits a socket that listens already and ends
-// with its only client.
+// openChild has qemu-nbd open the image.
 func openChild(ctx context.Context, path, format, bitmap string) (source, error) {
+	return startChild(ctx, []string{"-f", format, "--", path}, bitmap, format, nil)
+}
+
+// startChild starts qemu-nbd for the image that args name. The server inherits a socket that
+// listens already, and the secret if there is one, and ends with its only client.
+func startChild(ctx context.Context, image []string, bitmap, format string, secret []byte) (source, error) {
 	dir, err := os.MkdirTemp("", "hf")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir) // the connection outlives the name
-	args := []string{"-r", "-f", format}
+	args := []string{"-r"}
 	contexts := []string{allocation}
 	if bitmap != "" {
 		args = append(args, "-B", bitmap)
 		contexts = append(contexts, dirtyBitmap+bitmap)
 	}
 	socket := filepath.Join(dir, "s")
-	server, err := serve(socket, append(args, "--", path)...)
+	server, err := serve(socket, secret, append(args, image...)...)
 	if err != nil {
 		return nil, fmt.Errorf("read %s through qemu-nbd: %w", format, err)
 	}
@@ -114,8 +121,8 @@ type process struct {
 	ended  chan struct{}
 }
 
-// serve starts qemu-nbd on a socket made here.
-func serve(socket string, args ...string) (*process, error) {
+// serve starts qemu-nbd on a socket made here. It reads the secret from a pipe.
+func serve(socket string, secret []byte, args ...string) (*process, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -138,6 +145,14 @@ func serve(socket string, args ...string) (*process, error) {
 	p.cmd.Env = append(os.Environ(), "LC_ALL=C")
 	p.cmd.ExtraFiles, p.cmd.Stderr = []*os.File{f}, &p.stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if len(secret) > 0 {
+		fd, sent, err := programs.Hand(p.cmd, secret)
+		if err != nil {
+			return nil, err
+		}
+		defer sent()
+		p.cmd.Args = slices.Insert(p.cmd.Args, 4, "--object", fmt.Sprintf("secret,id=%s,file=/dev/fd/%d", keyID, fd))
+	}
 	started := make(chan error)
 	go p.run(started)
 	return p, <-started
@@ -172,6 +187,7 @@ func (p *process) explain(err error) error {
 	}
 	for said, sentinel := range map[string]error{
 		`Failed to get .*lock`: ErrInUse, `Bitmap '.*' is not found`: ErrNoBitmap, `Bitmap '.*' is inconsistent`: ErrBitmapInconsistent,
+		`key-secret' is required`: ErrEncrypted, `Invalid password`: ErrSecret,
 		`Permission denied`: os.ErrPermission, `Unknown (block )?driver`: ErrFormat, `No such file or directory`: os.ErrNotExist,
 	} {
 		if regexp.MustCompile(said).MatchString(words) {

@@ -13,7 +13,7 @@ import (
 
 // formats are the names that Options.Format may have: those of QEMU's drivers that read an image
 // file and nothing else.
-var formats = []string{"raw", "qcow2", "vmdk", "vhdx", "vdi", "vpc", "qed", "qcow", "parallels"}
+var formats = []string{"raw", "qcow2", formatLUKS, "vmdk", "vhdx", "vdi", "vpc", "qed", "qcow", "parallels"}
 
 // Detect returns the format that the beginning of r looks like; raw if none. A guest that owns a
 // raw disk can make it look like any.

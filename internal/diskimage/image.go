@@ -14,8 +14,10 @@ import (
 
 // Options says how to open an image. The zero value of each field is its default.
 type Options struct {
-	Format string // raw, qcow2, vmdk, vhdx, vdi, vpc, qed, qcow or parallels; "" guesses
+	Format string // raw, qcow2, luks, vmdk, vhdx, vdi, vpc, qed, qcow or parallels; "" guesses
 	Bitmap string // persistent dirty bitmap for Dirty; "" for none
+	Secret []byte // opens an encrypted image; nil if there is none
+	AsIs   bool   // an encrypted image is read as the bytes that it is, without its secret
 }
 
 // Image is an image opened for reading. Its methods are safe for concurrent use.
@@ -25,6 +27,9 @@ type Image struct {
 	file   *os.File // holds the lock
 	length int64    // of file
 	source source
+
+	encryption string // luks or aes; "" if it is not encrypted as far as the format tells
+	asIs       bool   // it is read encrypted
 }
 
 // source reads one kind of image.
@@ -65,6 +70,9 @@ func open(ctx context.Context, path string, o Options) (*Image, error) {
 	m := &Image{path: path, format: o.Format, file: f, length: length}
 	if err = lockShared(f); err == nil && m.format == "" {
 		m.format, err = guess(path, f, device)
+		if m.format == "raw" && len(o.Secret) > 0 && isLUKS(f) {
+			m.format = formatLUKS
+		}
 	}
 	if err == nil {
 		m.source, err = m.openSource(ctx, device, o)
@@ -114,13 +122,21 @@ func plain(err error) error {
 
 func (m *Image) openSource(ctx context.Context, device bool, o Options) (source, error) {
 	switch m.format {
+	case formatLUKS:
+		if m.encryption = formatLUKS; o.AsIs {
+			return m.openAsIs("", device)
+		}
+		return m.openEncrypted(ctx, device, o)
 	case "raw":
+		if isLUKS(m.file) { // perhaps the guest's own doing: in any case these are the disk's bytes
+			m.encryption, m.asIs = formatLUKS, true
+		}
 		if o.Bitmap != "" {
 			return nil, fmt.Errorf("%w: a raw image has none, not %q", ErrNoBitmap, o.Bitmap)
 		}
 		return newRaw(m.file, m.length, device), nil
 	case "qcow2":
-		return m.openQcow2(ctx, o)
+		return m.openQcow2(ctx, device, o)
 	case "vmdk":
 		if o.Format == "" {
 			if err := refuseBacking(ctx, m.path, m.format); err != nil {
@@ -128,17 +144,27 @@ func (m *Image) openSource(ctx context.Context, device bool, o Options) (source,
 			}
 		}
 	}
-	return openChild(ctx, m.path, m.format, o.Bitmap)
+	source, err := openChild(ctx, m.path, m.format, o.Bitmap)
+	if !errors.Is(err, ErrEncrypted) || !o.AsIs && len(o.Secret) == 0 {
+		return source, err
+	}
+	if m.encryption = "aes"; o.AsIs { // of formats of old
+		return m.openAsIs("", device)
+	}
+	return m.openEncrypted(ctx, device, o)
 }
 
 // openQcow2 reads the image itself where it can. QEMU reads zeros where a file is cut off: so the
 // tables are checked in any case.
-func (m *Image) openQcow2(ctx context.Context, o Options) (source, error) {
+func (m *Image) openQcow2(ctx context.Context, device bool, o Options) (source, error) {
 	img, err := qcow2.New(m.file, m.length)
 	if err != nil {
 		return nil, damaged(err)
 	}
 	info := img.Info()
+	if m.encryption = info.Encryption; m.encryption != "" && o.AsIs {
+		return m.openAsIs(info.BackingFile+info.DataFile, device)
+	}
 	if o.Format == "" && (info.BackingFile != "" || info.HasDataFile) {
 		return nil, refers(m.format, info.BackingFile+info.DataFile)
 	}
@@ -156,6 +182,9 @@ func (m *Image) openQcow2(ctx context.Context, o Options) (source, error) {
 		if err := requireRecording(img, o.Bitmap); err != nil {
 			return nil, err
 		}
+	}
+	if m.encryption != "" {
+		return m.openEncrypted(ctx, device, o)
 	}
 	return openChild(ctx, m.path, m.format, o.Bitmap)
 }
@@ -178,6 +207,13 @@ func (m *Image) Path() string { return m.path }
 
 // Format returns the format as told or found.
 func (m *Image) Format() string { return m.format }
+
+// Encryption returns how the image is encrypted, luks or aes; "" if it is not as far as can be
+// told.
+func (m *Image) Encryption() string { return m.encryption }
+
+// AsIs reports whether what is read of the image is encrypted.
+func (m *Image) AsIs() bool { return m.asIs }
 
 // Size returns the size of the virtual disk.
 func (m *Image) Size() int64 { return m.source.size() }

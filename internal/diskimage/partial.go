@@ -18,7 +18,7 @@ type Partial struct{ *fileTarget }
 
 // CreatePartial begins the image of a file as [Create] does.
 func CreatePartial(path string, size int64, format string, data extent.Set) (*Partial, error) {
-	t, err := create(path, size, format, data, false)
+	t, err := create(path, size, format, data, false, qcow2.CreateOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("create disk image %s: %w", path, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/luks"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
 
@@ -35,14 +36,29 @@ type Target interface {
 // ErrTooSmall, or ErrInUse if it is mounted or held; what is not data is zeroed here, and bytes
 // after size are left alone.
 func Create(path string, size int64, format string, data extent.Set, force bool) (Target, error) {
-	t, err := create(path, size, format, data, force)
+	t, err := create(path, size, format, data, force, qcow2.CreateOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("create disk image %s: %w", path, err)
 	}
 	return t, nil
 }
 
-func create(path string, size int64, format string, data extent.Set, force bool) (Target, error) {
+// CreateEncrypted is Create for a qcow2 file that is encrypted with LUKS, and opened by the secret.
+// A raw one would have no holes, and a disk that is nearly empty take all of its size.
+func CreateEncrypted(path string, size int64, secret []byte, data extent.Set, force bool) (Target, error) {
+	volume, err := luks.New(secret, 0)
+	var t Target
+	if err == nil {
+		t, err = create(path, size, "qcow2", data, force, qcow2.CreateOptions{Encryption: volume})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create encrypted disk image %s: %w", path, err)
+	}
+	return t, nil
+}
+
+func create(path string, size int64, format string, data extent.Set, force bool, o qcow2.CreateOptions) (Target,
+	error) {
 	if format != "raw" && format != "qcow2" {
 		return nil, fmt.Errorf("%w: %q cannot be written, raw and qcow2 can", ErrFormat, format)
 	}
@@ -56,7 +72,7 @@ func create(path string, size int64, format string, data extent.Set, force bool)
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return createFile(path, nil, size, format, data)
+		return createFile(path, nil, size, format, data, o)
 	case err != nil:
 		return nil, plain(err)
 	case st.IsDir():
@@ -78,7 +94,7 @@ func create(path string, size int64, format string, data extent.Set, force bool)
 		old.Close()
 		return nil, err
 	}
-	return createFile(path, old, size, format, data)
+	return createFile(path, old, size, format, data, o)
 }
 
 // resolve returns the absolute path, symbolic links followed, of a file that may not exist.
@@ -118,12 +134,13 @@ type fileTarget struct {
 	over       bool     // committed or aborted
 }
 
-func createFile(path string, old *os.File, size int64, format string, data extent.Set) (Target, error) {
+func createFile(path string, old *os.File, size int64, format string, data extent.Set, o qcow2.CreateOptions) (Target,
+	error) {
 	t := &fileTarget{path: path, temp: tempName(path), old: old}
 	err := checkSpace(filepath.Dir(path), data.Bytes())
 	if err == nil && format == "qcow2" {
 		var w *qcow2.Writer
-		if w, err = qcow2.NewWriter(t.temp, size, data, qcow2.CreateOptions{}); err == nil {
+		if w, err = qcow2.NewWriter(t.temp, size, data, o); err == nil {
 			t.contents = qcow2Contents{w}
 		}
 	} else if err == nil {

@@ -29,8 +29,8 @@ const (
 	slotEnabled  = 0x00ac71f3
 	slotDisabled = 0x0000dead
 
-	// leastIterations is what a key that nobody can guess is derived with.
-	leastIterations = 1000
+	// Fewest is what a secret that nobody can guess is worth, in iterations.
+	Fewest = 1000
 	// guessTime is what each guess of a secret costs, on this machine.
 	guessTime = time.Second
 )
@@ -66,16 +66,19 @@ type Volume struct {
 	Cipher *Cipher
 }
 
-// New makes a volume that people open with the secret. Each guess of the secret costs about a
-// second, and so does this.
-func New(secret []byte) (*Volume, error) {
-	return create(secret, calibrate())
+// New makes a volume that is opened with the secret. Each guess of the secret costs that many
+// iterations of a hash; with 0 as many as take about a second here, and so does this.
+func New(secret []byte, iterations int) (*Volume, error) {
+	if iterations == 0 {
+		iterations = calibrate()
+	}
+	return create(secret, iterations)
 }
 
 // NewEphemeral makes a volume with a random secret of its own, which it returns.
 func NewEphemeral() (v *Volume, secret []byte, err error) {
 	secret = []byte(rand.Text() + rand.Text()) // QEMU wants text
-	v, err = create(secret, leastIterations)
+	v, err = create(secret, Fewest)
 	return v, secret, err
 }
 
@@ -84,10 +87,10 @@ func calibrate() int {
 	const sample = 50_000
 	begun := time.Now()
 	if _, err := pbkdf2.Key(sha256.New, "sample", make([]byte, saltBytes), sample, keyBytes); err != nil {
-		return 100 * leastIterations
+		return 100 * Fewest
 	}
 	took := max(time.Since(begun), time.Microsecond)
-	return max(int(sample*guessTime/took), 100*leastIterations)
+	return max(int(sample*guessTime/took), 100*Fewest)
 }
 
 func create(secret []byte, iterations int) (*Volume, error) {
@@ -120,8 +123,8 @@ func describe(h, key []byte) error {
 	be.PutUint32(h[104:], HeaderSize/Sector)
 	be.PutUint32(h[108:], keyBytes)
 	rand.Read(h[132 : 132+saltBytes])
-	be.PutUint32(h[164:], leastIterations) // the key is random: nobody guesses it
-	digest, err := pbkdf2.Key(sha256.New, string(key), h[132:132+saltBytes], leastIterations, digestBytes)
+	be.PutUint32(h[164:], Fewest) // the key is random: nobody guesses it
+	digest, err := pbkdf2.Key(sha256.New, string(key), h[132:132+saltBytes], Fewest, digestBytes)
 	if err != nil {
 		return err
 	}

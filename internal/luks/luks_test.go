@@ -64,10 +64,10 @@ func TestQEMUReadsVolumes(t *testing.T) {
 
 // A secret of a person's is derived with many iterations, and an empty one is refused.
 func TestSecretsOfPeople(t *testing.T) {
-	if _, err := luks.New(nil); err == nil {
+	if _, err := luks.New(nil, 0); err == nil {
 		t.Error("an empty secret is taken")
 	}
-	v, err := luks.New([]byte("geheim"))
+	v, err := luks.New([]byte("geheim"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,7 +101,8 @@ func (m *model) Define(context.Context, hypervisor.Rebuild) (hypervisor.Rebuilt,
 }
 
 func (m *model) Describe(context.Context, hypervisor.Machine) (hypervisor.Description, error) {
-	return hypervisor.Description{Definition: point.Definition{Kind: point.ForQEMU}, Files: m.files, NotHeld: m.notHeld}, nil
+	return hypervisor.Description{Definition: point.Definition{Kind: point.ForQEMU}, Files: m.files,
+		NotHeld: m.notHeld}, nil
 }
 
 func (m *model) NotHeld(context.Context, hypervisor.Machine) ([]point.Omission, error) {

@@ -174,7 +174,8 @@ func TestDescribe(t *testing.T) {
 	about, err := l.host.Describe(l.ctx, l.defineRich())
 	l.ok(err)
 	def, files, warnings := about.Definition, about.Files, about.Warnings
-	if def.Kind != point.ForLibvirt || def.MachineType != "pc-q35-7.2" || !strings.Contains(def.InactiveXML, "geheim") ||
+	if def.Kind != point.ForLibvirt || def.MachineType != "pc-q35-7.2" ||
+		!strings.Contains(def.InactiveXML, "geheim") ||
 		def.LiveXML != "" {
 		t.Errorf("definition %+v", def)
 	}
