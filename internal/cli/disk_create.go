@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/disks"
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/restore"
 	"github.com/holdfast-vm/holdfast/internal/snapshots"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -19,7 +20,7 @@ type diskCreateFlags struct {
 	snapshot, point, file string
 	disk, fileFormat      string
 	tags                  []string
-	wait                  bool
+	wait, plain           bool
 }
 
 func (a *app) diskCreate() *cobra.Command {
@@ -55,6 +56,7 @@ holdfast --pool /srv/images disk create imported --from-file /tmp/data.vmdk`,
 	f.StringVar(&flags.file, "from-file", "", "image `file` to copy")
 	f.StringVar(&flags.fileFormat, "file-format", "", "`format` of that file (default: by what is in it)")
 	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to keep with the disk; repeatable")
+	f.BoolVar(&flags.plain, "plain", false, "make it plain although it was encrypted where it came from")
 	f.BoolVar(&flags.wait, "wait", false, "copy all first: the disk is there when it is complete")
 	return cmd
 }
@@ -154,6 +156,9 @@ func (a *app) createFromVault(ctx context.Context, p *pooled, v *vault.Vault, re
 	flags diskCreateFlags) error {
 	d, source, err := vaultSource(ctx, v, flags)
 	if err != nil {
+		return fmt.Errorf("create disk %s: %w", req.Name, err)
+	}
+	if err := restore.CheckPlain(*d, flags.plain); err != nil {
 		return fmt.Errorf("create disk %s: %w", req.Name, err)
 	}
 	req.Source = source

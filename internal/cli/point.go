@@ -213,7 +213,7 @@ func (a *app) printDisks(disks []point.Disk) error {
 			how = "whole: " + d.Reason
 		}
 		rows = append(rows, []string{d.Name, humanSize(d.Size), humanSize(d.Used), humanSize(d.Read),
-			humanSize(d.Added), how, d.Source.File})
+			humanSize(d.Added), how, d.Source.File + encryptionText(d)})
 	}
 	return a.printTable([]string{"disk", ">size", ">used", ">read", ">added", "how", "source"}, rows)
 }

@@ -21,6 +21,8 @@ type restoreFlags struct {
 	networks       []string
 	inPlace, start bool
 
+	keyFlags
+
 	instant, detach bool
 	rate            string
 }
@@ -41,6 +43,10 @@ host given with --connect defines the machine. If NAME is the lost machine's own
 host has no machine of that name or UUID, it comes back in place: same UUID and MAC addresses.
 Else it is a new machine with its own. --in-place insists on the former. If anything fails,
 what was written is removed.
+
+A disk whose image was encrypted is not written plain in silence: --image-secret encrypts it again
+(qcow2 with LUKS), --plain says that it may be plain. A point of an encrypted image that was
+stored as it lay gives back the image.
 
 With --instant the machine is defined, and with --start runs, at once, whatever the size of its
 disks: they are read from the vault as the guest needs them, and copied to the storage directory
@@ -69,6 +75,7 @@ holdfast --vault /srv/vault point restore web@latest --as web --storage /srv/ima
 	f.StringArrayVar(&flags.networks, "network", nil, "`old=new` network or bridge; repeatable")
 	f.BoolVar(&flags.inPlace, "in-place", false, "insist on the UUID and MAC addresses of the lost machine")
 	f.BoolVar(&flags.start, "start", false, "start the machine")
+	flags.keyFlags.add(f)
 	f.BoolVar(&flags.instant, "instant", false, "define and start the machine at once, and copy its disks behind")
 	f.StringVar(&flags.rate, "rate", "", "copy at most `size` a second behind an instant restore, such as 100MiB/s")
 	f.BoolVar(&flags.detach, "detach", false, "return when the machine runs and go on copying in the background")
@@ -116,9 +123,14 @@ func (f restoreFlags) check() error {
 }
 
 func (a *app) restoreDisk(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, flags restoreFlags) error {
+	keys, err := flags.keys()
+	if err != nil {
+		return err
+	}
 	m := a.meter()
 	done, err := restore.Disk(ctx, v, restore.DiskRequest{
-		Point: p, Disk: flags.disk, To: flags.to, Format: flags.format, Force: flags.force, Progress: m.Update,
+		Point: p, Disk: flags.disk, To: flags.to, Format: flags.format, Force: flags.force, Keys: keys,
+		Progress: m.Update,
 	})
 	m.Close()
 	if err != nil {
@@ -133,7 +145,7 @@ func (a *app) restoreDisk(ctx context.Context, v *vault.Vault, p *point.Recovery
 	}
 	return a.println(fmt.Sprintf("restored disk %s of %s as of %s UTC to %s (%s, %s, %s of data)", done.Disk, p.VM,
 		humanTime(p.Time),
-		done.File, done.Format, humanSize(done.Size), humanSize(done.Used)))
+		done.File, formatText(done), humanSize(done.Size), humanSize(done.Used)))
 }
 
 func (a *app) restoreMachine(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, flags restoreFlags) error {
@@ -157,10 +169,11 @@ func (f restoreFlags) machineRequest(p *point.RecoveryPoint) (restore.MachineReq
 		}
 		networks[from] = to
 	}
+	keys, err := f.keys()
 	return restore.MachineRequest{
 		Point: p, Name: f.as, Storage: f.storage, Format: f.format, Networks: networks, InPlace: f.inPlace,
-		Start: f.start,
-	}, nil
+		Start: f.start, Keys: keys,
+	}, err
 }
 
 func (a *app) printRestored(p *point.RecoveryPoint, done restore.RestoredMachine) error {
@@ -169,7 +182,7 @@ func (a *app) printRestored(p *point.RecoveryPoint, done restore.RestoredMachine
 	}
 	a.warn(done.Warnings)
 	for _, d := range done.Disks {
-		a.println(fmt.Sprintf("  %s: %s (%s, %s)", d.Disk, d.File, d.Format, humanSize(d.Size)))
+		a.println(fmt.Sprintf("  %s: %s (%s, %s)", d.Disk, d.File, formatText(d), humanSize(d.Size)))
 	}
 	for _, f := range done.Files {
 		a.println("  " + f)
@@ -196,4 +209,11 @@ func (a *app) rebuild(ctx context.Context, v *vault.Vault, req restore.MachineRe
 	defer m.Close()
 	req.Progress = m.Update
 	return restore.Machine(ctx, v, hosts[0], req)
+}
+
+func formatText(d restore.RestoredDisk) string {
+	if d.Encrypted {
+		return "encrypted " + d.Format
+	}
+	return d.Format
 }

@@ -177,6 +177,7 @@ type backupFlags struct {
 	exclude     []string
 	tags        []string
 	fullRead    bool
+	secrets     []string
 }
 
 func (a *app) vmBackup() *cobra.Command {
@@ -191,6 +192,10 @@ compared, and only differences are stored.
 The guest agent is asked to quiesce the guest: the point records the level of consistency
 that was reached (application, filesystem or crash) and why it is no higher. With --require,
 a level lower than --consistency is an error and no point is made.
+
+A running machine whose images are encrypted needs no secret: QEMU decrypts, and the plain bytes
+are stored, sealed by the vault. One that is off is read with libvirt's secret, or with that of
+--image-secret.
 
 NAME is a machine's name or UUID.`,
 		examples: `
@@ -208,6 +213,7 @@ holdfast --vault /srv/vault --connect qmp:/run/db.qmp,qga=/run/db.qga vm backup 
 	f.BoolVar(&flags.require, "require", false, "make no point of a lower level")
 	f.StringArrayVar(&flags.exclude, "exclude-disk", nil, "`name` of a disk to leave out; repeatable")
 	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the point; repeatable")
+	addImageSecret(f, &flags.secrets)
 	f.BoolVar(&flags.fullRead, "full-read", false, "trust no record of changes: read everything and compare")
 	f.StringVar(&a.scratch, "scratch", "",
 		"`directory` for what the machine writes out (HOLDFAST_SCRATCH; default /var/tmp/holdfast)")
@@ -226,12 +232,17 @@ func (f backupFlags) request(scratch func() (capture.Scratch, error)) (protect.R
 	if err != nil {
 		return protect.Request{}, err
 	}
+	secrets, err := readImageSecrets(f.secrets)
+	if err != nil {
+		return protect.Request{}, err
+	}
 	space, err := scratch()
 	if err != nil {
 		return protect.Request{}, err
 	}
 	return protect.Request{
 		Consistency: level, Require: f.require, Exclude: f.exclude, Tags: tags, Scratch: space, FullRead: f.fullRead,
+		Secrets: secrets,
 	}, nil
 }
 
@@ -244,7 +255,7 @@ func (a *app) backUpVM(ctx context.Context, name string, flags backupFlags) erro
 	return a.withVault(ctx, func(v *vault.Vault) error {
 		p, err := a.takePoint(ctx, v, name, req)
 		if err != nil {
-			return fmt.Errorf("back up vm %s: %w", name, err)
+			return fmt.Errorf("back up vm %s: %w", name, explainSecret(err, req.Secrets))
 		}
 		return a.printTaken(p)
 	})
@@ -280,6 +291,7 @@ func (a *app) printTaken(p *point.RecoveryPoint) error {
 	for _, o := range p.NotHeld {
 		a.remark("not held: %s", oneLine(o.String()))
 	}
+	a.remarkEncrypted(p)
 	var added, read int64
 	for _, d := range p.Disks {
 		added += d.Added

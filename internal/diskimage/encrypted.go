@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	programs "github.com/holdfast-vm/holdfast/internal/child"
@@ -29,19 +30,42 @@ const (
 	maxSecret = 64 << 10
 )
 
+// Secrets are files with the secrets of encrypted images, read: by the name of the disk, that of
+// the name "" for all others.
+type Secrets map[string]Secret
+
+// Secret is what opens an encrypted image.
+type Secret struct {
+	File  string // absolute
+	Bytes []byte
+}
+
+// Of returns the secret of a disk, nil if there is none.
+func (s Secrets) Of(disk string) []byte { return s.For(disk).Bytes }
+
+// For returns the secret of a disk with its file; the zero value if there is none.
+func (s Secrets) For(disk string) Secret {
+	if secret, ok := s[disk]; ok {
+		return secret
+	}
+	return s[""]
+}
+
 // ReadSecret reads the secret of an image from a file, every byte of it: as QEMU does, it takes a
 // line end at the end for part of the secret.
-func ReadSecret(path string) ([]byte, error) {
-	secret, err := os.ReadFile(path)
+func ReadSecret(path string) (s Secret, err error) {
+	if s.File, err = filepath.Abs(path); err == nil {
+		s.Bytes, err = os.ReadFile(path)
+	}
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("read the secret of an image: %w", err)
-	case len(secret) == 0:
-		return nil, fmt.Errorf("read the secret of an image: %s is empty", path)
-	case len(secret) > maxSecret:
-		return nil, fmt.Errorf("read the secret of an image: %s has %d bytes", path, len(secret))
+		return s, fmt.Errorf("read the secret of an image: %w", err)
+	case len(s.Bytes) == 0:
+		return s, fmt.Errorf("read the secret of an image: %s is empty", path)
+	case len(s.Bytes) > maxSecret:
+		return s, fmt.Errorf("read the secret of an image: %s has %d bytes", path, len(s.Bytes))
 	}
-	return secret, nil
+	return s, nil
 }
 
 // isLUKS reports whether f begins as an encrypted volume. A guest can write that, too.

@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/drill/inside"
 	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
@@ -139,7 +140,7 @@ func (r *run) start(ctx context.Context) error {
 	r.started = r.o.Now()
 	r.o.Define(&rebuild)
 	built, err := r.host.Define(defining, rebuild)
-	r.res.Isolation.LeftOut = built.Warnings
+	r.res.Isolation.LeftOut = append(built.Warnings, plainDisks(r.req.Point)...)
 	if lost(err) {
 		return err
 	}
@@ -333,4 +334,16 @@ func (r *run) takePicture(ctx context.Context) {
 	if r.res.Console == "" && r.res.picture == nil {
 		r.res.NoScreenshot += "; its serial console is not kept in a file either"
 	}
+}
+
+// plainDisks names the disks whose images were encrypted: what the guest writes in a drill is not.
+func plainDisks(p *point.RecoveryPoint) (out []string) {
+	for _, d := range p.Disks {
+		if d.WasEncrypted() {
+			out = append(out, fmt.Sprintf("the encryption of disk %s is left out: what the guest writes lies plain "+
+				"in the "+
+				"storage directory until the drill ends", d.Name))
+		}
+	}
+	return out
 }

@@ -34,6 +34,8 @@ var (
 	ErrNoDefinition = errors.New("the point does not hold the definition of a machine")
 	// ErrOtherKind reports that a host is not of the kind that a machine was defined for.
 	ErrOtherKind = errors.New("the host cannot build this machine")
+	// ErrNoKey reports that the host has no secret for an encrypted image, or tells it to nobody.
+	ErrNoKey = errors.New("the host does not tell the secret of the image")
 	// ErrNoScreen reports that the machine has no display, or none whose picture can be had.
 	ErrNoScreen = errors.New("no screen")
 )
@@ -72,7 +74,8 @@ type Disk struct {
 	Serial     string `json:"serial,omitempty"`
 	IOThread   bool   `json:"iothread"`
 	ReadOnly   bool   `json:"read_only,omitempty"`
-	Persistent bool   `json:"-"` // a dirty bitmap of this disk can be stored in its image
+	Encrypted  string `json:"encrypted,omitempty"` // how its image is encrypted: luks or aes
+	Persistent bool   `json:"-"`                   // a dirty bitmap of this disk can be stored in its image
 }
 
 // Description is what must be stored of a machine, beside its disks, to build it again.
@@ -99,6 +102,7 @@ type Rebuild struct {
 	Disks        map[string]string // disk name → image file, already written
 	Formats      map[string]string // disk name → format of that file
 	Files        map[string]string // point file "role/name" → path already written
+	KeyFiles     map[string]string // disk name → file with the secret that its image, qcow2, is encrypted with
 	StorageDir   string            // where further files of the machine (start script, sockets) go
 	Networks     map[string]string // old network or bridge → new
 	Start        bool
@@ -165,6 +169,12 @@ type Remover interface {
 	// Images and other files stay, a plain QEMU's start script among them. A machine that is not
 	// there is [ErrNoMachine].
 	Remove(ctx context.Context, m Machine) error
+}
+
+// KeyHolder is a host that knows the secrets of encrypted images.
+type KeyHolder interface {
+	// DiskKey returns the secret that opens the image of a disk, or ErrNoKey.
+	DiskKey(ctx context.Context, m Machine, disk string) ([]byte, error)
 }
 
 // Screen is a host that can show the console of a machine.

@@ -151,7 +151,19 @@ type Source struct {
 	Serial        string            `json:"serial,omitempty"`
 	IOThread      bool              `json:"iothread,omitempty"`
 	FormatOptions map[string]string `json:"format_options,omitempty"` // cluster_size, compat, …
+	Encryption    *Encryption       `json:"encryption,omitempty"`     // nil where the image was not encrypted
 }
+
+// Encryption says how the image of a disk was encrypted where it came from.
+type Encryption struct {
+	Format string `json:"format"` // luks or aes
+	// AsIs says that the point holds the image's own bytes, encrypted as they lay there, and not
+	// what the guest sees: a restore gives back the image, which its secret opens.
+	AsIs bool `json:"as_is,omitempty"`
+}
+
+// WasEncrypted reports whether the point holds the plain bytes of a disk whose image was encrypted.
+func (d Disk) WasEncrypted() bool { return d.Source.Encryption != nil && !d.Source.Encryption.AsIs }
 
 // DefinitionKind says which kind of host a machine's definition is for.
 type DefinitionKind string

@@ -32,6 +32,9 @@ type ImageRequest struct {
 	Format string // of all of them; "" means by what is in them
 	Tags   map[string]string
 
+	Secrets diskimage.Secrets // of encrypted images
+	AsIs    bool              // encrypted images are stored as they lie, without their secrets
+
 	// Managed names the managed disk that each of Files is; the point is then a snapshot of that
 	// Name, and no machine's.
 	Managed []ManagedDisk
@@ -77,7 +80,7 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 	}
 	s := newIntake(session, l, d.Progress)
 	for i, disk := range opened.disks {
-		in := imageRead{name: disk.Name, image: opened.images[i], granule: int64(deps.Vault.ChunkSize())}
+		in := imageRead{name: disk.Name, image: opened.images[i], granule: int64(deps.Vault.ChunkSize()), bare: true}
 		stored, err := s.image(ctx, in, disk)
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", disk.File, err)
@@ -87,6 +90,7 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 		}
 		p.Disks = append(p.Disks, stored)
 	}
+	p.Warnings = append(p.Warnings, opened.warnings()...)
 	p.Took = d.Now().Sub(begun).Seconds()
 	if err := session.Commit(ctx, p); err != nil {
 		return nil, err
@@ -124,8 +128,9 @@ func (r ImageRequest) check() error {
 
 // openedImages are all images of a point, open at once: none is read before all could be opened.
 type openedImages struct {
-	disks  []hypervisor.Disk
-	images []*diskimage.Image
+	disks     []hypervisor.Disk
+	images    []*diskimage.Image
+	encrypted []*diskimage.Image // those that are
 }
 
 func (o *openedImages) close() {
@@ -150,15 +155,37 @@ func openImages(ctx context.Context, req ImageRequest) (*openedImages, error) {
 			o.close()
 			return nil, err
 		}
-		img, err := diskimage.Open(ctx, path, diskimage.Options{Format: req.Format})
+		img, err := diskimage.Open(ctx, path, diskimage.Options{Format: req.Format,
+			Secret: req.Secrets.Of(req.diskName(i)), AsIs: req.AsIs})
 		if err != nil {
 			o.close()
 			return nil, err
+		}
+		if img.Encryption() != "" {
+			o.encrypted = append(o.encrypted, img)
 		}
 		o.images = append(o.images, img)
 		o.disks = append(o.disks, hypervisor.Disk{
 			Name: req.diskName(i), Size: img.Size(), Format: img.Format(), File: path,
 		})
 	}
+	if len(o.encrypted) == 0 && (len(req.Secrets) > 0 || req.AsIs) {
+		o.close()
+		return nil, errNotEncrypted
+	}
 	return o, nil
+}
+
+var errNotEncrypted = errors.New("none of the images is encrypted")
+
+// warnings says which images are stored as they lie.
+func (o *openedImages) warnings() (out []string) {
+	for _, img := range o.encrypted {
+		if img.AsIs() {
+			out = append(out, fmt.Sprintf("%s is encrypted (%s) and stored as it lies: what is in it cannot be "+
+				"listed or "+
+				"compressed, and its secret is needed to use it", img.Path(), img.Encryption()))
+		}
+	}
+	return out
 }

@@ -93,6 +93,10 @@ func (s *intake) file(ctx context.Context, size int64, source io.ReaderAt) (stri
 }
 
 func sourceOf(d hypervisor.Disk) point.Source {
-	return point.Source{File: d.File, Format: d.Format, Node: d.Node, Device: d.Device, Bus: d.Bus, Serial: d.Serial,
+	out := point.Source{File: d.File, Format: d.Format, Node: d.Node, Device: d.Device, Bus: d.Bus, Serial: d.Serial,
 		IOThread: d.IOThread}
+	if d.Encrypted != "" {
+		out.Encryption = &point.Encryption{Format: d.Encrypted}
+	}
+	return out
 }

@@ -2,6 +2,7 @@ package protect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
@@ -54,6 +55,9 @@ func (r *run) openOffline(ctx context.Context) ([]imageRead, error) {
 			read.bitmap, read.lastSize = last.Bitmap, last.Size
 			read.borrowed = r.borrows(d.Name, last.Bitmap)
 		}
+		if err := r.unlock(ctx, &read, d); err != nil {
+			return reads, fmt.Errorf("read disk %s: %w", d.Name, err)
+		}
 		if err := read.open(ctx, d.File, d.Format); err != nil {
 			return reads, fmt.Errorf("read disk %s: %w", d.Name, err)
 		}
@@ -77,14 +81,22 @@ type imageRead struct {
 	dirty   extent.Set // what it says
 	doubt   error      // why it can not be used
 
+	secret []byte // opens the image, if it is encrypted
+	luks   bool   // the image is a volume of LUKS, which hypervisors call raw
+	bare   bool   // nobody knows whether what looks encrypted is so by the guest's own doing
+
 	lastSize int64 // of the disk in the last point, in bytes
 	borrowed bool  // the record belongs to points of another kind, which count from it and drop it
 }
 
 // open opens the image with its record of changes, or in any doubt without.
 func (in *imageRead) open(ctx context.Context, path, format string) (err error) {
+	if in.luks {
+		format = "luks"
+	}
 	if in.bitmap != "" {
-		in.image, err = diskimage.Open(ctx, path, diskimage.Options{Format: format, Bitmap: in.bitmap})
+		in.image, err = diskimage.Open(ctx, path,
+			diskimage.Options{Format: format, Bitmap: in.bitmap, Secret: in.secret})
 		if err == nil {
 			in.dirty, err = in.image.Dirty(ctx)
 			if err == nil && in.image.Size() == in.lastSize {
@@ -94,8 +106,32 @@ func (in *imageRead) open(ctx context.Context, path, format string) (err error) 
 		}
 		in.bitmap, in.dirty, in.doubt = "", nil, err
 	}
-	in.image, err = diskimage.Open(ctx, path, diskimage.Options{Format: format})
+	in.image, err = diskimage.Open(ctx, path, diskimage.Options{Format: format, Secret: in.secret})
 	return err
+}
+
+// unlock finds the secret of an encrypted disk: the one that was given, else what the host keeps.
+func (r *run) unlock(ctx context.Context, read *imageRead, d hypervisor.Disk) (err error) {
+	read.luks = d.Encrypted != "" && d.Format == "raw"
+	if read.secret = r.req.Secrets.Of(d.Name); read.secret != nil || d.Encrypted == "" {
+		return nil
+	}
+	keys, ok := r.Host.(hypervisor.KeyHolder)
+	if !ok {
+		return fmt.Errorf("%w (%s)", diskimage.ErrEncrypted, d.Encrypted)
+	}
+	if read.secret, err = keys.DiskKey(ctx, r.req.Machine, d.Name); errors.Is(err, hypervisor.ErrNoKey) {
+		return fmt.Errorf("%w (%s): %w", diskimage.ErrEncrypted, d.Encrypted, err)
+	}
+	return err
+}
+
+// encryptionOf says how an image that was read is encrypted, nil if it is not.
+func encryptionOf(m *diskimage.Image) *point.Encryption {
+	if m.Encryption() == "" {
+		return nil
+	}
+	return &point.Encryption{Format: m.Encryption(), AsIs: m.AsIs()}
 }
 
 // image stores what an image shows of a disk.
@@ -117,6 +153,9 @@ func (s *intake) image(ctx context.Context, in imageRead, d hypervisor.Disk) (po
 		return point.Disk{}, err
 	}
 	out := s.disk(d, size)
+	if e := encryptionOf(in.image); e != nil && (!e.AsIs || in.bare) {
+		out.Source.Encryption = e
+	}
 	out.Read, out.Bitmap, out.Tracked = read.Data.Bytes(), in.bitmap, in.bitmap != ""
 	if in.borrowed {
 		out.Bitmap = ""

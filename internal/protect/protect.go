@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
@@ -76,7 +77,8 @@ type Request struct {
 	Exclude     []string          // names of disks to leave out
 	Tags        map[string]string
 	Scratch     capture.Scratch
-	FullRead    bool // trust no record of changes: read all, compare
+	FullRead    bool              // trust no record of changes: read all, compare
+	Secrets     diskimage.Secrets // of encrypted images, where the machine is off and its host does not tell them
 
 	Snapshot *Snapshot // nil is a backup of the machine
 }

@@ -103,6 +103,9 @@ func Instant(ctx context.Context, v *vault.Vault, host InstantHost, req MachineR
 	if err := req.check(host.URI()); err != nil {
 		return RestoredMachine{}, err
 	}
+	if len(req.Keys.Secrets) > 0 {
+		return RestoredMachine{}, errInstantKeys
+	}
 	p, err := placeOf(o.FS, req.Storage, req.Name)
 	if err != nil {
 		return RestoredMachine{}, err

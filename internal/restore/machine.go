@@ -33,6 +33,7 @@ type MachineRequest struct {
 	Networks map[string]string // old network or bridge → new
 	InPlace  bool              // insist on the identity of the lost machine
 	Start    bool
+	Keys     Keys
 	Progress func(stage string, done, total int64)
 }
 
@@ -80,7 +81,25 @@ func (r MachineRequest) check(uri string) error {
 	if r.Name == "" || strings.ContainsAny(r.Name, "/\x00\n") || strings.HasPrefix(r.Name, ".") {
 		return fmt.Errorf("%q can not be the name of a machine", r.Name)
 	}
+	for _, d := range r.Point.Disks {
+		err := r.Keys.check(d)
+		if err == nil {
+			err = r.target(d, "").check()
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// target says how the image of a disk is written at path.
+func (r MachineRequest) target(d point.Disk, path string) target {
+	t := target{path: path, format: machineFormat(d, r.Format), secret: r.Keys.of(d).Bytes}
+	if t.encrypts() && r.Format == "" {
+		t.format = "qcow2"
+	}
+	return t
 }
 
 // identity decides whether the lost machine itself comes back, and says why.
@@ -126,11 +145,13 @@ func (w *workplace) restore(ctx context.Context, v *vault.Vault, host definer, r
 		Point: req.Point, Name: req.Name, SameIdentity: out.SameIdentity, StorageDir: w.dir, Networks: req.Networks,
 		Start: req.Start,
 		Disks: map[string]string{}, Formats: map[string]string{}, Files: map[string]string{},
+		KeyFiles: map[string]string{},
 	}
 	targets := map[string]target{}
 	for _, d := range req.Point.Disks {
-		format := machineFormat(d, req.Format)
-		targets[d.Name] = target{path: w.diskPath(d.Name, format), format: format}
+		to := req.target(d, "")
+		to.path = w.diskPath(d.Name, to.format)
+		targets[d.Name] = to
 	}
 	if err := w.requireFree(slices.Collect(maps.Values(targets)), req.Point.Files); err != nil {
 		return err
@@ -142,8 +163,11 @@ func (w *workplace) restore(ctx context.Context, v *vault.Vault, host definer, r
 		}
 		w.made(to.path)
 		rebuild.Disks[d.Name], rebuild.Formats[d.Name] = to.path, to.format
+		if to.encrypts() {
+			rebuild.KeyFiles[d.Name] = req.Keys.of(d).File
+		}
 		out.Disks = append(out.Disks, RestoredDisk{Disk: d.Name, File: to.path, Format: to.format, Size: d.Size,
-			Used: d.Used})
+			Used: d.Used, Encrypted: to.encrypts()})
 	}
 	for _, f := range req.Point.Files {
 		path, err := w.writeFile(ctx, v, f)

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
@@ -29,6 +28,7 @@ type DiskRequest struct {
 	To       string // file or block device
 	Format   string // "raw" or "qcow2"; "" means by the name of a file, raw for a block device
 	Force    bool   // overwrite a file or a block device that holds something
+	Keys     Keys
 	Progress func(stage string, done, total int64)
 }
 
@@ -39,23 +39,54 @@ type RestoredDisk struct {
 	Format string `json:"format"`
 	Size   int64  `json:"size"` // bytes the guest sees
 	Used   int64  `json:"used"` // bytes written
+
+	Encrypted bool `json:"encrypted,omitempty"` // the image is encrypted
 }
 
 // Disk writes one disk of a point to a file or block device.
 //
 // Errors that callers decide by: point.ErrNoDisk, diskimage.ErrExists, diskimage.ErrTooSmall,
-// diskimage.ErrInUse, vault.ErrCorrupt.
+// diskimage.ErrInUse, vault.ErrCorrupt, [ErrWasEncrypted].
 func Disk(ctx context.Context, v *vault.Vault, req DiskRequest) (RestoredDisk, error) {
 	d, err := req.Point.Disk(req.Disk)
 	if err != nil {
 		return RestoredDisk{}, err
 	}
-	format, err := chooseFormat(req.To, req.Format)
+	to, err := req.target(*d)
 	if err != nil {
 		return RestoredDisk{}, err
 	}
-	out := RestoredDisk{Disk: d.Name, File: req.To, Format: format, Size: d.Size, Used: d.Used}
-	return out, writeDisk(ctx, v, *d, target{path: req.To, format: format, force: req.Force}, req.Progress)
+	out := RestoredDisk{Disk: d.Name, File: req.To, Format: to.format, Size: d.Size, Used: d.Used,
+		Encrypted: to.encrypts()}
+	if c := container(*d); c != "" {
+		out.Format, out.Encrypted = c, true
+	}
+	return out, writeDisk(ctx, v, *d, to, req.Progress)
+}
+
+// target says where and how a disk is written. An image that is in the point as it lay is copied.
+func (r DiskRequest) target(d point.Disk) (target, error) {
+	to := target{path: r.To, force: r.Force}
+	if err := r.Keys.check(d); err != nil {
+		return to, err
+	}
+	if c := container(d); c != "" {
+		if r.Format != "" && r.Format != c {
+			return to, fmt.Errorf("%w: it is %s and cannot become %s", ErrAsIs, c, r.Format)
+		}
+		to.format = "raw"
+		return to, nil
+	}
+	to.secret = r.Keys.of(d).Bytes
+	asked := r.Format
+	if to.encrypts() && asked == "" {
+		asked = "qcow2"
+	}
+	var err error
+	if to.format, err = chooseFormat(r.To, asked); err == nil {
+		err = to.check()
+	}
+	return to, err
 }
 
 // writeDisk fills a new target with a disk and makes it durable, or removes it.
@@ -72,7 +103,7 @@ func writeDisk(ctx context.Context, v *vault.Vault, d point.Disk, to target,
 	if err := to.guard(); err != nil {
 		return err
 	}
-	w, err := diskimage.Create(to.path, d.Size, to.format, data, to.force)
+	w, err := to.create(d.Size, data)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
+	"github.com/holdfast-vm/holdfast/internal/extent"
 )
 
 // peek is how much of a block device is looked at for signs of use, in bytes: partition tables,
@@ -21,6 +22,25 @@ type target struct {
 	path   string
 	format string
 	force  bool
+	secret []byte // the image is encrypted with it; nil means plain
+}
+
+func (t target) encrypts() bool { return len(t.secret) > 0 }
+
+// check refuses to encrypt what would have no holes.
+func (t target) check() error {
+	if t.encrypts() && t.format != "qcow2" {
+		return fmt.Errorf("only qcow2 images are encrypted, not %s: one would have no holes, and a device no room for "+
+			"the header", t.format)
+	}
+	return nil
+}
+
+func (t target) create(size int64, data extent.Set) (diskimage.Target, error) {
+	if t.encrypts() {
+		return diskimage.CreateEncrypted(t.path, size, t.secret, data, t.force)
+	}
+	return diskimage.Create(t.path, size, t.format, data, t.force)
 }
 
 // chooseFormat returns the format of a target by what was asked, else by its name.

@@ -1,9 +1,12 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -173,4 +176,68 @@ func TestFailuresOfTheCaller(t *testing.T) {
 	}
 	v.requireClean(w.keep()...)
 	cycle(t, v, w, c, rng, 0)
+}
+
+// Of a disk that is encrypted where it lies, scratch holds nothing plain: neither a full nor an
+// increment, nor what is copied in slices.
+func TestScratchOfEncryptedDisk(t *testing.T) {
+	t.Parallel()
+	v, w, rng := newVMWith(t, "geheim"), newVault(t), rand.New(rand.NewPCG(8, 1))
+	c := v.capturer()
+	looked := 0
+	for _, limit := range []int64{0, 0, 8 << 20} {
+		v.write(rng, 60)
+		v.guest("vda", "write -q -P 238 64k 64k")
+		copy(v.model["vda"][64<<10:128<<10], bytes.Repeat([]byte{238}, 64<<10))
+		want := v.snapshot()
+		plan := w.plan(v.scratch(), limit)
+		if limit > 0 { // read all, in slices
+			for i := range plan.Disks {
+				plan.Disks[i].LastBitmap = ""
+			}
+		}
+		res, err := c.Capture(t.Context(), "guest", plan, capture.Hooks{},
+			func(ctx context.Context, r capture.Read) error {
+				if r.Disk == "vda" {
+					looked += requireSealed(t, v.scratch(), bytes.Repeat([]byte{238}, 4096))
+				}
+				return w.take(ctx, r)
+			})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.require(want)
+		w.commit(res)
+		v.requireClean(w.keep()...)
+	}
+	if looked < 3 {
+		t.Errorf("%d scratch images were looked at", looked)
+	}
+}
+
+// requireSealed looks for plain bytes in the open files of this process below dir, and returns how
+// many are encrypted images.
+func requireSealed(t *testing.T, dir string, plain []byte) (sealed int) {
+	t.Helper()
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if target, err := os.Readlink(fd); err != nil || !strings.HasPrefix(target, dir) ||
+			!strings.Contains(target, "vda") {
+			continue
+		}
+		content, err := os.ReadFile(fd)
+		if err != nil {
+			continue // closed meanwhile
+		}
+		if bytes.Contains(content, plain) {
+			t.Errorf("%s shows what the disk holds", fd)
+		}
+		if bytes.Contains(content, []byte("LUKS\xba\xbe")) {
+			sealed++
+		}
+	}
+	return sealed
 }

@@ -126,6 +126,9 @@ func (s *session) deliverOne(ctx context.Context, c *diskCopy) error {
 		return fmt.Errorf("open scratch image: %w", err)
 	}
 	defer img.Close()
+	if c.image.key != nil {
+		img.Unlock(c.image.key.volume.Cipher)
+	}
 	data, zero, err := img.Map()
 	if err != nil {
 		return fmt.Errorf("read map of scratch image: %w", err)

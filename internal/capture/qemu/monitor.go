@@ -12,6 +12,9 @@ import (
 // ours begins the names of jobs, nodes and bitmaps that live no longer than a capture.
 const ours = "hf-cap-"
 
+// keyPrefix begins the names of the secrets of scratch images.
+const keyPrefix = ours + "k-"
+
 // commandTime bounds one monitor command. A healthy QEMU needs milliseconds, a transaction as long
 // as the slowest request in flight.
 const commandTime = 30 * time.Second

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
+	"github.com/holdfast-vm/holdfast/internal/luks"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 )
 
@@ -55,13 +56,13 @@ func (s *session) need(d *disk) int64 {
 	if d.Allocated > 0 {
 		data = min(d.Size, d.Allocated+d.Allocated/4)
 	}
-	return data + s.overhead(d.Size, d.Size)
+	return data + s.overhead(d.Size, d.Size) + s.keyBytes(d)
 }
 
 // needFor returns the scratch that dirty marked bytes of d take at most.
 func (s *session) needFor(d *disk, dirty int64) int64 {
 	data := min(d.Size, dirty*max(1, backupBlock/s.plan.Granule))
-	return data + s.overhead(d.Size, data)
+	return data + s.overhead(d.Size, data) + s.keyBytes(d)
 }
 
 // overhead returns what a qcow2 image of a disk of size bytes occupies beside data bytes, wherever
@@ -82,6 +83,7 @@ type image struct {
 	file     *os.File
 	name     string // path, until it is unlinked
 	set      int    // QEMU's descriptor set
+	key      *key   // that it is encrypted with; nil if it is plain
 	node     string
 	reserved int64
 }
@@ -110,13 +112,45 @@ func (m *image) size() (int64, error) {
 	return st.Size(), nil
 }
 
+// key is what the scratch image of an encrypted disk is encrypted with, for as long as the capture
+// lasts. It is in this process and in QEMU, and nowhere else.
+type key struct {
+	volume *luks.Volume
+	secret []byte
+}
+
+// newKey returns a key for a copy of d, nil if d is not encrypted where it lies.
+func newKey(d *disk) (*key, error) {
+	if d.Encrypted == "" {
+		return nil, nil
+	}
+	v, secret, err := luks.NewEphemeral()
+	return &key{v, secret}, err
+}
+
+// keyBytes is what the header of an encrypted scratch image takes.
+func (s *session) keyBytes(d *disk) int64 {
+	if d.Encrypted == "" {
+		return 0
+	}
+	return luks.HeaderSize + 2*s.plan.Granule
+}
+
 // addScratch makes the scratch image of c, reserves its space and gives it to QEMU.
 func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
-	img, err := s.newImage(c.disk, fmt.Sprint(ours, "s", c.index), os.O_RDWR,
-		qcow2.CreateOptions{ClusterSize: int(s.plan.Granule)})
+	k, err := newKey(c.disk)
 	if err != nil {
 		return nil, err
 	}
+	o := qcow2.CreateOptions{ClusterSize: int(s.plan.Granule)}
+	if k != nil {
+		o.Encryption = k.volume
+	}
+	img, err := s.newImage(c.disk, fmt.Sprint(ours, "s", c.index), os.O_RDWR, o)
+	if err != nil {
+		return nil, err
+	}
+	img.key = k
 	if err := s.reserve(img, c.need); err != nil {
 		return nil, err
 	}
@@ -193,13 +227,28 @@ func (s *session) addImage(ctx context.Context, img *image, readOnly bool) error
 	}
 	file := args{"driver": "file", "filename": name, "cache": args{"no-flush": true}}
 	a := args{"driver": "qcow2", "node-name": img.node, "file": file, "read-only": readOnly}
-	if err := run(ctx, s.mon, "blockdev-add", a, nil); err != nil {
+	if err := s.addNode(ctx, img, a); err != nil {
 		return fmt.Errorf("add scratch image to QEMU: %w", err)
 	}
 	if s.byName {
 		return os.Remove(img.name)
 	}
 	return nil
+}
+
+// addNode makes the node. QEMU needs the secret of an encrypted image only while it opens it.
+func (s *session) addNode(ctx context.Context, img *image, a args) error {
+	if img.key == nil {
+		return run(ctx, s.mon, "blockdev-add", a, nil)
+	}
+	id := keyPrefix + img.node
+	secret := args{"qom-type": "secret", "id": id, "data": string(img.key.secret)}
+	if err := run(ctx, s.mon, "object-add", secret, nil); err != nil {
+		return err
+	}
+	a["encrypt"] = args{"format": "luks", "key-secret": id}
+	err := run(ctx, s.mon, "blockdev-add", a, nil)
+	return errors.Join(err, run(ctx, s.mon, "object-del", args{"id": id}, nil))
 }
 
 // removeImage takes the image away from QEMU; the file stays open here.

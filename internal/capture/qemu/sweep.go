@@ -30,7 +30,7 @@ func sweep(ctx context.Context, m monitor) ([]string, error) {
 func sweepJobs(ctx context.Context, m monitor) ([]string, error) {
 	var done []string
 	for _, step := range []func(context.Context, monitor) ([]string, error){cancelJobs, dropExports, dropNodes,
-		dropDescriptors} {
+		dropKeys, dropDescriptors} {
 		more, err := step(ctx, m)
 		done = append(done, more...)
 		if err != nil {
@@ -113,6 +113,25 @@ func dropNodes(ctx context.Context, m monitor) ([]string, error) {
 			return done, fmt.Errorf("remove node %s: %w", name, err)
 		}
 		done = append(done, "removed node "+name)
+	}
+	return done, nil
+}
+
+// dropKeys removes secrets of scratch images that a killed capture left.
+func dropKeys(ctx context.Context, m monitor) ([]string, error) {
+	var list []struct{ Name string }
+	if err := run(ctx, m, "qom-list", args{"path": "/objects"}, &list); err != nil {
+		return nil, err
+	}
+	var done []string
+	for _, o := range list {
+		if !strings.HasPrefix(o.Name, keyPrefix) {
+			continue
+		}
+		if err := run(ctx, m, "object-del", args{"id": o.Name}, nil); err != nil {
+			return done, fmt.Errorf("remove secret %s: %w", o.Name, err)
+		}
+		done = append(done, "removed secret "+o.Name)
 	}
 	return done, nil
 }

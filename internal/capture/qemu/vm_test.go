@@ -20,6 +20,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	hostqemu "github.com/holdfast-vm/holdfast/internal/hypervisor/qemu"
+	"github.com/holdfast-vm/holdfast/internal/luks"
+	"github.com/holdfast-vm/holdfast/internal/qcow2"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
@@ -45,15 +47,20 @@ type vm struct {
 	host  *hostqemu.Host
 	mu    sync.Mutex
 	model map[string][]byte
+
+	key string // secret of the first disk's image, if it is encrypted
 }
 
-func newVM(t testing.TB) *vm {
+func newVM(t testing.TB) *vm { return newVMWith(t, "") }
+
+// newVMWith makes a machine whose first disk is encrypted with the key, unless that is empty.
+func newVMWith(t testing.TB, key string) *vm {
 	dir, err := os.MkdirTemp("", "hf")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	v := &vm{t: t, dir: dir, model: make(map[string][]byte)}
+	v := &vm{t: t, dir: dir, model: make(map[string][]byte), key: key}
 	for _, name := range diskNames {
 		v.model[name] = make([]byte, diskSize)
 		format := "qcow2"
@@ -62,9 +69,27 @@ func newVM(t testing.TB) *vm {
 		}
 		v.tool("qemu-img", "create", "-q", "-f", format, filepath.Join(dir, name), fmt.Sprint(diskSize))
 	}
+	if key != "" {
+		v.encrypt(filepath.Join(dir, "vda"))
+	}
 	v.start()
 	t.Cleanup(v.kill)
 	return v
+}
+
+// encrypt makes an empty encrypted image in the place of that at path.
+func (v *vm) encrypt(path string) {
+	v.t.Helper()
+	volume, err := luks.New([]byte(v.key), luks.Fewest)
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err == nil {
+		err = qcow2.Create(path, diskSize, qcow2.CreateOptions{Encryption: volume})
+	}
+	if err != nil {
+		v.t.Fatal(err)
+	}
 }
 
 func (v *vm) tool(name string, args ...string) {
@@ -78,11 +103,18 @@ func (v *vm) start() {
 	v.t.Helper()
 	sock := filepath.Join(v.dir, "guest.sock")
 	os.Remove(sock)
-	v.cmd = exec.Command("qemu-system-x86_64", "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32",
+	unlock, secret := "", v.key
+	if v.key == "" {
+		secret = "unused"
+	} else {
+		unlock = ",encrypt.format=luks,encrypt.key-secret=key"
+	}
+	v.cmd = exec.Command("qemu-system-x86_64", "-object", "secret,id=key,data="+secret, "-S", "-nodefaults", "-display",
+		"none", "-accel", "tcg", "-m", "32",
 		"-name", "guest",
 		"-qmp", "unix:"+sock+",server=on,wait=off", "-object", "iothread,id=io0",
 		"-blockdev", "driver=file,filename="+v.dir+"/vda,node-name=a-file", "-blockdev",
-		"driver=qcow2,file=a-file,node-name=a",
+		"driver=qcow2,file=a-file,node-name=a"+unlock,
 		"-device", "virtio-blk-pci,drive=a,id=vda,iothread=io0",
 		"-drive", "file="+v.dir+"/vdb,if=none,id=b", "-device", "virtio-blk-pci,drive=b,id=vdb",
 		"-drive", "file="+v.dir+"/vdc,if=none,id=c,format=raw", "-device", "virtio-blk-pci,drive=c,id=vdc")

@@ -19,8 +19,16 @@ import (
 type builder struct {
 	rebuild    hypervisor.Rebuild
 	dom        *etree.Element
-	libVersion uint64 // of libvirt, as rpc.Client.LibVersion has it
+	libVersion uint64  // of libvirt, as rpc.Client.LibVersion has it
+	secrets    []keyed // that disks are encrypted with
 	warnings   []string
+}
+
+// keyed is a disk that is encrypted with what is in a file, and opened with a secret of libvirtd's.
+type keyed struct {
+	disk string
+	ref  *etree.Element
+	file string
 }
 
 func newBuilder(r hypervisor.Rebuild, old *etree.Element) *builder {
@@ -186,6 +194,7 @@ func (b *builder) disks() error {
 			devices.RemoveChild(el)
 			continue
 		}
+		secret := secretOf(el)
 		for _, tag := range []string{"source", "backingStore", "mirror", "encryption", "auth"} {
 			for _, c := range el.SelectElements(tag) {
 				el.RemoveChild(c)
@@ -198,11 +207,34 @@ func (b *builder) disks() error {
 		driver := child(el, "driver")
 		driver.CreateAttr("name", "qemu")
 		driver.CreateAttr("type", b.format(name))
-		el.CreateElement("source").CreateAttr("file", path)
+		source := el.CreateElement("source")
+		source.CreateAttr("file", path)
+		if err := b.encrypt(source, name, secret); err != nil {
+			return err
+		}
 		if err := b.stackDisk(el, name); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// encrypt has the image opened with the secret that the old one was opened with.
+func (b *builder) encrypt(source *etree.Element, disk string, secret *etree.Element) error {
+	file := b.rebuild.KeyFiles[disk]
+	if file == "" {
+		return nil
+	}
+	if secret == nil {
+		return fmt.Errorf("disk %s is to be encrypted again, but the definition in the point names no secret of its",
+			disk)
+	}
+	el := source.CreateElement("encryption")
+	el.CreateAttr("format", "luks")
+	el.AddChild(secret.Copy())
+	name := secret.SelectAttrValue("uuid", secret.SelectAttrValue("usage", ""))
+	b.secrets = append(b.secrets, keyed{disk: disk, ref: secret, file: file})
+	b.warn("disk %s is encrypted again: libvirt's secret %s must be what is in %s", disk, name, file)
 	return nil
 }
 

@@ -53,6 +53,9 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 	if err := b.build(); err != nil {
 		return hypervisor.Rebuilt{}, err
 	}
+	if err := b.checkSecrets(ctx, c); err != nil {
+		return hypervisor.Rebuilt{}, err
+	}
 	if err := offered(ctx, c, b.dom); err != nil {
 		return hypervisor.Rebuilt{}, err
 	}

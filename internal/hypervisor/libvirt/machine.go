@@ -138,7 +138,7 @@ func diskOf(ctx context.Context, c *rpc.Client, dom rpc.Domain, doc, el *etree.E
 		IOThread: onIOThread(doc, el),
 		ReadOnly: el.SelectElement("readonly") != nil,
 	}
-	d.Device = d.Name
+	d.Device, d.Encrypted = d.Name, encryptionOf(el)
 	if d.Format == "" {
 		d.Format = "raw"
 	}
@@ -154,6 +154,21 @@ func diskOf(ctx context.Context, c *rpc.Client, dom rpc.Domain, doc, el *etree.E
 		d.Allocated += allocated(sourceOf(store))
 	}
 	return d
+}
+
+// encryptionOf returns how a disk's image, or one that it stands on, is encrypted; "" if none is.
+func encryptionOf(el *etree.Element) string {
+	for _, path := range []string{"encryption", "source/encryption", ".//backingStore/source/encryption"} {
+		found := el.FindElement(path)
+		if found == nil {
+			continue
+		}
+		if format := found.SelectAttrValue("format", ""); strings.HasPrefix(format, "luks") {
+			return "luks"
+		}
+		return "aes"
+	}
+	return ""
 }
 
 // sourceOf returns the path or name of a disk's image; "" if it has none.

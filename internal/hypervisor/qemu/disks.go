@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -34,10 +35,27 @@ type imageInfo struct {
 	Filename       string
 	VirtualSize    int64 `json:"virtual-size"`
 	ActualSize     int64 `json:"actual-size"`
+	Encrypted      bool
 	FormatSpecific struct {
-		Data struct{ Compat string }
+		Data struct {
+			Compat  string
+			Encrypt struct{ Format string }
+		}
 	} `json:"format-specific"`
 	Backing *imageInfo `json:"backing-image"`
+}
+
+// encryption returns how the image or one that it stands on is encrypted, "" if none is.
+func (i *imageInfo) encryption() string {
+	for ; i != nil; i = i.Backing {
+		switch {
+		case i.Format == "luks":
+			return "luks"
+		case i.Encrypted:
+			return cmp.Or(i.FormatSpecific.Data.Encrypt.Format, "aes")
+		}
+	}
+	return ""
 }
 
 // allocated sums what all layers occupy.
@@ -102,6 +120,7 @@ func describeDisk(ctx context.Context, c *qmp.Client, b blockDevice) (hypervisor
 	}
 	d := hypervisor.Disk{Size: image.VirtualSize, Allocated: image.allocated(), Format: image.Format, Node: in.NodeName,
 		Device: dev, Bus: bus}
+	d.Encrypted = image.encryption()
 	d.Persistent = in.Driver == "qcow2" && image.FormatSpecific.Data.Compat == "1.1"
 	if d.Serial, err = qomString(ctx, c, dev, "serial"); err != nil {
 		return hypervisor.Disk{}, false, err

@@ -39,6 +39,7 @@ func (w *rewriter) replaceDisks() {
 		if i < 0 {
 			w.warn("disk %s is not in the command line, as if plugged in later: it is added as a virtio disk", d.Name)
 			i = w.addDrive(path, format)
+			w.unlock(i, "", d.Name)
 		}
 		placed[i] = true
 	}
@@ -93,7 +94,27 @@ func (w *rewriter) placeNode(d point.Disk, path, format string) int {
 		prefix += "file."
 	}
 	w.replaceFormat(at, p, prefix, path, format)
+	w.unlock(at, prefix, d.Name)
 	return root
+}
+
+// unlock gives the node at prefix of option i the secret of a disk that is encrypted.
+func (w *rewriter) unlock(i int, prefix, disk string) {
+	file := w.r.KeyFiles[disk]
+	if file == "" {
+		return
+	}
+	id := "hf-key-" + disk
+	o := &w.cl.options[i]
+	p := parseProps(o.value, impliedKey[o.name])
+	p.set(prefix+"encrypt.format", "luks")
+	p.set(prefix+"encrypt.key-secret", id)
+	o.value = p.String()
+	secret := &props{list: []property{{key: "qom-type", value: "secret", bare: true, implied: true},
+		{key: "id", value: id},
+		{key: "file", value: file}}}
+	w.cl.options = append(w.cl.options, option{name: "object", value: secret.String(), hasValue: true})
+	w.warn("disk %s is encrypted again: the machine reads its secret from %s at each start", disk, file)
 }
 
 // replaceFormat makes the node at prefix of option i one of the format, over the file at path.
@@ -208,6 +229,7 @@ func (w *rewriter) placeDrive(d point.Disk, path, format string, placed map[int]
 			p := &props{list: []property{{key: "file", value: path}, {key: "format", value: format},
 				{key: "index", value: string(rune('0' + index))}, {key: "media", value: "disk"}}}
 			o.name, o.value = "drive", p.String()
+			w.unlock(i, "", d.Name)
 			return i
 		}
 		p := parseProps(o.value, "")
@@ -215,11 +237,12 @@ func (w *rewriter) placeDrive(d point.Disk, path, format string, placed map[int]
 			dropKeys(p, "", "l2-cache-size", "cache-size", "refcount-cache-size", "lazy-refcounts", "overlap-check",
 				"cache-clean-interval", "size", "offset")
 		}
-		dropKeys(p, "", "backing", "driver", "filename", "data-file", "encrypt", "snapshot")
+		dropKeys(p, "", "backing", "driver", "filename", "data-file", "encrypt", "key-secret", "snapshot")
 		p.remove(func(key string) bool { return strings.HasPrefix(key, "file.") })
 		p.set("file", path)
 		p.set("format", format)
 		o.value = p.String()
+		w.unlock(i, "", d.Name)
 		return i
 	}
 	return -1

@@ -11,6 +11,7 @@ const (
 	InvalidArg             Code = 8
 	NoDomain               Code = 42
 	NoNetwork              Code = 43
+	NoSecret               Code = 66
 	AuthFailed             Code = 45
 	NoStoragePool          Code = 49
 	OperationInvalid       Code = 55
