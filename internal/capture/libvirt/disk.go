@@ -23,6 +23,7 @@ type disk struct {
 	orphan  string // bitmap that may be left without a checkpoint
 	dirty   int64  // bytes changed since, as far as is known
 	scratch string // path of the scratch image
+	key     *key   // that it is encrypted with; nil if it is plain
 	bound   int64  // bytes that the scratch image can grow to
 	read    int64  // bytes read
 	bitmap  string

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
+	"github.com/holdfast-vm/holdfast/internal/luks"
 	"github.com/holdfast-vm/holdfast/internal/qcow2"
 	"github.com/holdfast-vm/holdfast/test/vm/libvirtd"
 )
@@ -29,7 +31,7 @@ const (
 	granule  = 64 << 10
 )
 
-// disks of the machine: a qcow2 image on an iothread, a qcow2 image, a raw image.
+// disks of the machine: a qcow2 image on an iothread, an encrypted qcow2 image, a raw image.
 var disks = []string{"vda", "vdb", "vdc"}
 
 // lab is a machine without a guest, what its disks hold, and what was captured of them.
@@ -74,23 +76,27 @@ func newLab(t *testing.T) *lab {
 	l.ok(os.Mkdir(l.scratch, 0o755))
 	var xml strings.Builder
 	for i, name := range disks {
-		format, extra := "qcow2", ""
+		format, extra, encryption := "qcow2", "", ""
 		path := filepath.Join(d.Dir, name)
 		switch i {
 		case 0:
 			extra = " iothread='1'"
+		case 1:
+			encryption = "<encryption format='luks'><secret type='passphrase' uuid='" + diskKey + "'/></encryption>"
 		case 2:
 			format = "raw"
 		}
-		if format == "qcow2" {
+		if encryption != "" {
+			l.encrypted(path)
+		} else if format == "qcow2" {
 			l.ok(qcow2.Create(path, diskSize, qcow2.CreateOptions{}))
 		} else {
 			l.ok(os.WriteFile(path, nil, 0o600))
 			l.ok(os.Truncate(path, diskSize))
 		}
 		fmt.Fprintf(&xml, "<disk type='file' device='disk'><driver name='qemu' type='%s'%s/><source "+
-			"file='%s'/><target dev='%s' bus='virtio'/></disk>\n",
-			format, extra, path, name)
+			"file='%s'>%s</source><target dev='%s' bus='virtio'/></disk>\n",
+			format, extra, path, encryption, name)
 		l.model[name] = make([]byte, diskSize)
 		l.replica[name] = make([]byte, diskSize)
 	}
@@ -101,6 +107,41 @@ func newLab(t *testing.T) *lab {
 	l.ok(err)
 	l.start()
 	return l
+}
+
+// diskKey is libvirt's name of the secret of the encrypted disk.
+const diskKey = "0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f"
+
+// encrypted makes an encrypted image and has libvirt know its secret.
+func (l *lab) encrypted(path string) {
+	l.Helper()
+	volume, err := luks.New([]byte("geheim"), luks.Fewest)
+	l.ok(err)
+	l.ok(qcow2.Create(path, diskSize, qcow2.CreateOptions{Encryption: volume}))
+	secret, err := l.client.SecretDefine(l.ctx, "<secret><uuid>"+diskKey+"</uuid></secret>")
+	l.ok(err)
+	l.ok(l.client.SecretSetValue(l.ctx, secret, []byte("geheim")))
+}
+
+// sealed fails if the scratch image of the encrypted disk shows what the disk holds, or libvirt
+// does not know its key.
+func (l *lab) sealed() error {
+	paths, err := filepath.Glob(filepath.Join(l.scratch, "*-vdb.qcow2"))
+	if err != nil || len(paths) != 1 {
+		return fmt.Errorf("scratch images of vdb: %q, %v", paths, err)
+	}
+	content, err := os.ReadFile(paths[0])
+	if err != nil || !bytes.Contains(content, []byte("LUKS\xba\xbe")) {
+		return fmt.Errorf("%s is not encrypted: %v", paths[0], err)
+	}
+	for fill := 1; fill < 256; fill++ {
+		if run := bytes.Repeat([]byte{byte(fill)}, 512); bytes.Contains(content, run) && bytes.Contains(l.model["vdb"],
+			run) {
+			return fmt.Errorf("%s shows a run of %#x", paths[0], fill)
+		}
+	}
+	_, err = l.client.SecretByUsage(l.ctx, rpc.UsageVolume, paths[0])
+	return err
 }
 
 // TestMachine runs all tests on one machine, each with a fresh replica and none of our checkpoints.
@@ -221,6 +262,9 @@ func (l *lab) sink(ctx context.Context, r capture.Read) error {
 		l.reads = map[string]capture.Read{}
 	}
 	l.reads[r.Disk] = r
+	if err := l.sealed(); r.Disk == "vdb" && err != nil {
+		return err
+	}
 	if aligned := r.Data.Align(granule, r.Size); !slices.Equal(aligned, r.Data) {
 		return fmt.Errorf("data of %s is not aligned: %v", r.Disk, r.Data)
 	}
@@ -309,6 +353,10 @@ func (l *lab) clean(checkpoints ...string) {
 		if len(entries) > 0 {
 			l.Errorf("left in %s: %v", dir, entries)
 		}
+	}
+	out, err := exec.Command("virsh", "--quiet", "--connect", l.daemon.URI, "secret-list").CombinedOutput()
+	if n := strings.Count(string(out), "\n"); err != nil || strings.Contains(string(out), l.scratch) {
+		l.Errorf("%d secrets are left, %v:\n%s", n, err, out)
 	}
 	st, err := l.client.DomainState(l.ctx, l.dom)
 	l.ok(err)

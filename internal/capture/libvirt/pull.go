@@ -54,9 +54,9 @@ func (c *Capturer) pullRung(ctx context.Context, s *session, short *capture.Need
 
 func (p *pull) socket() string { return filepath.Join(p.dir, "nbd") }
 
-func (p *pull) prepare(_ context.Context, s *session) error {
+func (p *pull) prepare(ctx context.Context, s *session) error {
 	p.dir = filepath.Join(os.TempDir(), fmt.Sprintf("hf%x%s", s.dom.UUID[:4], s.plan.Epoch)) // socket paths are short
-	if err := s.makeScratch(p.socket(), p.dir); err != nil {
+	if err := s.makeScratch(ctx, p.socket(), p.dir); err != nil {
 		return err
 	}
 	if err := os.Mkdir(p.dir, 0o700); err != nil {
@@ -85,7 +85,9 @@ func (p *pull) backupXML(s *session) string {
 			el.CreateAttr("exportbitmap", exportBitmap)
 		}
 		el.CreateElement("driver").CreateAttr("type", "qcow2")
-		el.CreateElement("scratch").CreateAttr("file", d.scratch)
+		scratch := el.CreateElement("scratch")
+		scratch.CreateAttr("file", d.scratch)
+		d.describeKey(scratch)
 	})
 	server := etree.NewElement("server")
 	server.CreateAttr("transport", "unix")

@@ -27,7 +27,7 @@ type push struct {
 // prepare makes the scratch images and reserves their space, so that QEMU can not run out of it: a
 // guest's write would fail.
 func (p *push) prepare(ctx context.Context, s *session) error {
-	if err := s.makeScratch(); err != nil {
+	if err := s.makeScratch(ctx); err != nil {
 		return err
 	}
 	if p.stop != nil {
@@ -44,7 +44,9 @@ func (p *push) prepare(ctx context.Context, s *session) error {
 func (p *push) backupXML(s *session) string {
 	return render(jobXML(s, "push", func(el *etree.Element, d *disk) {
 		el.CreateElement("driver").CreateAttr("type", "qcow2")
-		el.CreateElement("target").CreateAttr("file", d.scratch)
+		target := el.CreateElement("target")
+		target.CreateAttr("file", d.scratch)
+		d.describeKey(target)
 	}))
 }
 
@@ -99,6 +101,9 @@ func (p *push) readDisk(ctx context.Context, s *session, d *disk, sink capture.S
 		return fmt.Errorf("read what QEMU wrote of disk %s: %w", d.Name, err)
 	}
 	defer img.Close()
+	if d.key != nil {
+		img.Unlock(d.key.volume.Cipher)
+	}
 	if img.Size() != d.Size {
 		return fmt.Errorf("disk %s changed its size from %d bytes while it was captured", d.Name, d.Size)
 	}
@@ -133,7 +138,7 @@ func (s *session) endJob() error {
 // makeScratch makes an empty image per disk, of the disk's size. The cluster size is what QEMU
 // copies at a time, so a scratch image holds whole granules. What is made besides is noted to be
 // removed with them.
-func (s *session) makeScratch(besides ...string) error {
+func (s *session) makeScratch(ctx context.Context, besides ...string) error {
 	dir := s.plan.Scratch.Dir
 	var paths []string
 	for _, d := range s.disks {
@@ -144,7 +149,10 @@ func (s *session) makeScratch(besides ...string) error {
 		return err
 	}
 	for _, d := range s.disks {
-		if err := qcow2.Create(d.scratch, d.Size, qcow2.CreateOptions{ClusterSize: int(s.cluster())}); err != nil {
+		if err := s.encryptScratch(ctx, d); err != nil {
+			return err
+		}
+		if err := d.create(s.cluster()); err != nil {
 			return fmt.Errorf("make the scratch image of disk %s: %w", d.Name, err)
 		}
 		if err := reserve(d.scratch, d.bound); errors.Is(err, unix.ENOSPC) {
@@ -172,6 +180,11 @@ func reserve(path string, n int64) error {
 }
 
 func (s *session) removeScratch() error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	if err := dropKeys(ctx, s.client, s.keyed()); err != nil {
+		return err
+	}
 	for _, path := range s.state.record.Scratch {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove scratch: %w", err)

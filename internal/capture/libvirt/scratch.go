@@ -74,7 +74,7 @@ func (s *session) bound(d *disk) int64 {
 	clusters := d.Size/s.cluster() + 1
 	// tables, reference counts, and their own granularity
 	metadata := clusters*10 + clusters/1024*s.cluster()/8 + 8*s.cluster()
-	return data + metadata
+	return data + metadata + s.keyBytes(d)
 }
 
 // bitmapGranularity returns the smallest granularity that libvirt's bitmaps can have on the disk.

@@ -78,6 +78,7 @@ func recoverState(ctx context.Context, c *rpc.Client, dom rpc.Domain, st *stateF
 		err = errors.Join(err, errDrop)
 		done = append(done, did...)
 	}
+	err = errors.Join(err, dropKeys(ctx, c, r.Scratch))
 	for _, path := range r.Scratch {
 		switch errRemove := os.Remove(path); {
 		case errRemove == nil:
