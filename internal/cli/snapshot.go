@@ -30,7 +30,7 @@ const snapshotArgHelp = "SNAPSHOT is a snapshot's name or the beginning of its I
 type snapshotFlags struct {
 	name, consistency string
 	incremental       bool
-	tags              []string
+	tags, secrets     []string
 }
 
 func (a *app) snapshotCreate() *cobra.Command {
@@ -64,6 +64,7 @@ holdfast --vault /srv/vault --connect qemu:///system snapshot create db:vdb,vdc 
 	f.StringVar(&flags.consistency, "consistency", string(point.Crash),
 		"best `level` to try: application, filesystem or crash")
 	f.StringArrayVar(&flags.tags, "tag", nil, "`key=value` to store with the snapshot; repeatable")
+	addImageSecret(f, &flags.secrets)
 	f.StringVar(&a.compression, "compression", "", "how hard to compress: `fast`, dense or none")
 	f.StringVar(&a.scratch, "scratch", "",
 		"`directory` for what the machine writes out (HOLDFAST_SCRATCH; default /var/tmp/holdfast)")
@@ -212,7 +213,7 @@ func (of *snapshotOf) add(p *pooled, d *disks.Disk) error {
 
 func (a *app) snapshotMachine(ctx context.Context, v *vault.Vault, of snapshotOf,
 	flags snapshotFlags) (*point.RecoveryPoint, error) {
-	back := backupFlags{consistency: flags.consistency, tags: flags.tags}
+	back := backupFlags{consistency: flags.consistency, tags: flags.tags, secrets: flags.secrets}
 	req, err := back.request(a.scratchSpace)
 	if err != nil {
 		return nil, err
