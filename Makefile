@@ -3,7 +3,8 @@ SHELL := /bin/bash
 
 # Guest tests boot virtual machines, one package at a time and without the race detector, which
 # would see nothing of what runs in them. Everything else runs with it.
-NOT_GUESTS = $$(go list ./... | grep -v '/holdfast/test/') ./test/vm/wgen
+NOT_GUESTS = $$(go list ./... | grep -v '/holdfast/test/')
+GUESTS = $$(go list ./test/... | grep -v '/holdfast/test/torture$$')
 
 .PHONY: help setup build image test unit crash guest torture lint demo bench clean
 
@@ -20,20 +21,19 @@ build: ## build bin/holdfast
 image: setup ## build the guest of the lab, unless it is cached
 	go run ./test/vm/cmd/labvm --image
 
-test: setup ## vet, all tests with the race detector, then the tests that boot guests
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory crash
-	@$(MAKE) --no-print-directory guest
+test: setup ## vet, all tests with the race detector, and beside them the tests that boot guests
+	@./scripts/legs unit guest
 
-unit: ## vet, and all tests that boot no guest
+unit: ## vet, all tests that boot no guest, and the vault crashed at every write
 	go vet ./...
-	go test -race -timeout 20m $(NOT_GUESTS)
+	go test -vet=off -race -timeout 20m $(NOT_GUESTS)
+	@$(MAKE) --no-print-directory crash
 
 crash: ## crash the vault at every write and fail its every call, without the race detector
-	go test -count=1 -timeout 20m -run 'Crash|FailingCall' ./internal/vault
+	go test -vet=off -count=1 -timeout 20m -run 'Crash|FailingCall' ./internal/vault
 
 guest: image ## the tests that boot guests
-	go test -count=1 -p 1 -timeout 40m $$(go list ./test/... | grep -v '/holdfast/test/torture$$')
+	go test -vet=off -count=1 -p 1 -timeout 40m $(GUESTS)
 
 torture: image ## kill, stop and starve backups of real guests; HOLDFAST_ROUNDS=100 for the long run
 	go test -count=1 -v -timeout 150m ./test/torture
