@@ -182,17 +182,22 @@ func imageFile(b blockDevice) string {
 	if !ok {
 		return name
 	}
-	var node struct {
-		Filename string
-		File     struct{ Filename string }
-	}
+	var node imageNode
 	if json.Unmarshal([]byte(text), &node) != nil {
 		return name
 	}
-	if node.Filename != "" {
-		return node.Filename
+	for n := &node; n != nil; n = n.File {
+		if n.Filename != "" {
+			return n.Filename
+		}
 	}
-	return node.File.Filename
+	return name
+}
+
+// imageNode is the name of an image as JSON: a file, or a node above one.
+type imageNode struct {
+	Filename string
+	File     *imageNode
 }
 
 // deviceID returns what device_del takes for a device that query-block names by ID or by path.

@@ -92,7 +92,7 @@ func listDisks(ctx context.Context, c *qmp.Client, p *process) ([]hypervisor.Dis
 		if !ok {
 			continue
 		}
-		d.File = p.resolve(b.Inserted.File)
+		d.File = p.resolve(imageFile(b))
 		disks = append(disks, d)
 		labels = append(labels, diskLabel(b))
 	}
