@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
-	hypervisor "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
+	hostlibvirt "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
@@ -35,7 +35,7 @@ var _ capture.Capturer = (*Capturer)(nil)
 // Capturer captures the machines of one libvirtd. It is safe for concurrent use; captures of one
 // machine exclude each other.
 type Capturer struct {
-	host     *hypervisor.Host
+	host     *hostlibvirt.Host
 	stateDir string
 	watch    []string // see WithWatch
 }
@@ -43,7 +43,7 @@ type Capturer struct {
 // New returns a Capturer that notes what it does in stateDir, which is made when it is needed. It
 // must be the same directory each time, on a local file system; "" means /run/holdfast, and a
 // directory of their own for who is not root.
-func New(host *hypervisor.Host, stateDir string) *Capturer {
+func New(host *hostlibvirt.Host, stateDir string) *Capturer {
 	if stateDir == "" {
 		stateDir = defaultStateDir()
 	}
@@ -63,7 +63,7 @@ func defaultStateDir() string {
 
 // session is one capture of one machine, from the lock on its state file to Commit or Abort.
 type session struct {
-	host   *hypervisor.Host
+	host   *hostlibvirt.Host
 	client *rpc.Client
 	dom    rpc.Domain
 	plan   capture.Plan

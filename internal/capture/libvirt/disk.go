@@ -11,7 +11,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
-	host "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
+	hostlibvirt "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 )
 
 // disk is one disk of a session.
@@ -40,7 +40,7 @@ func (d *disk) result() capture.DiskResult {
 
 // examine finds the disks of the plan, and decides of each whether its record of changes can be
 // trusted.
-func (s *session) examine(ctx context.Context, h *host.Host) error {
+func (s *session) examine(ctx context.Context, h *hostlibvirt.Host) error {
 	m, err := h.Machine(ctx, s.dom.Name)
 	if err != nil {
 		return err

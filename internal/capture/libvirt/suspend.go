@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 
-	hypervisor "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
+	hostlibvirt "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
@@ -17,7 +17,7 @@ func (s *session) suspend(ctx context.Context) (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	mark := hypervisor.Mark(s.dom)
+	mark := hostlibvirt.Mark(s.dom)
 	if err := s.state.note(func(r *record) { r.Pause = &mark }); err != nil {
 		w.end()
 		return nil, err
@@ -103,7 +103,7 @@ func endPause(ctx context.Context, c *rpc.Client, dom rpc.Domain, mark pause.Mar
 	if st.Reason != rpc.PausedUser {
 		return false, fmt.Errorf("%w, or an error has", pause.ErrOthers)
 	}
-	if err := mark.Holds(hypervisor.Mark(dom)); err != nil {
+	if err := mark.Holds(hostlibvirt.Mark(dom)); err != nil {
 		return false, err
 	}
 	if err := c.DomainResume(ctx, dom); err != nil {

@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	hypervisor "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
+	hostlibvirt "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
 )
@@ -160,7 +160,7 @@ func (w *watcher) end() {
 // Watch is the other end. It suspends the machine when it is told to, and resumes it when it is
 // told to, when in ends, or when that takes too long.
 func Watch(ctx context.Context, in io.Reader, out io.Writer, uri, machine string) error {
-	host, err := hypervisor.New(uri)
+	host, err := hostlibvirt.New(uri)
 	if err != nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func Watch(ctx context.Context, in io.Reader, out io.Writer, uri, machine string
 var errStill = errors.New("the machine is paused")
 
 // suspend suspends a machine that runs, and returns the mark of that, also of a failure.
-func suspend(ctx context.Context, host *hypervisor.Host, machine string) (pause.Mark, error) {
+func suspend(ctx context.Context, host *hostlibvirt.Host, machine string) (pause.Mark, error) {
 	ctx, cancel := context.WithTimeout(ctx, suspendedTimeout/2) // whoever waits for it has as long as that
 	defer cancel()
 	client, dom, err := host.Domain(ctx, machine)
@@ -207,7 +207,7 @@ func suspend(ctx context.Context, host *hypervisor.Host, machine string) (pause.
 	if !runs(st) {
 		return pause.Mark{}, errStill
 	}
-	mark := hypervisor.Mark(dom)
+	mark := hostlibvirt.Mark(dom)
 	if err := client.DomainSuspend(ctx, dom); err != nil {
 		return mark, err
 	}
@@ -220,7 +220,7 @@ func answered(err error) bool {
 	return errors.As(err, &e)
 }
 
-func watchSuspended(ctx context.Context, host *hypervisor.Host, machine string, mark pause.Mark,
+func watchSuspended(ctx context.Context, host *hostlibvirt.Host, machine string, mark pause.Mark,
 	lines <-chan string, say func(string)) error {
 	timer := time.NewTimer(maxSuspended)
 	defer timer.Stop()
@@ -250,7 +250,7 @@ func watchSuspended(ctx context.Context, host *hypervisor.Host, machine string, 
 
 // awake resumes the machine and returns what to say of that: one that somebody has resumed, and
 // paused since, has not stood still all the time.
-func awake(ctx context.Context, host *hypervisor.Host, machine string, mark pause.Mark) (string, error) {
+func awake(ctx context.Context, host *hostlibvirt.Host, machine string, mark pause.Mark) (string, error) {
 	err := wake(ctx, host, machine, mark, false)
 	switch {
 	case errors.Is(err, pause.ErrOthers):
@@ -264,7 +264,7 @@ func awake(ctx context.Context, host *hypervisor.Host, machine string, mark paus
 // wake resumes the machine if it stands still because of us, once, whatever becomes of ctx. It
 // keeps trying for a while: libvirtd may be busy or starting. Where it is not known whether the
 // machine is still to be suspended, it waits for that.
-func wake(ctx context.Context, host *hypervisor.Host, machine string, mark pause.Mark, unsure bool) error {
+func wake(ctx context.Context, host *hostlibvirt.Host, machine string, mark pause.Mark, unsure bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	began := time.Now()
