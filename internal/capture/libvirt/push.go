@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/beevik/etree"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/extent"
@@ -82,19 +79,6 @@ func (p *push) watch(s *session) error {
 	return nil
 }
 
-// scratchUsed returns the bytes that QEMU has written into the scratch images. A qcow2 image grows
-// at its end; what was reserved does not make it longer.
-func (s *session) scratchUsed() (n int64, err error) {
-	for _, d := range s.disks {
-		info, err := os.Stat(d.scratch)
-		if err != nil {
-			return 0, fmt.Errorf("watch the scratch image of disk %s: %w", d.Name, err)
-		}
-		n += info.Size()
-	}
-	return n, nil
-}
-
 func (p *push) readDisk(ctx context.Context, s *session, d *disk, sink capture.Sink) error {
 	img, err := qcow2.Open(d.scratch)
 	if err != nil {
@@ -133,62 +117,4 @@ func (s *session) endJob() error {
 	}
 	_, err := closeScratch(ctx, s.client, s.dom, s.state.record.Scratch)
 	return err
-}
-
-// makeScratch makes an empty image per disk, of the disk's size. The cluster size is what QEMU
-// copies at a time, so a scratch image holds whole granules. What is made besides is noted to be
-// removed with them.
-func (s *session) makeScratch(ctx context.Context, besides ...string) error {
-	dir := s.plan.Scratch.Dir
-	var paths []string
-	for _, d := range s.disks {
-		d.scratch = filepath.Join(dir, fmt.Sprintf("%s-%x-%s.qcow2", s.checkpoint(), s.dom.UUID[:4], d.Name))
-		paths = append(paths, d.scratch)
-	}
-	if err := s.state.note(func(r *record) { r.Scratch = append(paths, besides...) }); err != nil {
-		return err
-	}
-	for _, d := range s.disks {
-		if err := s.encryptScratch(ctx, d); err != nil {
-			return err
-		}
-		if err := d.create(s.cluster()); err != nil {
-			return fmt.Errorf("make the scratch image of disk %s: %w", d.Name, err)
-		}
-		if err := reserve(d.scratch, d.bound); errors.Is(err, unix.ENOSPC) {
-			return &capture.NeedScratch{Dir: dir, Need: s.need(), Have: free(dir)}
-		} else if err != nil {
-			return fmt.Errorf("reserve %d bytes of scratch for disk %s: %w", d.bound, d.Name, err)
-		}
-	}
-	return nil
-}
-
-// reserve allocates n bytes to a file without making it longer. Where the file system does not know
-// how, nothing is reserved.
-func reserve(path string, n int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-		return nil
-	}
-	return err
-}
-
-func (s *session) removeScratch() error {
-	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-	defer cancel()
-	if err := dropKeys(ctx, s.client, s.keyed()); err != nil {
-		return err
-	}
-	for _, path := range s.state.record.Scratch {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove scratch: %w", err)
-		}
-	}
-	return s.state.note(func(r *record) { r.Scratch = nil })
 }
