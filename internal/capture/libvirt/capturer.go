@@ -61,8 +61,8 @@ func defaultStateDir() string {
 	return filepath.Join(dir, "holdfast")
 }
 
-// session is one capture of one machine, from the lock on its state file to Commit or Abort.
-type session struct {
+// capturing is one capture of one machine, from the lock on its state file to Commit or Abort.
+type capturing struct {
 	host   *hostlibvirt.Host
 	client *rpc.Client
 	dom    rpc.Domain
@@ -79,15 +79,15 @@ type session struct {
 	startWatch func(ctx context.Context, machine string) (*watcher, error)
 }
 
-// rung is how the disks of a session are read once the instant has been taken.
+// rung is how the disks of a capture are read once the instant has been taken.
 type rung interface {
 	// prepare makes ready what the instant needs, before the guest is asked to hold still.
-	prepare(ctx context.Context, s *session) error
+	prepare(ctx context.Context, s *capturing) error
 	// backupXML describes the job.
-	backupXML(s *session) string
+	backupXML(s *capturing) string
 	// read waits for the job and hands the disks to sink. No job runs when it returns, whatever it
 	// returns.
-	read(ctx context.Context, s *session, sink capture.Sink) error
+	read(ctx context.Context, s *capturing, sink capture.Sink) error
 	// close releases what prepare took of libvirtd, which may be called again then.
 	close()
 }
@@ -109,7 +109,7 @@ func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Pla
 	return s.result(), nil
 }
 
-func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan) (*session, error) {
+func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan) (*capturing, error) {
 	if plan.Log == nil {
 		plan.Log = func(string, ...any) {}
 	}
@@ -135,7 +135,7 @@ func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan)
 	if err != nil {
 		return nil, err
 	}
-	return &session{host: c.host, client: client, dom: dom, plan: plan, state: state, qemu: version,
+	return &capturing{host: c.host, client: client, dom: dom, plan: plan, state: state, qemu: version,
 		startWatch: c.startWatch}, nil
 }
 
@@ -144,7 +144,7 @@ func active(st rpc.State) bool {
 }
 
 // run does all up to a result that can be committed.
-func (s *session) run(ctx context.Context, c *Capturer, hooks capture.Hooks, sink capture.Sink) error {
+func (s *capturing) run(ctx context.Context, c *Capturer, hooks capture.Hooks, sink capture.Sink) error {
 	if s.state.unfinished() {
 		done, err := recoverState(ctx, s.client, s.dom, s.state, s.plan.Vault, s.committed())
 		for _, what := range done {
@@ -168,7 +168,7 @@ func (s *session) run(ctx context.Context, c *Capturer, hooks capture.Hooks, sin
 }
 
 // undo removes what an unsuccessful capture left, and releases the machine.
-func (s *session) undo() error {
+func (s *capturing) undo() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	err := s.reconnect(ctx)
@@ -182,15 +182,15 @@ func (s *session) undo() error {
 	return nil
 }
 
-// recoverOwn undoes what this session noted. Its vault has not seen a point.
-func (s *session) recoverOwn(ctx context.Context) error {
+// recoverOwn undoes what this capture noted. Its vault has not seen a point.
+func (s *capturing) recoverOwn(ctx context.Context) error {
 	s.state.record.Read = false
 	_, err := recoverState(ctx, s.client, s.dom, s.state, "", nil)
 	return err
 }
 
 // committed returns the records of changes that points of the vault count from.
-func (s *session) committed() []string {
+func (s *capturing) committed() []string {
 	out := slices.Clone(s.plan.Keep)
 	for _, d := range s.plan.Disks {
 		out = append(out, d.LastBitmap)
@@ -198,7 +198,7 @@ func (s *session) committed() []string {
 	return out
 }
 
-func (s *session) result() *capture.Result {
+func (s *capturing) result() *capture.Result {
 	r := &capture.Result{Rung: s.rungName(), Instant: s.taken, Reason: s.reason()}
 	for _, d := range s.disks {
 		r.Disks = append(r.Disks, d.result())
@@ -208,14 +208,14 @@ func (s *session) result() *capture.Result {
 	return r
 }
 
-func (s *session) rungName() point.Rung {
+func (s *capturing) rungName() point.Rung {
 	if _, ok := s.rung.(*pull); ok {
 		return point.Pull
 	}
 	return point.Push
 }
 
-func (s *session) reason() string {
+func (s *capturing) reason() string {
 	if p, ok := s.rung.(*pull); ok {
 		return p.why
 	}
@@ -223,7 +223,7 @@ func (s *session) reason() string {
 }
 
 // finish runs the last step and releases the machine. A second call does nothing.
-func (s *session) finish(ctx context.Context, step func(context.Context) error) error {
+func (s *capturing) finish(ctx context.Context, step func(context.Context) error) error {
 	if s.state.closed {
 		return nil
 	}
@@ -237,7 +237,7 @@ func (s *session) finish(ctx context.Context, step func(context.Context) error) 
 
 // reconnect makes sure of a connection: libvirtd may have been restarted, and a machine must not
 // stay suspended for that.
-func (s *session) reconnect(ctx context.Context) error {
+func (s *capturing) reconnect(ctx context.Context) error {
 	select {
 	case <-s.client.Closed():
 	default:
@@ -265,15 +265,15 @@ func (s *session) reconnect(ctx context.Context) error {
 	}
 }
 
-// release ends the session.
-func (s *session) release(clean bool) {
+// release ends the capture.
+func (s *capturing) release(clean bool) {
 	s.state.close(clean)
 	if s.rung != nil {
 		s.rung.close()
 	}
 }
 
-func (s *session) dropOlder(ctx context.Context) error {
+func (s *capturing) dropOlder(ctx context.Context) error {
 	if s.plan.NoEpoch {
 		return nil
 	}
@@ -300,7 +300,7 @@ func (s *session) dropOlder(ctx context.Context) error {
 	return nil
 }
 
-func (s *session) dropNew(ctx context.Context) error {
+func (s *capturing) dropNew(ctx context.Context) error {
 	if !s.tracks() {
 		return nil
 	}
@@ -310,10 +310,10 @@ func (s *session) dropNew(ctx context.Context) error {
 	return nil
 }
 
-func (s *session) checkpoint() string { return capture.BitmapName(s.plan.Vault, s.plan.Epoch) }
+func (s *capturing) checkpoint() string { return capture.BitmapName(s.plan.Vault, s.plan.Epoch) }
 
 // tracks reports whether any disk of the capture gets a bitmap.
-func (s *session) tracks() bool {
+func (s *capturing) tracks() bool {
 	for _, d := range s.disks {
 		if s.begins(d) {
 			return true
@@ -323,4 +323,4 @@ func (s *session) tracks() bool {
 }
 
 // begins reports whether an epoch of d begins at the instant.
-func (s *session) begins(d *disk) bool { return d.qcow2() && !s.plan.NoEpoch }
+func (s *capturing) begins(d *disk) bool { return d.qcow2() && !s.plan.NoEpoch }

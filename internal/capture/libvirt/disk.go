@@ -14,7 +14,7 @@ import (
 	hostlibvirt "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 )
 
-// disk is one disk of a session.
+// disk is one disk of a capture.
 type disk struct {
 	hypervisor.Disk
 	plan    capture.DiskPlan
@@ -40,7 +40,7 @@ func (d *disk) result() capture.DiskResult {
 
 // examine finds the disks of the plan, and decides of each whether its record of changes can be
 // trusted.
-func (s *session) examine(ctx context.Context, h *hostlibvirt.Host) error {
+func (s *capturing) examine(ctx context.Context, h *hostlibvirt.Host) error {
 	m, err := h.Machine(ctx, s.dom.Name)
 	if err != nil {
 		return err
@@ -83,7 +83,7 @@ func (s *session) examine(ctx context.Context, h *hostlibvirt.Host) error {
 }
 
 // findOthers notes the names of all drives that are not captured, and which QEMU runs the machine.
-func (s *session) findOthers(ctx context.Context) error {
+func (s *capturing) findOthers(ctx context.Context) error {
 	text, err := s.client.DomainXML(ctx, s.dom, 0)
 	if err != nil {
 		return fmt.Errorf("read its definition: %w", err)
@@ -105,7 +105,7 @@ func (s *session) findOthers(ctx context.Context) error {
 }
 
 // checkpoints returns what libvirt knows of the machine's checkpoints of this vault.
-func (s *session) checkpoints(ctx context.Context) (map[string]bool, error) {
+func (s *capturing) checkpoints(ctx context.Context) (map[string]bool, error) {
 	names, err := s.client.Checkpoints(ctx, s.dom)
 	if err != nil {
 		return nil, fmt.Errorf("list checkpoints: %w", err)
@@ -119,7 +119,7 @@ func (s *session) checkpoints(ctx context.Context) (map[string]bool, error) {
 
 // judge decides whether a disk's last bitmap can be trusted, and says why not. A wrong yes loses
 // data, a wrong no costs a read.
-func (s *session) judge(ctx context.Context, d *disk, checkpoints map[string]bool) {
+func (s *capturing) judge(ctx context.Context, d *disk, checkpoints map[string]bool) {
 	last := d.plan.LastBitmap
 	switch {
 	case !d.qcow2():
@@ -145,7 +145,7 @@ func (s *session) judge(ctx context.Context, d *disk, checkpoints map[string]boo
 
 // dirtyBytes asks libvirt what changed on a disk since a checkpoint. libvirt looks at the bitmap in
 // QEMU for that, and refuses if it is missing or inconsistent.
-func (s *session) dirtyBytes(ctx context.Context, checkpoint, name string) (int64, error) {
+func (s *capturing) dirtyBytes(ctx context.Context, checkpoint, name string) (int64, error) {
 	text, err := s.client.CheckpointXML(ctx, s.dom, checkpoint, checkpointSizeFlags)
 	if err != nil {
 		return 0, fmt.Errorf("checkpoint %s is of no use: %w", checkpoint, err)

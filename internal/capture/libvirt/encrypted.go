@@ -20,7 +20,7 @@ type key struct {
 }
 
 // encryptScratch makes the key for the scratch image of a disk that is encrypted where it lies.
-func (s *session) encryptScratch(ctx context.Context, d *disk) error {
+func (s *capturing) encryptScratch(ctx context.Context, d *disk) error {
 	if d.key = nil; d.Encrypted == "" {
 		return nil
 	}
@@ -48,7 +48,7 @@ func (s *session) encryptScratch(ctx context.Context, d *disk) error {
 }
 
 // keyed returns the scratch images that libvirtd has keys of.
-func (s *session) keyed() (paths []string) {
+func (s *capturing) keyed() (paths []string) {
 	for _, d := range s.disks {
 		if d.key != nil {
 			paths = append(paths, d.scratch)
@@ -58,7 +58,7 @@ func (s *session) keyed() (paths []string) {
 }
 
 // keyBytes is what the header of an encrypted scratch image takes.
-func (s *session) keyBytes(d *disk) int64 {
+func (s *capturing) keyBytes(d *disk) int64 {
 	if d.Encrypted == "" {
 		return 0
 	}

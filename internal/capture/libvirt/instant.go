@@ -19,7 +19,7 @@ const suspendedTimeout = 10 * time.Second
 const transactionsDrainAll = 8_001_000
 
 // instant takes the instant: all disks at one moment, and the checkpoint that counts from it.
-func (s *session) instant(ctx context.Context, hooks capture.Hooks) error {
+func (s *capturing) instant(ctx context.Context, hooks capture.Hooks) error {
 	if err := s.rung.prepare(ctx, s); err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ const instantTries = 2
 // take begins the job. Where a record of changes turns out to be broken only then, or can not be
 // had without holding the machine still for too long, it reads whole disks instead, for which the
 // machine need not be held still.
-func (s *session) take(ctx context.Context) error {
+func (s *capturing) take(ctx context.Context) error {
 	err := s.beginJob(ctx)
 	if leftBitmaps(err) {
 		s.plan.Log("a libvirtd that was killed left bitmaps of a backup: they are removed")
@@ -87,7 +87,7 @@ func leftBitmaps(err error) bool {
 	return errors.As(err, &e) && strings.Contains(e.Message, "Bitmap already exists: "+jobBitmap)
 }
 
-func (s *session) dropJobBitmaps(ctx context.Context) error {
+func (s *capturing) dropJobBitmaps(ctx context.Context) error {
 	for _, d := range s.disks {
 		if err := dropBitmap(ctx, s.client, s.dom, jobBitmap+d.Name); err != nil {
 			return err
@@ -97,7 +97,7 @@ func (s *session) dropJobBitmaps(ctx context.Context) error {
 }
 
 // takeWhole begins the job without the record of changes that could not be read.
-func (s *session) takeWhole(ctx context.Context, why error) error {
+func (s *capturing) takeWhole(ctx context.Context, why error) error {
 	s.plan.Log("the changes since %s can not be read (%v): all is read", s.since(), why)
 	if err := dropCheckpoint(ctx, s.client, s.dom, s.since()); err != nil {
 		return fmt.Errorf("drop the broken record of changes: %w", err)
@@ -113,7 +113,7 @@ func (s *session) takeWhole(ctx context.Context, why error) error {
 }
 
 // wholeDisks gives up all records of changes.
-func (s *session) wholeDisks(why string) {
+func (s *capturing) wholeDisks(why string) {
 	for _, d := range s.disks {
 		if d.since != "" {
 			d.whole(why)
@@ -122,7 +122,7 @@ func (s *session) wholeDisks(why string) {
 }
 
 // retake undoes an instant that may be none, and takes another.
-func (s *session) retake(ctx context.Context) error {
+func (s *capturing) retake(ctx context.Context) error {
 	s.rung.close()
 	if err := s.recoverOwn(ctx); err != nil {
 		return fmt.Errorf("undo an instant that took too long: %w", err)
@@ -147,7 +147,7 @@ func aboutBitmaps(err error) bool {
 // beginJob starts job and checkpoint. libvirt copies the list of changed blocks before it stops the
 // disks from being written, so the machine is suspended meanwhile where a write could fall between.
 // It is resumed before beginJob returns, come what may.
-func (s *session) beginJob(ctx context.Context) error {
+func (s *capturing) beginJob(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ func (s *session) beginJob(ctx context.Context) error {
 
 // mustSuspend reports whether a guest write could fall between libvirt's reading of the bitmaps and
 // the instant.
-func (s *session) mustSuspend(ctx context.Context) (bool, error) {
+func (s *capturing) mustSuspend(ctx context.Context) (bool, error) {
 	if s.since() == "" {
 		return false, nil
 	}

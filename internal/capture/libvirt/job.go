@@ -18,9 +18,9 @@ const pollEvery = 200 * time.Millisecond
 // errNoJob reports that the job is gone and libvirt does not say how it ended.
 var errNoJob = errors.New("the backup job is gone")
 
-// awaitJob waits until the session's job has ended, and returns why if not well. watch is called
+// awaitJob waits until the capture's job has ended, and returns why if not well. watch is called
 // now and then; its error ends the job.
-func (s *session) awaitJob(ctx context.Context, events <-chan rpc.Event, watch func() error) error {
+func (s *capturing) awaitJob(ctx context.Context, events <-chan rpc.Event, watch func() error) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
@@ -48,7 +48,7 @@ func (s *session) awaitJob(ctx context.Context, events <-chan rpc.Event, watch f
 	}
 }
 
-func (s *session) jobRuns(ctx context.Context) (bool, error) {
+func (s *capturing) jobRuns(ctx context.Context) (bool, error) {
 	kind, stats, err := s.client.JobStats(ctx, s.dom, 0)
 	if err != nil {
 		return false, fmt.Errorf("look at the backup job: %w", err)
@@ -58,7 +58,7 @@ func (s *session) jobRuns(ctx context.Context) (bool, error) {
 }
 
 // ended returns nil if the last job did what it should.
-func (s *session) ended(ctx context.Context) error {
+func (s *capturing) ended(ctx context.Context) error {
 	kind, stats, err := s.client.JobStats(ctx, s.dom, rpc.StatsCompleted|rpc.StatsKeepCompleted)
 	if err != nil {
 		return fmt.Errorf("ask how the backup job ended: %w", err)
@@ -84,7 +84,7 @@ func (s *session) ended(ctx context.Context) error {
 
 // closed waits until QEMU has closed the scratch images. libvirt says that the job has ended before
 // it has QEMU do so, and only then are the tables of an image in the file.
-func (s *session) closed(ctx context.Context) error {
+func (s *capturing) closed(ctx context.Context) error {
 	// libvirt closes the images within the same job on the machine that told of the end: what needs
 	// a job of its own comes after.
 	if _, err := s.client.DomainBlockInfo(ctx, s.dom, s.disks[0].Name); err != nil {

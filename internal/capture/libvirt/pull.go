@@ -36,7 +36,7 @@ type pull struct {
 }
 
 // pullRung returns the pull rung if it is safe with this machine's QEMU. An error says why not.
-func (c *Capturer) pullRung(ctx context.Context, s *session, short *capture.NeedScratch) (*pull, error) {
+func (c *Capturer) pullRung(ctx context.Context, s *capturing, short *capture.NeedScratch) (*pull, error) {
 	for _, d := range s.disks {
 		if !d.IOThread {
 			continue
@@ -54,7 +54,7 @@ func (c *Capturer) pullRung(ctx context.Context, s *session, short *capture.Need
 
 func (p *pull) socket() string { return filepath.Join(p.dir, "nbd") }
 
-func (p *pull) prepare(ctx context.Context, s *session) error {
+func (p *pull) prepare(ctx context.Context, s *capturing) error {
 	p.dir = filepath.Join(os.TempDir(), fmt.Sprintf("hf%x%s", s.dom.UUID[:4], s.plan.Epoch)) // socket paths are short
 	if err := s.makeScratch(ctx, p.socket(), p.dir); err != nil {
 		return err
@@ -78,7 +78,7 @@ func giveTo(dir, image string) error {
 	return os.Chown(dir, int(st.Uid), int(st.Gid))
 }
 
-func (p *pull) backupXML(s *session) string {
+func (p *pull) backupXML(s *capturing) string {
 	doc := jobXML(s, "pull", func(el *etree.Element, d *disk) {
 		el.CreateAttr("exportname", d.Name)
 		if d.since != "" {
@@ -99,7 +99,7 @@ func (p *pull) backupXML(s *session) string {
 	return render(doc)
 }
 
-func (p *pull) read(ctx context.Context, s *session, sink capture.Sink) error {
+func (p *pull) read(ctx context.Context, s *capturing, sink capture.Sink) error {
 	g, gctx := errgroup.WithContext(ctx)
 	finished := make(chan struct{})
 	g.Go(func() error { return p.guard(gctx, s, finished) })
@@ -126,7 +126,7 @@ func (p *pull) read(ctx context.Context, s *session, sink capture.Sink) error {
 }
 
 // guard ends the capture early when scratch fills up: once it is full, writes of the guest fail.
-func (p *pull) guard(ctx context.Context, s *session, finished <-chan struct{}) error {
+func (p *pull) guard(ctx context.Context, s *capturing, finished <-chan struct{}) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
@@ -147,7 +147,7 @@ func (p *pull) guard(ctx context.Context, s *session, finished <-chan struct{}) 
 	}
 }
 
-func (p *pull) readDisk(ctx context.Context, s *session, d *disk, c *nbd.Client, sink capture.Sink) error {
+func (p *pull) readDisk(ctx context.Context, s *capturing, d *disk, c *nbd.Client, sink capture.Sink) error {
 	if c.Size() != d.Size {
 		return fmt.Errorf("disk %s changed its size from %d bytes to %d while it was captured", d.Name, d.Size,
 			c.Size())

@@ -23,7 +23,7 @@ type push struct {
 
 // prepare makes the scratch images and reserves their space, so that QEMU can not run out of it: a
 // guest's write would fail.
-func (p *push) prepare(ctx context.Context, s *session) error {
+func (p *push) prepare(ctx context.Context, s *capturing) error {
 	if err := s.makeScratch(ctx); err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (p *push) prepare(ctx context.Context, s *session) error {
 	return nil
 }
 
-func (p *push) backupXML(s *session) string {
+func (p *push) backupXML(s *capturing) string {
 	return render(jobXML(s, "push", func(el *etree.Element, d *disk) {
 		el.CreateElement("driver").CreateAttr("type", "qcow2")
 		target := el.CreateElement("target")
@@ -47,7 +47,7 @@ func (p *push) backupXML(s *session) string {
 	}))
 }
 
-func (p *push) read(ctx context.Context, s *session, sink capture.Sink) error {
+func (p *push) read(ctx context.Context, s *capturing, sink capture.Sink) error {
 	err := s.awaitJob(ctx, p.events, func() error { return p.watch(s) })
 	if err != nil {
 		return errors.Join(err, s.endJob())
@@ -68,7 +68,7 @@ func (p *push) close() {
 
 // watch ends the job before scratch images take more than was granted. An image can outgrow its
 // bound only if the disk was written to in a way that nobody foresaw.
-func (p *push) watch(s *session) error {
+func (p *push) watch(s *capturing) error {
 	used, err := s.scratchUsed()
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (p *push) watch(s *session) error {
 	return nil
 }
 
-func (p *push) readDisk(ctx context.Context, s *session, d *disk, sink capture.Sink) error {
+func (p *push) readDisk(ctx context.Context, s *capturing, d *disk, sink capture.Sink) error {
 	img, err := qcow2.Open(d.scratch)
 	if err != nil {
 		return fmt.Errorf("read what QEMU wrote of disk %s: %w", d.Name, err)
@@ -105,8 +105,8 @@ func (p *push) readDisk(ctx context.Context, s *session, d *disk, sink capture.S
 	return sink(ctx, r)
 }
 
-// endJob aborts the session's job, if it still runs.
-func (s *session) endJob() error {
+// endJob aborts the capture's job, if it still runs.
+func (s *capturing) endJob() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	if err := s.reconnect(ctx); err != nil {

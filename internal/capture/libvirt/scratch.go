@@ -26,10 +26,10 @@ const (
 )
 
 // cluster returns the cluster size of scratch images.
-func (s *session) cluster() int64 { return min(max(s.plan.Granule, minCluster), maxCluster) }
+func (s *capturing) cluster() int64 { return min(max(s.plan.Granule, minCluster), maxCluster) }
 
 // need returns how much scratch the disks can take at the most.
-func (s *session) need() (n int64) {
+func (s *capturing) need() (n int64) {
 	for _, d := range s.disks {
 		n += d.bound
 	}
@@ -37,7 +37,7 @@ func (s *session) need() (n int64) {
 }
 
 // choose picks the rung: push where scratch can hold it, else pull where that is allowed and safe.
-func (s *session) choose(ctx context.Context, c *Capturer) error {
+func (s *capturing) choose(ctx context.Context, c *Capturer) error {
 	if s.plan.Granule > maxCluster || s.plan.Granule <= 0 || s.plan.Granule&(s.plan.Granule-1) != 0 {
 		return fmt.Errorf("granule of %d bytes is not a power of two of at most %d", s.plan.Granule, maxCluster)
 	}
@@ -65,7 +65,7 @@ func (s *session) choose(ctx context.Context, c *Capturer) error {
 }
 
 // bound returns the most that a disk's scratch image can grow to.
-func (s *session) bound(d *disk) int64 {
+func (s *capturing) bound(d *disk) int64 {
 	data := d.Size
 	if d.since != "" {
 		data = min(data, d.dirty*(s.cluster()/min(bitmapGranularity(d), s.cluster()))+slack)
@@ -88,7 +88,7 @@ func bitmapGranularity(d *disk) int64 {
 
 // occupied returns the bytes of the scratch clusters that a disk's data touches, if that can be
 // told from outside.
-func (s *session) occupied(d *disk) (int64, bool) {
+func (s *capturing) occupied(d *disk) (int64, bool) {
 	switch d.Format {
 	case "raw":
 		data, err := allocatedExtents(d.File)
@@ -157,7 +157,7 @@ func free(dir string) int64 {
 
 // scratchUsed returns the bytes that QEMU has written into the scratch images. A qcow2 image grows
 // at its end; what was reserved does not make it longer.
-func (s *session) scratchUsed() (n int64, err error) {
+func (s *capturing) scratchUsed() (n int64, err error) {
 	for _, d := range s.disks {
 		info, err := os.Stat(d.scratch)
 		if err != nil {
@@ -171,7 +171,7 @@ func (s *session) scratchUsed() (n int64, err error) {
 // makeScratch makes an empty image per disk, of the disk's size. The cluster size is what QEMU
 // copies at a time, so a scratch image holds whole granules. What is made besides is noted to be
 // removed with them.
-func (s *session) makeScratch(ctx context.Context, besides ...string) error {
+func (s *capturing) makeScratch(ctx context.Context, besides ...string) error {
 	dir := s.plan.Scratch.Dir
 	var paths []string
 	for _, d := range s.disks {
@@ -212,7 +212,7 @@ func reserve(path string, n int64) error {
 	return err
 }
 
-func (s *session) removeScratch() error {
+func (s *capturing) removeScratch() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	if err := dropKeys(ctx, s.client, s.keyed()); err != nil {

@@ -12,7 +12,7 @@ import (
 
 // suspend has the machine stand still, unless somebody else has it do so already: then it returns
 // nil. That it is about to be suspended is noted before. On error it runs.
-func (s *session) suspend(ctx context.Context) (*watcher, error) {
+func (s *capturing) suspend(ctx context.Context) (*watcher, error) {
 	w, err := s.startWatch(ctx, s.dom.Name)
 	if err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ func (s *session) suspend(ctx context.Context) (*watcher, error) {
 }
 
 // resume lets the machine run. It returns errWoken if it has run before that.
-func (s *session) resume(w *watcher) error {
+func (s *capturing) resume(w *watcher) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	said, err := w.ask(ctx, tellResume)
@@ -64,7 +64,7 @@ func (s *session) resume(w *watcher) error {
 
 // endSuspension does what the watch should have done. It returns errWoken if the machine was not
 // found as it was noted.
-func (s *session) endSuspension(unsure bool) error {
+func (s *capturing) endSuspension(unsure bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	if s.state.record.Pause == nil {

@@ -8,9 +8,9 @@ import (
 
 const checkpointSizeFlags = rpc.CheckpointXMLSize | rpc.CheckpointXMLNoDomain
 
-// jobXML describes a backup job of the session's disks. Disks that are not captured are left out by
+// jobXML describes a backup job of the capture's disks. Disks that are not captured are left out by
 // name: libvirt would take them in otherwise.
-func jobXML(s *session, mode string, place func(*etree.Element, *disk)) *etree.Document {
+func jobXML(s *capturing, mode string, place func(*etree.Element, *disk)) *etree.Document {
 	doc := etree.NewDocument()
 	root := doc.CreateElement("domainbackup")
 	root.CreateAttr("mode", mode)
@@ -40,7 +40,7 @@ func jobXML(s *session, mode string, place func(*etree.Element, *disk)) *etree.D
 }
 
 // checkpointXML describes the checkpoint that begins at the instant; "" if no disk can have one.
-func checkpointXML(s *session) string {
+func checkpointXML(s *capturing) string {
 	if !s.tracks() {
 		return ""
 	}
@@ -75,7 +75,7 @@ func render(doc *etree.Document) string {
 }
 
 // since returns the checkpoint that any disk counts from.
-func (s *session) since() string {
+func (s *capturing) since() string {
 	for _, d := range s.disks {
 		if d.since != "" {
 			return d.since
