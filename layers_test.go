@@ -3,6 +3,7 @@ package holdfast_test
 import (
 	"encoding/json"
 	"errors"
+	"go/ast"
 	"go/doc"
 	"go/parser"
 	"go/token"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -158,6 +160,105 @@ func TestPackagesAreDocumented(t *testing.T) {
 		}
 		if len(p.GoFiles) > 0 && documented != 1 {
 			t.Errorf("%s has %d package comments, one is wanted", p.ImportPath, documented)
+		}
+	}
+}
+
+// starting are names by which a program is started, or the whole environment of this one is had,
+// and that only package child may use: what others start knows everything that this process knows.
+var starting = map[string][]string{
+	"os":                    {"StartProcess", "Environ"},
+	"syscall":               {"Exec", "ForkExec", "StartProcess", "Environ"},
+	"golang.org/x/sys/unix": {"Exec", "Environ"},
+}
+
+// starters may start programs, each with its reason.
+var starters = map[string]string{
+	"internal/child":                     "it is the one way to do so",
+	"internal/filesystem/filesystemtest": "it is for tests, and starts itself over in another name space of mounts",
+}
+
+func TestOnlyChildStartsPrograms(t *testing.T) {
+	for _, p := range packages(t) {
+		pkg := strings.TrimPrefix(p.ImportPath, module)
+		if !strings.HasPrefix(pkg, "internal/") && !strings.HasPrefix(pkg, "cmd/") || starters[pkg] != "" {
+			continue
+		}
+		for _, f := range p.GoFiles {
+			for _, use := range usesOf(t, path.Join(p.Dir, f)) {
+				t.Errorf("%s/%s uses %s: a program is started by package child, which gives it no secret", pkg, f, use)
+			}
+		}
+	}
+}
+
+// usesOf returns what in a file starts programs.
+func usesOf(t *testing.T, name string) (uses []string) {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	imported := map[string]string{} // name in the file → path
+	for _, spec := range file.Imports {
+		importPath := strings.Trim(spec.Path.Value, `"`)
+		if importPath == "os/exec" {
+			uses = append(uses, importPath)
+		}
+		as := path.Base(importPath)
+		if spec.Name != nil {
+			as = spec.Name.Name
+		}
+		imported[as] = importPath
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		sel, ok := n.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if x, ok := sel.X.(*ast.Ident); ok && slices.Contains(starting[imported[x.Name]], sel.Sel.Name) {
+			uses = append(uses, x.Name+"."+sel.Sel.Name)
+		}
+		return true
+	})
+	return uses
+}
+
+// strangers are the packages of others that start programs by themselves, each with why no secret
+// reaches those.
+var strangers = map[string]string{
+	"github.com/hanwen/go-fuse/v2/fuse": "fusermount3 gets our environment, from which the passphrase is taken first " +
+		"of all, " +
+		"and the descriptors that child.Seal leaves",
+}
+
+func TestNoOtherLibraryStartsPrograms(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-json=ImportPath,Imports,Standard", "./cmd/holdfast").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]bool{}
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p struct {
+			listed
+			Standard bool
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if p.Standard || strings.HasPrefix(p.ImportPath, module) || !slices.Contains(p.Imports, "os/exec") {
+			continue
+		}
+		found[p.ImportPath] = true
+		if strangers[p.ImportPath] == "" {
+			t.Errorf("%s starts programs: see that no secret reaches them, and say why in the list", p.ImportPath)
+		}
+	}
+	for pkg := range strangers {
+		if !found[pkg] {
+			t.Errorf("%s starts no programs any more: strike it from the list", pkg)
 		}
 	}
 }

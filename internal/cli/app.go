@@ -14,6 +14,8 @@ type app struct {
 	vaultDir       string
 	keyFile        string
 	passphraseFile string
+	keyFD          int    // see keyFDFlag
+	handed         []byte // what was read there
 	connect        []string
 	json           bool
 	quiet          bool
@@ -158,6 +160,8 @@ func (a *app) globalFlags(root *cobra.Command) {
 	f.StringVar(&a.keyFile, "key-file", "", "`file` with an age identity or a passphrase (HOLDFAST_KEY_FILE)")
 	f.StringVar(&a.passphraseFile, "passphrase-file", "",
 		"`file` with a passphrase (HOLDFAST_PASSPHRASE_FILE, HOLDFAST_PASSPHRASE)")
+	f.IntVar(&a.keyFD, keyFDFlag, 0, "descriptor that the key comes from; for processes in the background")
+	f.MarkHidden(keyFDFlag) // nobody types it
 	f.StringArrayVar(&a.connect, "connect", nil,
 		"`URI` of a host: qemu:///system or qmp:SOCKET[,qga=SOCKET]; repeatable (HOLDFAST_CONNECT)")
 	f.BoolVar(&a.json, "json", false, "print one JSON document")

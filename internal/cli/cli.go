@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-vm/holdfast/internal/child"
 )
 
 // Version is the version of this program, set when it is linked.
@@ -32,11 +34,19 @@ type Env struct {
 	Now    func() time.Time // nil means time.Now
 }
 
-// Process returns the Env of this process.
+// Process returns the Env of this process. The passphrase in its environment is only there from
+// then on: a library that starts a program by itself does not pass it on.
 func Process() Env {
+	secret := os.Getenv(passphraseEnv)
+	os.Unsetenv(passphraseEnv)
 	return Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Getenv: os.Getenv,
+		Getenv: func(name string) string {
+			if name == passphraseEnv {
+				return secret
+			}
+			return os.Getenv(name)
+		},
 	}
 }
 
@@ -44,7 +54,12 @@ func Process() Env {
 // status. The first SIGINT or SIGTERM stops the command, which cleans up; a second one quits at
 // once.
 func Main() int {
+	child.Seal()
 	env := Process()
+	if err := child.KeepSecrets(); err != nil {
+		fmt.Fprintf(os.Stderr, "holdfast: %v\n", err)
+		return StatusError
+	}
 	if len(env.Args) > 0 && env.Args[0] == guardName {
 		return Run(context.Background(), env) // it handles signals itself: its guest comes first
 	}

@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/restore"
@@ -144,8 +143,7 @@ func (a *app) instantGuardCommand() *cobra.Command {
 
 // startInstantGuard starts the guard and returns what ends it.
 func startInstantGuard(uri, storage, name string) (release func(), err error) {
-	cmd := exec.Command("/proc/self/exe", instantGuardName, uri, storage, name)
-	cmd.Args[0] = os.Args[0]
+	cmd := child.Self(instantGuardName, uri, storage, name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what kills our group spares it
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/restore"
 )
 
@@ -24,6 +24,10 @@ const (
 // detachInstant runs this very command without --detach in the background and returns when the
 // machine's disks are served.
 func (a *app) detachInstant(ctx context.Context, storage, name string) error {
+	key, err := a.vaultKey(ctx)
+	if err != nil {
+		return err
+	}
 	dir, err := a.stateDir()
 	if err == nil {
 		err = os.MkdirAll(dir, 0o700)
@@ -37,14 +41,18 @@ func (a *app) detachInstant(ctx context.Context, storage, name string) error {
 		return err
 	}
 	defer log.Close()
-	args := slices.DeleteFunc(slices.Clone(a.env.Args), func(s string) bool {
+	cmd := child.Self(slices.DeleteFunc(slices.Clone(a.env.Args), func(s string) bool {
 		return s == detachFlag || strings.HasPrefix(s, detachFlag+"=") || s == "--json"
-	})
-	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Args[0] = os.Args[0]
+	})...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	sent, err := handKey(cmd, key)
+	if err != nil {
+		return err
+	}
+	err = cmd.Start()
+	sent()
+	if err != nil {
 		return err
 	}
 	ended := make(chan error, 1)

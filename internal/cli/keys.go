@@ -19,6 +19,8 @@ import (
 const (
 	maxKeyFile    = 64 << 10 // bytes; a larger file was not meant to be a key
 	minPassphrase = 8        // bytes
+
+	passphraseEnv = "HOLDFAST_PASSPHRASE"
 )
 
 // readKeyFile returns the key that a file holds: the age identity in it, else its content as a
@@ -92,7 +94,7 @@ func (a *app) keySource() (keySource, error) {
 	for _, s := range []keySource{
 		{file: a.env.Getenv("HOLDFAST_KEY_FILE")},
 		{passphraseFile: a.env.Getenv("HOLDFAST_PASSPHRASE_FILE")},
-		{passphrase: a.env.Getenv("HOLDFAST_PASSPHRASE")},
+		{passphrase: a.env.Getenv(passphraseEnv)},
 	} {
 		if s != (keySource{}) {
 			return s, nil
@@ -127,6 +129,9 @@ func (a *app) defaultKeyFile(shortID string) (string, error) {
 // key finds the key of the vault with this ID: what was given, the file kept for it, or what is
 // typed on the terminal.
 func (a *app) key(ctx context.Context, vaultID string) (vault.Key, error) {
+	if a.keyFD != 0 {
+		return a.handedKey()
+	}
 	source, err := a.keySource()
 	if err != nil {
 		return vault.Key{}, err

@@ -31,7 +31,7 @@ func (a *app) withVault(ctx context.Context, do func(v *vault.Vault) error) erro
 func (a *app) withStore(ctx context.Context, do func(v *vault.Vault, store *dir.Store) error) error {
 	given := a.vaultPath()
 	if given == "" {
-		return withHint(usagef("no vault was given"), "give --vault DIR or set HOLDFAST_VAULT")
+		return errNoVault()
 	}
 	path, err := filepath.Abs(given)
 	if err != nil {
@@ -47,6 +47,10 @@ func (a *app) withStore(ctx context.Context, do func(v *vault.Vault, store *dir.
 		return fmt.Errorf("open vault %s: %w", path, err)
 	}
 	return errors.Join(do(v, store), v.Close())
+}
+
+func errNoVault() error {
+	return withHint(usagef("no vault was given"), "give --vault DIR or set HOLDFAST_VAULT")
 }
 
 func openStore(path string) (*dir.Store, error) {

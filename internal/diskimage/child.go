@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -116,7 +115,7 @@ func (c *child) Close() error {
 
 // process is a qemu-nbd that dies with us.
 type process struct {
-	cmd    *exec.Cmd
+	cmd    *programs.Cmd
 	stderr tail
 	ended  chan struct{}
 }
@@ -134,15 +133,15 @@ func serve(socket string, secret []byte, args ...string) (*process, error) {
 	}
 	defer f.Close()
 	l.SetUnlinkOnClose(false)
-	binary, err := exec.LookPath("qemu-nbd")
+	binary, err := programs.Find("qemu-nbd")
 	if err != nil {
 		return nil, err
 	}
 	// A server takes over a listening socket only if LISTEN_PID is its own, which a shell knows
 	// before it becomes the server.
 	p := &process{ended: make(chan struct{})}
-	p.cmd = exec.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, binary}, args...)...)
-	p.cmd.Env = append(os.Environ(), "LC_ALL=C")
+	p.cmd = programs.Command("/bin/sh", append([]string{"-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@"`, binary}, args...)...)
+	p.cmd.Env = append(p.cmd.Env, "LC_ALL=C")
 	p.cmd.ExtraFiles, p.cmd.Stderr = []*os.File{f}, &p.stderr
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if len(secret) > 0 {
@@ -220,8 +219,8 @@ func (t *tail) String() string {
 // refuseBacking returns ErrFormat if the image refers to another file. It opens none but the image.
 func refuseBacking(ctx context.Context, path, format string) error {
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "qemu-img", "info", "--output=json", "-f", format, "--", path)
-	cmd.Env, cmd.Stderr = append(os.Environ(), "LC_ALL=C"), &stderr
+	cmd := programs.CommandContext(ctx, "qemu-img", "info", "--output=json", "-f", format, "--", path)
+	cmd.Env, cmd.Stderr = append(cmd.Env, "LC_ALL=C"), &stderr
 	out, err := cmd.Output()
 	if err != nil {
 		return fmt.Errorf("%w: qemu-img info: %w: %s", ErrDamaged, err, strings.TrimSpace(stderr.String()))

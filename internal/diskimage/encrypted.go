@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -109,9 +108,9 @@ func (m *Image) unlockOptions(ctx context.Context, device bool) ([]string, error
 // encryptedLayers gives the key to the images that this one stands on, if they are encrypted.
 func (m *Image) encryptedLayers(ctx context.Context) ([]string, error) {
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "qemu-img", "info", "--output=json", "--backing-chain", "-f", m.format, "--",
+	cmd := programs.CommandContext(ctx, "qemu-img", "info", "--output=json", "--backing-chain", "-f", m.format, "--",
 		m.path)
-	cmd.Env, cmd.Stderr = append(programs.Environment(), "LC_ALL=C"), &stderr
+	cmd.Env, cmd.Stderr = append(cmd.Env, "LC_ALL=C"), &stderr
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("%w: qemu-img info: %w: %s", ErrDamaged, err, strings.TrimSpace(stderr.String()))

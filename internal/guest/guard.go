@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
@@ -33,7 +32,7 @@ type Guard struct {
 type Held struct {
 	guard  Guard
 	spec   GuardSpec
-	cmd    *exec.Cmd
+	cmd    *child.Cmd
 	in     io.WriteCloser
 	stderr tail
 	watch  *time.Timer   // kills a guard that has stopped
@@ -73,15 +72,12 @@ func (g Guard) Start(ctx context.Context, spec GuardSpec) (*Held, error) {
 }
 
 func (h *Held) spawn() error {
-	command := h.guard.Command
-	if command == nil {
-		command = []string{"/proc/self/exe", "guard"} // also if our file was replaced since we started
+	if command := h.guard.Command; command == nil {
+		h.cmd = child.Self("guard")
+	} else {
+		h.cmd = child.Command(command[0], command[1:]...)
 	}
-	h.cmd = exec.Command(command[0], command[1:]...)
-	if h.guard.Command == nil {
-		h.cmd.Args[0] = os.Args[0]
-	}
-	h.cmd.Env = append(os.Environ(), h.guard.Env...)
+	h.cmd.Env = append(h.cmd.Env, h.guard.Env...)
 	h.cmd.Stderr = &h.stderr
 	// signals to our terminal and process group are not for the guard
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -10,10 +10,10 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
+	"github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/nbd"
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
@@ -83,7 +83,7 @@ func diesOfDisconnect(ctx context.Context, emulator string) (bool, error) {
 	}
 	defer os.RemoveAll(dir)
 	monitor, export := filepath.Join(dir, "qmp"), filepath.Join(dir, "nbd")
-	cmd := exec.CommandContext(ctx, emulator, "-machine", "none", "-accel", "tcg", "-nodefaults", "-display", "none",
+	cmd := child.CommandContext(ctx, emulator, "-machine", "none", "-accel", "tcg", "-nodefaults", "-display", "none",
 		"-S",
 		"-object", "iothread,id=io", "-blockdev", "null-co,node-name=n,size=1048576,read-zeroes=on",
 		"-qmp", "unix:"+monitor+",server=on,wait=off")

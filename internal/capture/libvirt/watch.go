@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os/exec"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/holdfast-vm/holdfast/internal/child"
 	hostlibvirt "github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/pause"
@@ -84,7 +84,7 @@ func (c *Capturer) runWatch(machine string) (*watcher, error) {
 		return watchHere(c.host.URI(), machine), nil
 	}
 	args := append(append([]string{}, c.watch[1:]...), c.host.URI(), machine)
-	cmd := exec.Command(c.watch[0], args...)
+	cmd := child.Command(c.watch[0], args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what stops us must not stop it
 	in, err := cmd.StdinPipe()
 	if err != nil {

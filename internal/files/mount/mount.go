@@ -16,7 +16,6 @@ import (
 	"io"
 	"log"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -25,6 +24,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/files"
 	"github.com/holdfast-vm/holdfast/internal/filesystem/volume"
 )
@@ -117,7 +117,7 @@ func available() error {
 		return nil
 	}
 	for _, name := range []string{"fusermount3", "fusermount"} {
-		if _, err := exec.LookPath(name); err == nil {
+		if _, err := child.Find(name); err == nil {
 			return nil
 		}
 	}
@@ -147,7 +147,7 @@ func (m *Mount) detach() error {
 	if err := unix.Unmount(m.dir, unix.MNT_DETACH); err == nil {
 		return nil
 	}
-	out, err := exec.Command("fusermount3", "-uz", m.dir).CombinedOutput()
+	out, err := child.Command("fusermount3", "-uz", m.dir).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("fusermount3 -uz: %w: %s", err, strings.TrimSpace(string(out)))
 	}

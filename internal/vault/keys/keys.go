@@ -38,6 +38,12 @@ type Key struct {
 	Recipient  string // age recipient, seals only: age1…
 }
 
+// String hides the key from whoever prints what it is in.
+func (Key) String() string { return "(a key)" }
+
+// GoString does so too.
+func (Key) GoString() string { return "(a key)" }
+
 // Slot is a wrapped data key as it is stored.
 type Slot struct {
 	Format     string      `json:"format"` // "holdfast-key-1"

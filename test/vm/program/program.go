@@ -33,6 +33,13 @@ func Path() string { return binary }
 func Main(m *testing.M) { os.Exit(buildAndRun(m)) }
 
 func buildAndRun(m *testing.M) int {
+	if text := os.Getenv(traceEnv); text != "" {
+		if err := trace(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
 	dir, err := os.MkdirTemp("", "hf")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
