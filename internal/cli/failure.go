@@ -168,6 +168,10 @@ var causes = []cause{
 	{hypervisor.ErrOtherKind, "other_kind", StatusError,
 		"a libvirt machine needs a libvirt host such as --connect qemu:///system, a plain QEMU's goes to " +
 			"--connect qmp:SOCKET; or restore its disks one by one with --disk"},
+	{point.ErrNoDisks, "no_disk", StatusError,
+		"its machine had none: `holdfast point restore POINT --as NAME --storage DIR` builds it again"},
+	{protect.ErrNoDisks, "no_disk", StatusError,
+		"leave fewer disks out with --exclude-disk; a machine that has none at all is backed up without it"},
 	{point.ErrNoDisk, "no_disk", StatusError,
 		"`holdfast point show POINT`, or `snapshot show` for a snapshot, lists its disks; name one with --disk"},
 	{disks.ErrNoPool, "not_found", StatusError, "a pool is a directory that exists: make it with mkdir first"},

@@ -131,6 +131,9 @@ func (a *app) exportPoint(ctx context.Context, ref string, flags exportFlags) er
 
 func (a *app) servePoint(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, o export.Options,
 	flags exportFlags) (err error) {
+	if err := p.RequireDisks(); err != nil {
+		return err
+	}
 	server, err := export.Open(ctx, v, o)
 	if err != nil {
 		return err

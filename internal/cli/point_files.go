@@ -88,6 +88,9 @@ func (a *app) withFiles(ctx context.Context, most time.Duration, ref string, do 
 		ctx = limited
 	}
 	err := a.withPoint(ctx, ref, func(v *vault.Vault, p *point.RecoveryPoint) error {
+		if err := p.RequireDisks(); err != nil {
+			return fmt.Errorf("look into point %s: %w", p.ID.Short(), err)
+		}
 		server, err := export.Open(ctx, v, export.Options{CacheSize: fileCache})
 		if err != nil {
 			return fmt.Errorf("open the disks of point %s: %w", p.ID.Short(), err)

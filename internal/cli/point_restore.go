@@ -92,7 +92,7 @@ func (a *app) restorePoint(ctx context.Context, ref string, flags restoreFlags) 
 		return a.detachInstant(ctx, flags.storage, flags.as)
 	}
 	return a.withPoint(ctx, ref, func(v *vault.Vault, p *point.RecoveryPoint) error {
-		if flags.instant {
+		if flags.instant && len(p.Disks) > 0 {
 			return a.restoreInstant(ctx, v, p, flags)
 		}
 		if flags.as != "" {
@@ -178,6 +178,7 @@ func (f restoreFlags) machineRequest(p *point.RecoveryPoint) (restore.MachineReq
 
 func (a *app) printRestored(p *point.RecoveryPoint, done restore.RestoredMachine) error {
 	if a.json {
+		done.Disks = orEmpty(done.Disks)
 		return a.printJSON(done)
 	}
 	a.warn(done.Warnings)

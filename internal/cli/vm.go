@@ -197,10 +197,14 @@ A running machine whose images are encrypted needs no secret: QEMU decrypts, and
 are stored, sealed by the vault. One that is off is read with libvirt's secret, or with that of
 --image-secret.
 
+A machine without disks gets a point of its definition alone: to back up all machines of a
+host takes no special case.
+
 NAME is a machine's name or UUID.`,
 		examples: `
 holdfast --vault /srv/vault vm backup web
 holdfast --vault /srv/vault vm backup web --consistency application --require
+holdfast vm list --json | jq -r '.[].name' | while read -r vm; do holdfast --vault /srv/vault vm backup "$vm"; done
 holdfast --vault /srv/vault --connect qmp:/run/db.qmp,qga=/run/db.qga vm backup db --exclude-disk vdc --tag reason=upgrade`,
 		statuses: "4 required consistency not reached, 5 wrong key or not a vault, 130 interrupted",
 		run:      func(cmd *cobra.Command, args []string) error { return a.backUpVM(cmd.Context(), args[0], flags) },
@@ -292,6 +296,11 @@ func (a *app) printTaken(p *point.RecoveryPoint) error {
 		a.remark("not held: %s", oneLine(o.String()))
 	}
 	a.remarkEncrypted(p)
+	if len(p.Disks) == 0 {
+		return a.println(fmt.Sprintf("point %s of %s: its definition alone, as it has no disks, took %.1f s",
+			p.ID.Short(),
+			p.VM, p.Took))
+	}
 	var added, read int64
 	for _, d := range p.Disks {
 		added += d.Added

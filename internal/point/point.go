@@ -63,6 +63,7 @@ const (
 	Pull       Rung = "pull"        // read from a point-in-time NBD export of QEMU
 	Compare    Rung = "compare"     // all allocated blocks were read and compared with the last point
 	Offline    Rung = "offline"     // read from the image of a machine that is off
+	NoDisks    Rung = "none"        // the machine has no disks
 )
 
 // Kind says what a point was taken for.
@@ -108,8 +109,22 @@ type Origin struct {
 // ErrNoDisk reports that a point has no disk of a name, or that one of several must be named.
 var ErrNoDisk = errors.New("the point has no such disk")
 
+// ErrNoDisks reports that a point is of a machine without disks, and that something needs one.
+var ErrNoDisks = errors.New("the point has no disks")
+
+// RequireDisks returns ErrNoDisks for the point of a machine without disks.
+func (p *RecoveryPoint) RequireDisks() error {
+	if len(p.Disks) == 0 {
+		return ErrNoDisks
+	}
+	return nil
+}
+
 // Disk returns the disk that name names, as its machine or as its pool does; the only one for "".
 func (p *RecoveryPoint) Disk(name string) (*Disk, error) {
+	if err := p.RequireDisks(); err != nil {
+		return nil, err
+	}
 	var names []string
 	for i := range p.Disks {
 		d := &p.Disks[i]

@@ -56,14 +56,34 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 		return nil, err
 	}
 	r.intake = newIntake(session, r.lineage, r.Progress)
-	err = r.live(ctx)
-	if errors.Is(err, capture.ErrOff) {
-		err = r.offline(ctx)
-	}
-	if err != nil {
+	if err := r.take(ctx); err != nil {
 		return nil, err
 	}
 	return r.result, nil
+}
+
+// take takes the point in the way that the machine needs.
+func (r *run) take(ctx context.Context) error {
+	if len(r.disks) == 0 {
+		return r.definitionAlone(ctx)
+	}
+	err := r.live(ctx)
+	if errors.Is(err, capture.ErrOff) {
+		err = r.offline(ctx)
+	}
+	return err
+}
+
+// definitionAlone takes the point of a machine without disks. No write of its guest is in it, so it
+// is of any consistency that is asked for.
+func (r *run) definitionAlone(ctx context.Context) error {
+	p := r.result
+	p.Time, p.Disks = r.Now().UTC(), []point.Disk{}
+	p.Consistency, p.ConsistencyReason = r.req.Consistency, reasonNoDisks
+	p.Rung, p.RungReason = point.NoDisks, "the machine has no disks"
+	p.Warnings = append(p.Warnings, "the machine has no disks: the point has its definition and files alone")
+	r.keepFiles()
+	return r.commit(ctx)
 }
 
 // prepare cleans up after a killed run and finds out what there is to do. It changes nothing in the
@@ -237,7 +257,7 @@ func (r *run) commit(ctx context.Context) error {
 	return r.intake.session.Commit(ctx, r.result)
 }
 
-// chooseDisks returns the disks of m that are not left out.
+// chooseDisks returns the disks of m that are not left out: none only if it has none.
 func chooseDisks(m hypervisor.Machine, exclude []string) ([]hypervisor.Disk, error) {
 	for _, name := range exclude {
 		if !slices.ContainsFunc(m.Disks, func(d hypervisor.Disk) bool { return d.Name == name }) {
@@ -250,7 +270,7 @@ func chooseDisks(m hypervisor.Machine, exclude []string) ([]hypervisor.Disk, err
 			out = append(out, d)
 		}
 	}
-	if len(out) == 0 {
+	if len(out) == 0 && len(m.Disks) > 0 {
 		return nil, ErrNoDisks
 	}
 	return out, nil

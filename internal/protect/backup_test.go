@@ -294,6 +294,37 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// A machine that has no disks gets a point of its definition and files, and its disks count from
+// where they were when it has some again.
+func TestMachineWithoutDisks(t *testing.T) {
+	m := newModel(rand.New(rand.NewPCG(1, 1)), 1)
+	v := newVault(t, mem.New())
+	d := deps(t, v, m)
+	take := func(req protect.Request) *point.RecoveryPoint {
+		t.Helper()
+		p, err := protect.Backup(context.Background(), d, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first := take(protect.Request{Machine: m.machine()})
+	bare := m.machine()
+	bare.Disks = nil
+	p := take(protect.Request{Machine: bare, Consistency: point.Filesystem, Require: true})
+	if p.Disks == nil || len(p.Disks) != 0 || p.Rung != point.NoDisks || p.Consistency != point.Filesystem ||
+		p.ConsistencyReason == "" || p.Parent != first.ID || p.Time.IsZero() || len(p.Warnings) != 2 {
+		t.Errorf("the point of a machine without disks: %+v", p)
+	}
+	stored, err := v.Point(context.Background(), string(p.ID))
+	if err != nil || !errors.Is(stored.RequireDisks(), point.ErrNoDisks) {
+		t.Errorf("stored is %+v, %v", stored, err)
+	}
+	if p := take(protect.Request{Machine: m.machine()}); !p.Disks[0].Tracked {
+		t.Errorf("its disk, back again, is not tracked: %s", p.Disks[0].Reason)
+	}
+}
+
 func TestFind(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	one, two, three := newModel(rng, 1), newModel(rng, 1), newModel(rng, 1)

@@ -13,6 +13,8 @@ import (
 )
 
 const (
+	reasonNoDisks = "the machine has no disks: nothing that its guest writes is in the point"
+
 	reasonOff   = "the machine is off; how it was shut down, and so whether its file systems are clean, is not known"
 	reasonImage = "the images were read with no machine behind them; how it was shut down, and so whether the file " +
 		"systems are clean, is not known"

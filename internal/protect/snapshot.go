@@ -137,6 +137,9 @@ func (r *run) prepareSnapshot(points []*point.RecoveryPoint) error {
 	m, snap := r.req.Machine, r.req.Snapshot
 	for _, name := range snap.Disks {
 		i := slices.IndexFunc(m.Disks, func(d hypervisor.Disk) bool { return d.Name == name })
+		if i < 0 && len(m.Disks) == 0 {
+			return fmt.Errorf("take a snapshot of disk %s: machine %s has no disks", name, m.Name)
+		}
 		if i < 0 {
 			return fmt.Errorf("take a snapshot of disk %s: machine %s has only %v", name, m.Name, diskNames(m.Disks))
 		}
