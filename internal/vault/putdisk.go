@@ -111,21 +111,50 @@ type leafResult struct {
 	id   chunk.ID
 }
 
-// split cuts the batch into spans, in ascending order.
+// split cuts the batch into spans, in ascending order. Zeros are only looked at where the base has something: holes that stay
+// holes cost nothing, however many they are.
 func (p *put) split(ctx context.Context, out chan<- span) error {
 	width := p.size * tree.FanOut
-	data, zero := cutter{slices.Clone(p.in.Data), width}, cutter{slices.Clone(p.in.Zero), width}
-	for seq := int64(0); ; seq++ {
-		leaf := min(data.leaf(), zero.leaf())
-		if leaf == noLeaf {
-			return nil
+	s := splitter{out: out, data: cutter{slices.Clone(p.in.Data), width}, zero: cutter{slices.Clone(p.in.Zero), width}}
+	within := func(first, count int64) bool { return touches(p.in.Zero, extent.Extent{Off: first * p.size, Len: count * p.size}) }
+	err := tree.Leaves(ctx, p.s.v, p.base, p.chunks, within, func(leaf int64) error {
+		if err := s.upTo(ctx, leaf); err != nil {
+			return err
 		}
-		sp := span{seq: seq, leaf: leaf, data: data.take(leaf), zero: zero.take(leaf)}
-		select {
-		case out <- sp:
-		case <-ctx.Done():
-			return ctx.Err()
+		return s.send(ctx, leaf)
+	})
+	if err != nil {
+		return fmt.Errorf("read the last point: %w", err)
+	}
+	return s.upTo(ctx, noLeaf)
+}
+
+// splitter hands out spans.
+type splitter struct {
+	out        chan<- span
+	data, zero cutter
+	seq        int64
+}
+
+// upTo sends the leaves before the given one that have data.
+func (s *splitter) upTo(ctx context.Context, leaf int64) error {
+	for next := s.data.leaf(); next < leaf; next = s.data.leaf() {
+		if err := s.send(ctx, next); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+func (s *splitter) send(ctx context.Context, leaf int64) error {
+	s.zero.skip(leaf)
+	sp := span{seq: s.seq, leaf: leaf, data: s.data.take(leaf), zero: s.zero.take(leaf)}
+	s.seq++
+	select {
+	case s.out <- sp:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -142,6 +171,18 @@ func (c *cutter) leaf() int64 {
 		return noLeaf
 	}
 	return c.rest[0].Off / c.width
+}
+
+// skip drops what lies before leaf.
+func (c *cutter) skip(leaf int64) {
+	start := leaf * c.width
+	for len(c.rest) > 0 && c.rest[0].Off < start {
+		if e := c.rest[0]; e.End() > start {
+			c.rest[0] = extent.Extent{Off: start, Len: e.End() - start}
+			return
+		}
+		c.rest = c.rest[1:]
+	}
 }
 
 func (c *cutter) take(leaf int64) extent.Set {

@@ -48,6 +48,43 @@ func walk(ctx context.Context, r Reader, id chunk.ID, level int, first int64, vi
 	return nil
 }
 
+// Leaves calls visit with the number of each leaf that is not all holes, in ascending order. It reads inner nodes only, and leaves
+// out those subtrees for which within, told the first chunk of one and how many it covers, returns false.
+func Leaves(ctx context.Context, r Reader, root chunk.ID, chunks int64, within func(first, count int64) bool, visit func(leaf int64) error) error {
+	l := leafWalk{ctx: ctx, r: r, within: within, visit: visit}
+	return l.walk(root, Levels(chunks)-1, 0)
+}
+
+type leafWalk struct {
+	ctx    context.Context
+	r      Reader
+	within func(first, count int64) bool
+	visit  func(leaf int64) error
+}
+
+func (l *leafWalk) walk(id chunk.ID, level int, first int64) error {
+	if id.IsHole() || !l.within(first, SpanOf(level)) {
+		return nil
+	}
+	if level == 0 {
+		return l.visit(first / FanOut)
+	}
+	if err := l.ctx.Err(); err != nil {
+		return err
+	}
+	n, err := l.r.Node(l.ctx, id, level)
+	if err != nil {
+		return err
+	}
+	step := SpanOf(level - 1)
+	for i := range n.Slots {
+		if err := l.walk(n.Slots[i], level-1, first+int64(i)*step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Lookup returns the ID of one chunk.
 func Lookup(ctx context.Context, r Reader, root chunk.ID, chunks, at int64) (chunk.ID, error) {
 	id := root
