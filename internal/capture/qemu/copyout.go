@@ -84,8 +84,11 @@ func (s *session) unlessShort(ctx context.Context, err error) error {
 func (s *session) backup(c *diskCopy) action {
 	a := args{"job-id": c.job(), "device": c.disk.Node, "target": c.image.node, "sync": "full", "auto-dismiss": false,
 		"filter-node-name": fmt.Sprint(ours, "f", c.index)}
-	if c.bitmap != "" {
+	switch {
+	case c.bitmap != "":
 		a["sync"], a["bitmap"], a["bitmap-mode"] = "bitmap", c.bitmap, c.mode
+	case c.disk.alone: // else QEMU walks through what was never allocated, and writes zeros for it
+		a["sync"] = "top"
 	}
 	if s.soft {
 		a["on-cbw-error"] = "break-snapshot"

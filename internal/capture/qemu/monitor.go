@@ -48,12 +48,21 @@ func run(ctx context.Context, m monitor, command string, a args, result any) err
 
 // node is an entry of query-named-block-nodes.
 type node struct {
-	Name   string `json:"node-name"`
-	Driver string `json:"drv"`
-	Image  struct {
-		VirtualSize int64 `json:"virtual-size"`
+	Name        string `json:"node-name"`
+	Driver      string `json:"drv"`
+	BackingFile string `json:"backing_file"`
+	Layers      int    `json:"backing_file_depth"` // below it
+	Image       struct {
+		VirtualSize int64  `json:"virtual-size"`
+		BackingFile string `json:"backing-filename"`
 	}
 	Bitmaps []bitmap `json:"dirty-bitmaps"`
+}
+
+// standsAlone reports whether what the node has not allocated is zeros, and the node knows what it
+// has allocated.
+func (n *node) standsAlone() bool {
+	return n.Driver == "qcow2" && n.Layers == 0 && n.BackingFile == "" && n.Image.BackingFile == ""
 }
 
 type bitmap struct {

@@ -56,7 +56,11 @@ func (s *session) need(d *disk) int64 {
 	if d.Allocated > 0 {
 		data = min(d.Size, d.Allocated+d.Allocated/4)
 	}
-	return data + s.overhead(d.Size, d.Size) + s.keyBytes(d)
+	mapped := d.Size
+	if d.alone {
+		mapped = data
+	}
+	return data + s.overhead(d.Size, mapped) + s.keyBytes(d)
 }
 
 // needFor returns the scratch that dirty marked bytes of d take at most.

@@ -45,6 +45,7 @@ type disk struct {
 
 	reason     string // why the last bitmap is not trusted; "" if it is
 	dirty      int64  // bytes that the last bitmap marks, if trusted
+	alone      bool   // what the image has not allocated is zeros
 	tracking   bool   // the new epoch can be recorded
 	persistent bool   // and stored in the image
 	read       int64  // bytes handed to the sink
@@ -180,7 +181,7 @@ func (s *session) findDisks(ctx context.Context, m hypervisor.Machine) error {
 		if n == nil {
 			return fmt.Errorf("disk %s: the machine has no such disk", p.Name)
 		}
-		d.bitmaps = n.Bitmaps
+		d.bitmaps, d.alone = n.Bitmaps, n.standsAlone()
 		d.reason = doubt(n, d.Size, p, s.plan.Granule)
 		if b := n.bitmap(p.LastBitmap); b != nil {
 			d.dirty = b.Count
