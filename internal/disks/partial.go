@@ -52,16 +52,13 @@ func (q *Partial) check(final string) error {
 	return nil
 }
 
-func (q *Partial) has(unit int64) bool {
-	return unit/8 < int64(len(q.Done)) && q.Done[unit/8]>>(unit%8)&1 != 0
-}
-
 // missing returns what of data was not copied.
 func (q *Partial) missing(data extent.Set) extent.Set {
 	var done extent.Set
-	for u := range int64(len(q.Done)) * 8 {
-		if q.has(u) {
-			done = done.Append(extent.Extent{Off: u * q.Unit, Len: q.Unit})
+	for i, b := range q.Done {
+		for ; b != 0; b &= b - 1 {
+			unit := int64(i)*8 + int64(bits.TrailingZeros8(b))
+			done = done.Append(extent.Extent{Off: unit * q.Unit, Len: q.Unit})
 		}
 	}
 	return data.Subtract(done)
@@ -86,8 +83,8 @@ type fetching struct {
 
 	mu    sync.Mutex
 	rec   Partial
-	left  []int64 // bytes to be copied, of each unit
-	done  int64   // bytes copied
+	left  map[int64]int64 // bytes to be copied, by unit
+	done  int64           // bytes copied
 	saved time.Time
 
 	saving sync.Mutex
@@ -175,7 +172,7 @@ func (p *Pool) dropCopy(d *Disk) error {
 // expect takes note of what will be written.
 func (g *fetching) expect(missing extent.Set) {
 	g.done = g.total - missing.Bytes()
-	g.left = make([]int64, len(g.rec.Done)*8)
+	g.left = make(map[int64]int64)
 	for _, e := range missing {
 		g.eachUnit(e, func(unit, n int64) { g.left[unit] += n })
 	}

@@ -45,7 +45,8 @@ func newBlockMap(size int64) *blockMap {
 // mapPages returns how many pages the map of a disk has.
 func mapPages(size int64) int64 { return (size + pageSpan - 1) / pageSpan }
 
-// find returns the page of off, nil where it is empty, and where it or the shelf of empty ones ends.
+// find returns the page of off, nil where it is empty, and where it or the shelf of empty ones
+// ends.
 func (m *blockMap) find(off int64) (page *mapPageBits, end int64) {
 	s := m.shelves[off/shelfSpan].Load()
 	if s == nil {

@@ -16,9 +16,9 @@ func (m *Image) Map() (data, zero extent.Set, err error) {
 		return nil, nil, err
 	}
 	cs := int64(m.h.ClusterSize)
-	err = m.eachEntry(func(e, _ uint64, at int64) error {
+	err = m.eachEntry(func(e, _ uint64, at, n int64) error {
 		kind, _, err := m.decodeEntry(e, at)
-		piece := extent.Extent{Off: at, Len: min(cs, m.h.Size-at)}
+		piece := extent.Extent{Off: at, Len: min(n*cs, m.h.Size-at)}
 		switch {
 		case err != nil:
 			return err
@@ -39,7 +39,7 @@ func (m *Image) Map() (data, zero extent.Set, err error) {
 // ErrCorrupt if the file is shorter than they say. QEMU would read zeros there. What an external
 // data file or a backing file holds is not looked at.
 func (m *Image) Check() error {
-	err := m.eachEntry(func(e, sub uint64, at int64) error {
+	err := m.eachEntry(func(e, sub uint64, at, _ int64) error {
 		switch {
 		case e&flagCompressd != 0:
 			return m.checkCompressed(e, at)
@@ -80,8 +80,9 @@ func (m *Image) checkSubclusters(e, sub uint64, at int64) error {
 }
 
 // eachEntry calls do with every L2 entry within the disk, the subclusters of that entry, and the
-// disk offset of its cluster, in the disk's order.
-func (m *Image) eachEntry(do func(e, sub uint64, at int64) error) error {
+// disk offset of its cluster, in the disk's order. Neighbours that say nothing but that there is
+// nothing, or zeros, are told of at once: n is how many clusters the call is about.
+func (m *Image) eachEntry(do func(e, sub uint64, at, n int64) error) error {
 	table := make([]byte, m.h.ClusterSize)
 	span, cs := m.h.l2Entries()<<m.h.clusterBits, int64(m.h.ClusterSize)
 	stride := cs / 8 / m.h.l2Entries()
@@ -93,12 +94,30 @@ func (m *Image) eachEntry(do func(e, sub uint64, at int64) error) error {
 			return err
 		}
 		start := int64(index) * span
-		for at := start; at < min(start+span, m.h.Size); at += cs {
-			i := (at - start) / cs * stride
-			if err := do(entry(table, i), entry(table, i+stride-1), at); err != nil {
+		last := (min(span, m.h.Size-start) + cs - 1) / cs
+		for i, n := int64(0), int64(0); i < last; i += n {
+			n = 1
+			if stride == 1 {
+				n = emptyRun(table[i*8 : last*8])
+			}
+			e, sub := entry(table, i*stride), entry(table, i*stride+stride-1)
+			if err := do(e, sub, start+i*cs, n); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// emptyRun returns how many entries from the first of table on are alike and have no place in the
+// file, at least 1.
+func emptyRun(table []byte) int64 {
+	first := entry(table, 0)
+	n := int64(1)
+	if first == 0 || first == flagZero {
+		for n < int64(len(table)/8) && entry(table, n) == first {
+			n++
+		}
+	}
+	return n
 }

@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -354,11 +355,7 @@ func (w *Writer) writeSparse(buf []byte, off int64) error {
 	return nil
 }
 
-func allZero(b []byte) bool {
-	for _, v := range b {
-		if v != 0 {
-			return false
-		}
-	}
-	return true
-}
+var zeros [4096]byte
+
+// allZero reports whether b, of at most 4096 bytes, is zeros.
+func allZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }

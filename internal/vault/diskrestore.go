@@ -69,8 +69,7 @@ func (d *Disk) RestorePart(ctx context.Context, part extent.Set, w io.WriterAt, 
 		return err
 	}
 	defer release()
-	return d.eachWindow(ctx, func(items []placed) error {
-		items = slices.DeleteFunc(items, func(i placed) bool { return !touches(part, d.clip(i.at*int64(d.v.conf.ChunkSize))) })
+	return d.eachWindow(ctx, part, func(items []placed) error {
 		return d.parallel(ctx, plan(items), sink)
 	})
 }
@@ -86,8 +85,10 @@ func touches(set extent.Set, e extent.Extent) bool {
 	return i < len(set) && set[i].Off < e.End()
 }
 
-// eachWindow calls visit with the chunks of one window after the other, placed.
-func (d *Disk) eachWindow(ctx context.Context, visit func([]placed) error) error {
+// eachWindow calls visit with those chunks that part touches, one window after the other, placed.
+func (d *Disk) eachWindow(ctx context.Context, part extent.Set, visit func([]placed) error) error {
+	cs := int64(d.v.conf.ChunkSize)
+	within := func(first, count int64) bool { return touches(part, extent.Extent{Off: first * cs, Len: count * cs}) }
 	items := make([]placed, 0, 1024)
 	flush := func() error {
 		if len(items) == 0 {
@@ -97,18 +98,18 @@ func (d *Disk) eachWindow(ctx context.Context, visit func([]placed) error) error
 		items = items[:0]
 		return err
 	}
-	err := tree.Walk(ctx, d.nodes(), d.root, d.chunks, func(r tree.Run) error {
+	err := tree.WalkWithin(ctx, d.nodes(), d.root, d.chunks, within, func(r tree.Run) error {
 		for i, id := range r.Node.Slots {
-			if id.IsHole() {
+			at := r.First + int64(i)
+			if id.IsHole() || !touches(part, d.clip(at*cs)) {
 				continue
 			}
-			at := r.First + int64(i)
 			loc, found, err := d.find(ctx, id)
 			if err != nil {
 				return err
 			}
 			if !found {
-				return fmt.Errorf("%w: the chunk at offset %d is in no pack", ErrCorrupt, at*int64(d.v.conf.ChunkSize))
+				return fmt.Errorf("%w: the chunk at offset %d is in no pack", ErrCorrupt, at*cs)
 			}
 			items = append(items, placed{at, loc})
 		}

@@ -116,8 +116,10 @@ type leafResult struct {
 func (p *put) split(ctx context.Context, out chan<- span) error {
 	width := p.size * tree.FanOut
 	s := splitter{out: out, data: cutter{slices.Clone(p.in.Data), width}, zero: cutter{slices.Clone(p.in.Zero), width}}
-	within := func(first, count int64) bool { return touches(p.in.Zero, extent.Extent{Off: first * p.size, Len: count * p.size}) }
-	err := tree.Leaves(ctx, p.s.v, p.base, p.chunks, within, func(leaf int64) error {
+	within := func(first, count int64) bool {
+		return touches(p.in.Zero, extent.Extent{Off: first * p.size, Len: count * p.size})
+	}
+	err := tree.Leaves(ctx, p.s.v, p.base, p.chunks, within, func(leaf int64, _ chunk.ID) error {
 		if err := s.upTo(ctx, leaf); err != nil {
 			return err
 		}

@@ -65,15 +65,16 @@ func (v *vm) captureDisks(limit int64, names ...string) (*capture.Result, map[st
 	return res, got
 }
 
-// What a disk never held costs nothing: neither scratch, nor time of QEMU. What it has from an image
-// below it is captured all the same.
+// What a disk never held costs nothing: neither scratch, nor time of QEMU. What it has from an
+// image below it is captured all the same.
 func TestCaptureOfMuchThatIsNotAllocated(t *testing.T) {
 	t.Parallel()
 	v := newVM(t)
 	const huge = 8 << 40
 	v.tool("qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(v.dir, "vdx"), fmt.Sprint(int64(huge)))
 	v.tool("qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(v.dir, "below"), "4M")
-	v.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 3 1M 64k", "-c", "write -q -P 4 2M 64k", filepath.Join(v.dir, "below"))
+	v.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 3 1M 64k", "-c", "write -q -P 4 2M 64k",
+		filepath.Join(v.dir, "below"))
 	v.tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", filepath.Join(v.dir, "below"),
 		filepath.Join(v.dir, "vdy"))
 	for _, name := range []string{"vdx", "vdy"} {
@@ -90,7 +91,7 @@ func TestCaptureOfMuchThatIsNotAllocated(t *testing.T) {
 		t.Errorf("with 64 MiB of scratch the rung was %s: %s", res.Rung, res.Reason)
 	}
 	for name, want := range map[string]map[int64]byte{
-		"vdx":  {2 << 20: 7, huge - granule: 8},
+		"vdx": {2 << 20: 7, huge - granule: 8},
 		"vdy": {1 << 20: 3, 2 << 20: 7},
 	} {
 		if fmt.Sprint(got[name].text) != fmt.Sprint(want) {

@@ -18,39 +18,30 @@ var ErrStop = errors.New("stop")
 
 // Walk calls visit with each leaf that is not all holes, in ascending order.
 func Walk(ctx context.Context, r Reader, root chunk.ID, chunks int64, visit func(Run) error) error {
-	err := walk(ctx, r, root, Levels(chunks)-1, 0, visit)
+	return WalkWithin(ctx, r, root, chunks, func(int64, int64) bool { return true }, visit)
+}
+
+// WalkWithin is Walk that leaves out those subtrees for which within, told the first chunk of one and
+// how many it covers, returns false.
+func WalkWithin(ctx context.Context, r Reader, root chunk.ID, chunks int64, within func(first, count int64) bool,
+	visit func(Run) error) error {
+	err := Leaves(ctx, r, root, chunks, within, func(leaf int64, id chunk.ID) error {
+		n, err := r.Node(ctx, id, 0)
+		if err != nil {
+			return err
+		}
+		return visit(Run{First: leaf * FanOut, Node: n})
+	})
 	if errors.Is(err, ErrStop) {
 		return nil
 	}
 	return err
 }
 
-func walk(ctx context.Context, r Reader, id chunk.ID, level int, first int64, visit func(Run) error) error {
-	if id.IsHole() {
-		return nil
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	n, err := r.Node(ctx, id, level)
-	if err != nil {
-		return err
-	}
-	if level == 0 {
-		return visit(Run{First: first, Node: n})
-	}
-	step := SpanOf(level - 1)
-	for i := range n.Slots {
-		if err := walk(ctx, r, n.Slots[i], level-1, first+int64(i)*step, visit); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Leaves calls visit with the number of each leaf that is not all holes, in ascending order. It reads inner nodes only, and leaves
-// out those subtrees for which within, told the first chunk of one and how many it covers, returns false.
-func Leaves(ctx context.Context, r Reader, root chunk.ID, chunks int64, within func(first, count int64) bool, visit func(leaf int64) error) error {
+// Leaves calls visit with the number and the ID of each leaf that WalkWithin would visit. It reads
+// inner nodes only.
+func Leaves(ctx context.Context, r Reader, root chunk.ID, chunks int64, within func(first, count int64) bool,
+	visit func(leaf int64, id chunk.ID) error) error {
 	l := leafWalk{ctx: ctx, r: r, within: within, visit: visit}
 	return l.walk(root, Levels(chunks)-1, 0)
 }
@@ -59,18 +50,18 @@ type leafWalk struct {
 	ctx    context.Context
 	r      Reader
 	within func(first, count int64) bool
-	visit  func(leaf int64) error
+	visit  func(leaf int64, id chunk.ID) error
 }
 
 func (l *leafWalk) walk(id chunk.ID, level int, first int64) error {
 	if id.IsHole() || !l.within(first, SpanOf(level)) {
 		return nil
 	}
-	if level == 0 {
-		return l.visit(first / FanOut)
-	}
 	if err := l.ctx.Err(); err != nil {
 		return err
+	}
+	if level == 0 {
+		return l.visit(first/FanOut, id)
 	}
 	n, err := l.r.Node(l.ctx, id, level)
 	if err != nil {
