@@ -56,6 +56,7 @@ holdfast --vault /srv/vault image backup safe.qcow2 --name safe --image-secret /
 
 func (a *app) backUpImages(ctx context.Context, files []string, flags imageFlags) error {
 	a.lean()
+	a.compresses()
 	if flags.name == "" {
 		return withHint(usagef("image backup: --name is missing"),
 			"say which machine the images belong to: --name NAME")

@@ -109,6 +109,7 @@ func (a *app) parseTargets(args []string) (vm string, vmDisks, poolDisks []strin
 
 func (a *app) takeSnapshot(ctx context.Context, args []string, flags snapshotFlags) error {
 	a.lean()
+	a.compresses()
 	if flags.name != "" {
 		if err := snapshots.CheckName(flags.name); err != nil {
 			return usagef("--name: %v", err)

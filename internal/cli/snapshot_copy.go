@@ -37,6 +37,7 @@ stored there. The copy has the same ID and needs nothing of this vault. Without
 }
 
 func (a *app) copySnapshot(ctx context.Context, ref, to, key string) error {
+	a.compresses()
 	return a.withSnapshot(ctx, ref, func(from *vault.Vault, p *point.RecoveryPoint) error {
 		return a.other(to, key).withOtherVault(ctx, a, func(target *vault.Vault) error {
 			m := a.meter()

@@ -252,6 +252,7 @@ func (f backupFlags) request(scratch func() (capture.Scratch, error)) (protect.R
 
 func (a *app) backUpVM(ctx context.Context, name string, flags backupFlags) error {
 	a.lean()
+	a.compresses()
 	req, err := flags.request(a.scratchSpace)
 	if err != nil {
 		return err

@@ -54,9 +54,12 @@ type Options struct {
 	PackSize    int64  // bytes at which a data pack is full; 0 means 64 MiB
 }
 
+// processors is how many the process may use. Whoever raises GOMAXPROCS later means threads that are in C, not more workers.
+var processors = runtime.GOMAXPROCS(0)
+
 func (o Options) withDefaults() Options {
 	if o.Workers <= 0 {
-		o.Workers = max(runtime.GOMAXPROCS(0), 1)
+		o.Workers = max(processors, 1)
 	}
 	if o.PackSize <= 0 {
 		o.PackSize = 64 << 20
