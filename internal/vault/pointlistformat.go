@@ -24,16 +24,26 @@ const (
 
 var sealedLists = sealed{listsPrefix, "HFLIST01", "holdfast list v1", "point list"}
 
-// summary is what a list has of a point: all but its definition, of which it has the kind.
+// summary is what a list has of a point: all but its definition, of which it has the kind, what of the machine it does not hold, and how
+// images were encrypted.
 type summary struct {
 	point.RecoveryPoint
-	whole bool // the definition has nothing but the kind: this is all of the point
+	whole bool // this is all of the point
 }
 
 func summaryOf(p *point.RecoveryPoint) *summary {
 	s := &summary{RecoveryPoint: *p}
-	s.Definition = point.Definition{Kind: p.Definition.Kind}
-	s.whole = reflect.DeepEqual(s.Definition, p.Definition)
+	s.Definition, s.NotHeld = point.Definition{Kind: p.Definition.Kind}, nil
+	s.whole = reflect.DeepEqual(s.Definition, p.Definition) && len(p.NotHeld) == 0
+	for i, d := range p.Disks {
+		if d.Source.Encryption == nil {
+			continue
+		}
+		if s.whole = false; &s.Disks[0] == &p.Disks[0] {
+			s.Disks = slices.Clone(p.Disks)
+		}
+		s.Disks[i].Source.Encryption = nil
+	}
 	return s
 }
 

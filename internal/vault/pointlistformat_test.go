@@ -91,15 +91,27 @@ func TestListsKeepEveryField(t *testing.T) {
 	}
 }
 
-// A summary is the whole point exactly when the definition has no more than a kind.
+// A summary is the whole point exactly when the point has nothing that a list does not have.
 func TestSummariesKnowWhetherTheyAreWhole(t *testing.T) {
+	encrypted := []point.Disk{{Name: "a"}, {Name: "b", Source: point.Source{Encryption: &point.Encryption{Format: "luks"}}}}
 	for _, tt := range []struct {
-		def  point.Definition
+		p    point.RecoveryPoint
 		want bool
-	}{{point.Definition{}, true}, {point.Definition{Kind: "image"}, true}, {point.Definition{Kind: "qemu", Args: []string{"qemu"}}, false}, {point.Definition{LiveXML: "<domain/>"}, false}} {
-		if s := summaryOf(&point.RecoveryPoint{Definition: tt.def}); s.whole != tt.want || s.Definition.Kind != tt.def.Kind {
-			t.Errorf("%+v: whole %v", tt.def, s.whole)
+	}{
+		{point.RecoveryPoint{}, true},
+		{point.RecoveryPoint{Definition: point.Definition{Kind: "image"}, Disks: []point.Disk{{Name: "a"}}}, true},
+		{point.RecoveryPoint{Definition: point.Definition{Kind: "qemu", Args: []string{"qemu"}}}, false},
+		{point.RecoveryPoint{Definition: point.Definition{LiveXML: "<domain/>"}}, false},
+		{point.RecoveryPoint{NotHeld: []point.Omission{{Kind: "pmem"}}}, false},
+		{point.RecoveryPoint{Disks: encrypted}, false},
+	} {
+		s := summaryOf(&tt.p)
+		if s.whole != tt.want || s.Definition.Kind != tt.p.Definition.Kind {
+			t.Errorf("%+v: whole %v", tt.p, s.whole)
 		}
+	}
+	if encrypted[1].Source.Encryption == nil {
+		t.Error("the point itself was changed")
 	}
 }
 
