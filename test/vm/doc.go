@@ -6,6 +6,9 @@
 // "db" commits numbered rows to a SQLite database on the system disk. What they have made durable
 // they say on the console: "ACKED n" and "COMMITTED n".
 //
+// Another disk, [LabServices], has systemd, PostgreSQL and a web server, for those who ask a guest
+// what it serves.
+//
 // The lab has a monitor and an agent channel of its own, so that a test looks into a guest without
 // taking the ones that the product uses, frozen or not.
 //

@@ -29,25 +29,16 @@ type Image struct {
 var recipe = []string{"test/vm/image", "test/vm/wgen", "packaging/guest/fsfreeze-hook",
 	"packaging/guest/fsfreeze-hook.d/sqlite.sh"}
 
+// servicesRecipe is the same of the guest with services.
+var servicesRecipe = []string{"test/vm/services", "test/vm/image/sources"}
+
 // FindImage returns the cached guest, or builds it, which takes a minute or two, with the build's
 // output going to log. Only one process builds at a time; the others wait for it. The first time
 // after the machine has started it also finds out whether the guest runs under KVM here.
 func FindImage(ctx context.Context, log io.Writer) (Image, error) {
-	root, err := repository()
+	dir, err := built(ctx, "guest", recipe, log)
 	if err != nil {
 		return Image{}, err
-	}
-	hash, err := hashRecipe(root)
-	if err != nil {
-		return Image{}, fmt.Errorf("hash the recipe of the guest image: %w", err)
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return Image{}, fmt.Errorf("find the cache of guest images: %w", err)
-	}
-	dir := filepath.Join(cache, "holdfast", "guest-"+hash)
-	if err := ensureImage(ctx, root, dir, log); err != nil {
-		return Image{}, fmt.Errorf("build guest image %s: %w", dir, err)
 	}
 	image := Image{
 		Kernel: filepath.Join(dir, "vmlinuz"),
@@ -70,7 +61,41 @@ func LabImage(t testing.TB) Image {
 	return image
 }
 
-func ensureImage(ctx context.Context, root, dir string, log io.Writer) error {
+// LabServices returns the disk of the guest with services, which is not to be written to: systemd
+// is its process 1, PostgreSQL serves its database and port 80 a page. The lab's kernel boots it,
+// with the program "/sbin/init" as [Options.Init].
+func LabServices(t testing.TB) string {
+	t.Helper()
+	dir, err := built(context.Background(), "services", servicesRecipe, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "disk.qcow2")
+}
+
+// built returns the directory of what a recipe makes, whose first part has the program that does
+// it.
+func built(ctx context.Context, kind string, recipe []string, log io.Writer) (string, error) {
+	root, err := repository()
+	if err != nil {
+		return "", err
+	}
+	hash, err := hashRecipe(root, recipe)
+	if err != nil {
+		return "", fmt.Errorf("hash the recipe of the image %s: %w", kind, err)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find the cache of guest images: %w", err)
+	}
+	dir := filepath.Join(cache, "holdfast", kind+"-"+hash)
+	if err := ensureImage(ctx, filepath.Join(root, recipe[0], "build"), dir, log); err != nil {
+		return "", fmt.Errorf("build image %s: %w", dir, err)
+	}
+	return dir, nil
+}
+
+func ensureImage(ctx context.Context, program, dir string, log io.Writer) error {
 	if exists(dir) {
 		return nil
 	}
@@ -94,7 +119,7 @@ func ensureImage(ctx context.Context, root, dir string, log io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(log, "building the guest image in %s; this is done once\n", dir)
-	build := exec.CommandContext(ctx, filepath.Join(root, "test/vm/image/build"), building)
+	build := exec.CommandContext(ctx, program, building)
 	build.Stdout, build.Stderr = log, log
 	if err := build.Run(); err != nil {
 		return err
@@ -142,7 +167,7 @@ func repository() (string, error) {
 }
 
 // hashRecipe covers names, modes and contents of the recipe's files, tests and documents excepted.
-func hashRecipe(root string) (string, error) {
+func hashRecipe(root string, recipe []string) (string, error) {
 	hash := sha256.New()
 	for _, part := range recipe {
 		err := filepath.WalkDir(filepath.Join(root, part), func(path string, entry fs.DirEntry, err error) error {

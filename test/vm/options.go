@@ -28,6 +28,9 @@ type Options struct {
 	Seed uint64 // of "disks"; 0 means 1
 	Span int    // MiB of each data disk that "disks" uses; 0 means 64
 
+	// Init is the program that the kernel starts in a system disk of one's own; "" is the lab's.
+	Init string
+
 	NoIOThread bool // vdb is served by QEMU's main loop
 	NoChannel  bool // there is no guest agent channel for the product at all
 
@@ -75,8 +78,13 @@ func (o Options) withDefaults() Options {
 
 // commandLine is what the kernel is told.
 func (o Options) commandLine() string {
-	return fmt.Sprintf("console=ttyS0 quiet panic=1 no_timer_check hf.work=%s hf.rate=%d hf.seed=%d hf.span=%d", o.Work,
+	line := fmt.Sprintf("console=ttyS0 quiet panic=1 no_timer_check hf.work=%s hf.rate=%d hf.seed=%d hf.span=%d",
+		o.Work,
 		o.Rate, o.Seed, o.Span)
+	if o.Init != "" {
+		line += " init=" + o.Init
+	}
+	return line
 }
 
 func newUUID() string {

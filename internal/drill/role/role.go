@@ -200,7 +200,11 @@ func web(url string) (Check, error) {
 	u := quote(url)
 	return Check{
 		Unix: shell(`if command -v curl >/dev/null; then exec curl -fsSkL -m 20 -o /dev/null ` + u + `; fi
-if command -v wget >/dev/null; then exec wget -q -T 20 -O /dev/null ` + u + `; fi
+if command -v wget >/dev/null; then
+	wget -q -T 20 -O /dev/null ` + u + ` && exit 0
+	echo "wget ended with status $? (4: no answer, 8: the answer is an error)"
+	exit 1
+fi
 echo "the guest has neither curl nor wget"
 exit 3`),
 		Windows: powershell(request(url)),
