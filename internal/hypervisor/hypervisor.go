@@ -36,6 +36,13 @@ var (
 	ErrOtherKind = errors.New("the host cannot build this machine")
 	// ErrNoKey reports that the host has no secret for an encrypted image, or tells it to nobody.
 	ErrNoKey = errors.New("the host does not tell the secret of the image")
+	// ErrNoQEMU reports that the program that runs machines is not there.
+	ErrNoQEMU = errors.New("QEMU is not installed")
+	// ErrNoKVM reports that a machine runs on the processor itself and that this host does not let
+	// it.
+	ErrNoKVM = errors.New("this host has no KVM")
+	// ErrKVMUnfit reports that a guest was seen to stand still, to crawl or not to start under KVM.
+	ErrKVMUnfit = errors.New("KVM of this host does not run guests")
 	// ErrNoScreen reports that the machine has no display, or none whose picture can be had.
 	ErrNoScreen = errors.New("no screen")
 )
@@ -115,10 +122,19 @@ type Rebuild struct {
 	// Held makes Start load the machine but not run its first instruction; the host's Release,
 	// where it has one, does.
 	Held bool
+	// Accel is what runs the machine, kvm or tcg, as QEMU calls them; "" means what ran it before.
+	Accel string
 	// Isolated leaves the machine no way out: its network cards are there, with their addresses,
 	// but connected to nothing; shared folders, host devices and ports that listen for or connect
 	// to others are left out. The guest agent's channel stays.
 	Isolated bool
+}
+
+// Prospect is how a machine will run, as far as can be told before anything is made of it.
+type Prospect struct {
+	Accel   string // what runs it: kvm or tcg, as QEMU calls them
+	Program string // QEMU's
+	HostCPU bool   // the guest sees all that the host's processor has
 }
 
 // Rebuilt says what Define made.
