@@ -104,6 +104,11 @@ var causes = []cause{
 	{drill.ErrNotVerified, "not_verified", StatusNotVerified,
 		"what was found out is on the point: `holdfast point show POINT --json` has the whole output of the checks " +
 			"and of the console"},
+	{hypervisor.ErrNoKVM, "no_kvm", StatusError,
+		"--accel tcg has QEMU emulate the processor: slow, but it runs everywhere; `holdfast host check` says more"},
+	{hypervisor.ErrKVMUnfit, "kvm_unfit", StatusError,
+		"--accel tcg has QEMU emulate the processor, slowly; --accel kvm insists; `holdfast host check` says more"},
+	{hypervisor.ErrNoQEMU, "no_qemu", StatusError, "install QEMU; `holdfast host check` says what else is missing"},
 	{errNoKey, "no_key", StatusKey, "give --key-file FILE, --passphrase-file FILE, or set HOLDFAST_PASSPHRASE"},
 	{vault.ErrHeld, "held", StatusError,
 		"let `holdfast instant resume` finish it there, or give it up with `holdfast instant abandon`; if it is " +

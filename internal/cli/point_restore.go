@@ -20,6 +20,7 @@ type restoreFlags struct {
 	as, storage    string
 	networks       []string
 	inPlace, start bool
+	accel          string
 
 	keyFlags
 
@@ -43,6 +44,9 @@ host given with --connect defines the machine. If NAME is the lost machine's own
 host has no machine of that name or UUID, it comes back in place: same UUID and MAC addresses.
 Else it is a new machine with its own. --in-place insists on the former. If anything fails,
 what was written is removed.
+
+A machine under KVM that is to be started is restored only if a test guest runs under KVM here:
+it is tried first. --accel tcg has it emulated, slowly, and --accel kvm insists on KVM untried.
 
 A disk whose image was encrypted is not written plain in silence: --image-secret encrypts it again
 (qcow2 with LUKS), --plain says that it may be plain. A point of an encrypted image that was
@@ -76,6 +80,7 @@ holdfast --vault /srv/vault point restore web@latest --as web --storage /srv/ima
 	f.BoolVar(&flags.inPlace, "in-place", false, "insist on the UUID and MAC addresses of the lost machine")
 	f.BoolVar(&flags.start, "start", false, "start the machine")
 	flags.keyFlags.add(f)
+	f.StringVar(&flags.accel, "accel", "", accelHelp)
 	f.BoolVar(&flags.instant, "instant", false, "define and start the machine at once, and copy its disks behind")
 	f.StringVar(&flags.rate, "rate", "", "copy at most `size` a second behind an instant restore, such as 100MiB/s")
 	f.BoolVar(&flags.detach, "detach", false, "return when the machine runs and go on copying in the background")
@@ -110,8 +115,9 @@ func (f restoreFlags) check() error {
 		return usagef("point restore: --as needs --storage DIR for the machine's disks")
 	case f.as != "" && (f.disk != "" || f.force):
 		return usagef("point restore: --disk and --force go with --to, not with --as")
-	case f.to != "" && (f.storage != "" || f.start || f.inPlace || len(f.networks) > 0):
-		return usagef("point restore: --storage, --network, --in-place and --start go with --as, not with --to")
+	case f.to != "" && (f.storage != "" || f.start || f.inPlace || len(f.networks) > 0 || f.accel != ""):
+		return usagef("point restore: --storage, --network, --in-place, --accel and --start go with --as, not with " +
+			"--to")
 	case f.instant && f.as == "":
 		return usagef("point restore: --instant goes with --as: it is for a whole machine")
 	case !f.instant && (f.rate != "" || f.detach):
@@ -119,7 +125,7 @@ func (f restoreFlags) check() error {
 	case f.format != "" && f.format != "raw" && f.format != "qcow2":
 		return usagef("point restore: --format is raw or qcow2, not %q", f.format)
 	}
-	return nil
+	return checkAccel("point restore", f.accel)
 }
 
 func (a *app) restoreDisk(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, flags restoreFlags) error {
@@ -172,7 +178,7 @@ func (f restoreFlags) machineRequest(p *point.RecoveryPoint) (restore.MachineReq
 	keys, err := f.keys()
 	return restore.MachineRequest{
 		Point: p, Name: f.as, Storage: f.storage, Format: f.format, Networks: networks, InPlace: f.inPlace,
-		Start: f.start, Keys: keys,
+		Start: f.start, Keys: keys, Accel: f.accel,
 	}, err
 }
 
@@ -201,15 +207,15 @@ func (a *app) rebuild(ctx context.Context, v *vault.Vault, req restore.MachineRe
 	if len(uris) != 1 {
 		return restore.RestoredMachine{}, usagef("a machine is restored to one host: give --connect once")
 	}
-	hosts, err := a.openHosts(uris)
+	h, closeHost, err := a.instantHost(uris[0])
 	if err != nil {
 		return restore.RestoredMachine{}, err
 	}
-	defer closeHosts(hosts)
+	defer closeHost()
 	m := a.meter()
 	defer m.Close()
 	req.Progress = m.Update
-	return restore.Machine(ctx, v, hosts[0], req)
+	return restore.Machine(ctx, v, h, req)
 }
 
 func formatText(d restore.RestoredDisk) string {

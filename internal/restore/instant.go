@@ -22,7 +22,7 @@ import (
 
 // InstantHost is what an instant restore needs of a host.
 type InstantHost interface {
-	definer
+	Host
 	hypervisor.Hydrator
 	hypervisor.Remover
 }
@@ -244,7 +244,7 @@ func (i *instant) note(rate int64) error {
 func (i *instant) plan(ctx context.Context, req MachineRequest) error {
 	st := InstantState{
 		Version: instantVersion, Name: i.name, Host: i.host.URI(), Vault: i.v.ID(), Storage: i.dir, Point: *req.Point,
-		Networks: req.Networks, Start: req.Start,
+		Networks: req.Networks, Start: req.Start, Accel: req.Accel,
 		Began: i.opts.Now().UTC(), Step: InstantPreparing, Files: map[string]string{},
 	}
 	hostname, err := os.Hostname()
@@ -253,6 +253,9 @@ func (i *instant) plan(ctx context.Context, req MachineRequest) error {
 	}
 	st.Hold = fmt.Sprintf("the instant restore of %s in %s on %s", i.name, i.dir, hostname)
 	if st.SameIdentity, st.Identity, err = identity(ctx, i.host, req); err != nil {
+		return err
+	}
+	if err := req.runsHere(ctx, i.host); err != nil {
 		return err
 	}
 	if st.UUID = newUUID(); st.SameIdentity {

@@ -154,6 +154,10 @@ func (w *world) Machines(context.Context) ([]hypervisor.Machine, error) {
 	return []hypervisor.Machine{m}, nil
 }
 
+func (w *world) Prospect(context.Context, hypervisor.Rebuild) (hypervisor.Prospect, error) {
+	return hypervisor.Prospect{Accel: "tcg"}, w.call("prospect")
+}
+
 func (w *world) Define(_ context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
 	if err := w.call("define"); err != nil {
 		return hypervisor.Rebuilt{}, err

@@ -112,8 +112,8 @@ func (i *instant) makeAnew(ctx context.Context) error {
 	}
 	rebuild := hypervisor.Rebuild{
 		Point: &i.st.Point, Name: i.name, SameIdentity: i.st.SameIdentity, UUID: i.st.UUID, StorageDir: i.dir,
-		Networks: i.st.Networks,
-		Disks:    map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{},
+		Networks: i.st.Networks, Accel: i.st.Accel,
+		Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{},
 		Files: map[string]string{},
 	}
 	for _, d := range i.st.Disks {

@@ -61,6 +61,7 @@ type InstantState struct {
 	Identity     string              `json:"identity"`
 	Networks     map[string]string   `json:"networks,omitempty"`
 	Start        bool                `json:"start"`
+	Accel        string              `json:"accel,omitempty"` // kvm or tcg; "" means what ran the machine before
 	Began        time.Time           `json:"began"`
 	Hold         string              `json:"hold,omitempty"` // words by which the vault knows who needs the point
 

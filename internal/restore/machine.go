@@ -17,10 +17,13 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// definer is what a restore needs of a host.
-type definer interface {
+// Host is what a restore needs of a host.
+type Host interface {
 	URI() string
 	Machines(ctx context.Context) ([]hypervisor.Machine, error)
+	// Prospect says how the machine of r will run, and refuses one that cannot be built, or not be
+	// started if it is to be. Paths in r need not be there.
+	Prospect(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Prospect, error)
 	Define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error)
 }
 
@@ -34,7 +37,10 @@ type MachineRequest struct {
 	InPlace  bool              // insist on the identity of the lost machine
 	Start    bool
 	Keys     Keys
+	Accel    string // what runs the machine, kvm or tcg; "" means what did, if a test guest runs so
 	Progress func(stage string, done, total int64)
+	// Trouble tries how a machine would run; nil means [accel.Trouble].
+	Trouble func(context.Context, hypervisor.Prospect) error
 }
 
 // RestoredMachine says what was made.
@@ -52,13 +58,16 @@ type RestoredMachine struct {
 // It takes the identity of the lost machine if it is to have the lost one's name and the host has
 // no machine of that name or UUID; else the machine is a new one. Errors that callers decide by:
 // hypervisor.ErrNoDefinition, diskimage.ErrExists, hypervisor.ErrExists.
-func Machine(ctx context.Context, v *vault.Vault, host definer, req MachineRequest) (RestoredMachine, error) {
+func Machine(ctx context.Context, v *vault.Vault, host Host, req MachineRequest) (RestoredMachine, error) {
 	if err := req.check(host.URI()); err != nil {
 		return RestoredMachine{}, err
 	}
 	var out RestoredMachine
 	var err error
 	if out.SameIdentity, out.Identity, err = identity(ctx, host, req); err != nil {
+		return out, err
+	}
+	if err := req.runsHere(ctx, host); err != nil {
 		return out, err
 	}
 	w := &workplace{dir: req.Storage, name: req.Name}
@@ -103,7 +112,7 @@ func (r MachineRequest) target(d point.Disk, path string) target {
 }
 
 // identity decides whether the lost machine itself comes back, and says why.
-func identity(ctx context.Context, host definer, req MachineRequest) (same bool, why string, err error) {
+func identity(ctx context.Context, host Host, req MachineRequest) (same bool, why string, err error) {
 	machines, err := host.Machines(ctx)
 	if nobodyThere(err) && req.Point.Definition.Kind == point.ForQEMU {
 		err = nil // the new machine will be what listens there
@@ -139,11 +148,11 @@ func identity(ctx context.Context, host definer, req MachineRequest) (same bool,
 }
 
 // restore does the work; what it makes, it notes in w.
-func (w *workplace) restore(ctx context.Context, v *vault.Vault, host definer, req MachineRequest,
+func (w *workplace) restore(ctx context.Context, v *vault.Vault, host Host, req MachineRequest,
 	out *RestoredMachine) error {
 	rebuild := hypervisor.Rebuild{
 		Point: req.Point, Name: req.Name, SameIdentity: out.SameIdentity, StorageDir: w.dir, Networks: req.Networks,
-		Start: req.Start,
+		Start: req.Start, Accel: req.Accel,
 		Disks: map[string]string{}, Formats: map[string]string{}, Files: map[string]string{},
 		KeyFiles: map[string]string{},
 	}

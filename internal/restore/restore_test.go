@@ -233,11 +233,18 @@ type host struct {
 	err      error // of Machines
 	fail     error // of Define
 	got      hypervisor.Rebuild
+	prospect hypervisor.Prospect
+	cannot   error // of Prospect
 }
 
 func (h *host) URI() string { return "qemu:///system" }
 
 func (h *host) Machines(context.Context) ([]hypervisor.Machine, error) { return h.machines, h.err }
+
+func (h *host) Prospect(_ context.Context, r hypervisor.Rebuild) (hypervisor.Prospect, error) {
+	h.got = r
+	return h.prospect, h.cannot
+}
 
 func (h *host) Define(_ context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
 	h.got = r

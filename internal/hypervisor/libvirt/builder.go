@@ -49,6 +49,7 @@ func (b *builder) build() error {
 	if b.dom.SelectElement("devices") == nil || b.dom.SelectElement("os") == nil {
 		return errors.New("the definition in the point lacks its devices or os element")
 	}
+	b.accelerate()
 	b.identity()
 	b.firmware()
 	if err := b.disks(); err != nil {
@@ -130,11 +131,16 @@ func (b *builder) firmware() {
 		}
 		os_.RemoveChild(loader)
 	}
+	b.findEmulator()
+	b.nvram(os_)
+}
+
+// findEmulator leaves the choice to libvirt where QEMU is not where it was.
+func (b *builder) findEmulator() {
 	if emulator := b.dom.FindElement("devices/emulator"); emulator != nil && missing(emulator.Text()) {
 		b.warn("QEMU is not at %s here: libvirt chooses another", emulator.Text())
 		b.dom.SelectElement("devices").RemoveChild(emulator)
 	}
-	b.nvram(os_)
 }
 
 func (b *builder) nvram(os_ *etree.Element) {

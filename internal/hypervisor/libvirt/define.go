@@ -14,7 +14,6 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
-	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
 // Define builds a machine from a point whose disks and files have been written, and starts it if
@@ -30,12 +29,7 @@ func (h *Host) Define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 }
 
 func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Rebuilt, error) {
-	def := r.Point.Definition
-	if def.Kind != point.ForLibvirt || def.InactiveXML == "" {
-		return hypervisor.Rebuilt{}, fmt.Errorf("point %s has no definition of libvirt but of kind %q",
-			r.Point.ID.Short(), def.Kind)
-	}
-	old, err := parse(def.InactiveXML)
+	old, err := oldDefinition(r)
 	if err != nil {
 		return hypervisor.Rebuilt{}, err
 	}
@@ -56,7 +50,7 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 	if err := b.checkSecrets(ctx, c); err != nil {
 		return hypervisor.Rebuilt{}, err
 	}
-	if err := offered(ctx, c, b.dom); err != nil {
+	if _, err := offered(ctx, c, b.dom); err != nil {
 		return hypervisor.Rebuilt{}, err
 	}
 	b.warnings = append(b.warnings, missingNetworks(ctx, c, b.dom)...)
@@ -148,17 +142,6 @@ func vacant(ctx context.Context, c *rpc.Client, r hypervisor.Rebuild, old *etree
 	}
 	if !rpc.Is(err, rpc.NoDomain) {
 		return err
-	}
-	return nil
-}
-
-// offered checks that this host has the machine type, exactly as it was: another would show the
-// guest other hardware.
-func offered(ctx context.Context, c *rpc.Client, dom *etree.Element) error {
-	machine, arch := attrAt(dom, "os/type", "machine"), attrAt(dom, "os/type", "arch")
-	virt := dom.SelectAttrValue("type", "")
-	if _, err := c.DomainCapabilities(ctx, text(dom, "devices/emulator"), arch, machine, virt); err != nil {
-		return fmt.Errorf("this host does not offer machine type %s (%s, %s): %w", machine, arch, virt, err)
 	}
 	return nil
 }

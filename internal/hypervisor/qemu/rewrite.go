@@ -54,6 +54,7 @@ func (w *rewriter) warn(format string, args ...any) {
 func (w *rewriter) rewrite() {
 	w.findProgram()
 	w.pinMachine()
+	w.pinAccelerator()
 	w.setIdentity()
 	w.replaceDisks()
 	w.replaceFiles()
@@ -99,32 +100,13 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// pinMachine names the exact machine type, and an accelerator that this host has.
+// pinMachine names the exact machine type.
 func (w *rewriter) pinMachine() {
 	if w.def.MachineType != "" {
 		if !w.cl.has("machine") && !w.cl.has("M") {
 			w.cl.set("machine", w.def.MachineType)
 		}
 		w.cl.edit("machine M", func(_ *option, p *props) { p.set("type", w.def.MachineType) })
-	}
-	if exists("/dev/kvm") {
-		return
-	}
-	kvm := w.cl.has("enable-kvm")
-	w.cl.drop(func(o option) bool { return o.name == "enable-kvm" })
-	w.cl.edit("machine M accel", func(_ *option, p *props) {
-		if p.get("accel") == "kvm" {
-			kvm = true
-			p.set("accel", "tcg")
-		}
-	})
-	w.cl.edit("cpu", func(_ *option, p *props) {
-		if p.get("model") == "host" {
-			p.set("model", "max")
-		}
-	})
-	if kvm {
-		w.warn("this host has no KVM: the machine will run emulated, and slowly")
 	}
 }
 
