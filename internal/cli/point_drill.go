@@ -18,9 +18,9 @@ import (
 )
 
 type drillFlags struct {
-	network, script, storage, screenshot string
-	checks, roles                        []string
-	timeout                              time.Duration
+	network, script, storage, screenshot, accel string
+	checks, roles                               []string
+	timeout                                     time.Duration
 }
 
 func (a *app) pointDrill() *cobra.Command {
@@ -63,6 +63,7 @@ holdfast --vault /srv/vault --connect qemu:///system point drill db@latest --scr
 	f.StringArrayVar(&flags.roles, "role", nil, "`name` or name=argument of what the guest is there for; repeatable")
 	f.StringVar(&flags.script, "script", "", "`file` to copy into the guest and run there")
 	f.DurationVar(&flags.timeout, "timeout", 5*time.Minute, "`time` from the start until all checks have passed")
+	f.StringVar(&flags.accel, "accel", "", accelHelp)
 	f.StringVar(&flags.storage, "storage", "",
 		"`directory` for what the machine writes meanwhile (default: the scratch directory)")
 	f.StringVar(&flags.screenshot, "screenshot", "", "`file` to write the picture of the console to, as PNG")
@@ -72,10 +73,13 @@ holdfast --vault /srv/vault --connect qemu:///system point drill db@latest --scr
 
 // request reads the flags.
 func (f drillFlags) request() (drill.Request, error) {
-	req := drill.Request{Timeout: f.timeout, Storage: f.storage}
+	req := drill.Request{Timeout: f.timeout, Storage: f.storage, Accel: f.accel}
 	if f.network != "isolated" {
 		return req, withHint(usagef("point drill: there is no network %q", f.network),
 			"leave out --network: a drill is isolated")
+	}
+	if err := checkAccel("point drill", f.accel); err != nil {
+		return req, err
 	}
 	if f.timeout <= 0 {
 		return req, usagef("point drill: --timeout %v leaves no time", f.timeout)
@@ -156,6 +160,11 @@ func (a *app) tellDrill(res drill.Result, screenshot string) error {
 	var verdict, failed error
 	if !res.Verified {
 		verdict = fmt.Errorf("point %s of %s is %w: %s", res.Point.Short(), res.VM, drill.ErrNotVerified, res.Reason)
+		if p := res.Progress; p != nil && p.KVM != "" {
+			verdict = withHint(verdict, "`holdfast host check` says what this host can do; --accel tcg has QEMU "+
+				"emulate "+
+				"the processor: slow, but it runs everywhere")
+		}
 	}
 	if picture := res.Picture(); screenshot != "" && picture != nil {
 		failed = os.WriteFile(screenshot, picture, 0o644)
@@ -194,7 +203,7 @@ func (a *app) printDrill(res drill.Result) error {
 	err := a.printFields([][2]string{
 		{"point", fmt.Sprintf("%s of %s, %s UTC, %s", res.Point.Short(), res.VM, humanTime(res.PointTime),
 			res.Consistency)},
-		{"verdict", verdict}, {"host", res.Host}, {"guest", res.Guest}, {"isolation", isolation},
+		{"verdict", verdict}, {"host", res.Host}, {"run by", res.Accel}, {"guest", res.Guest}, {"isolation", isolation},
 		{"agent answered", seconds(res.BootSeconds)}, {"in service", seconds(res.ServiceSeconds)},
 		{"screenshot", picture},
 		{"disks read", fmt.Sprintf("%s, of which %s were fetched from the vault", humanSize(res.ServedBytes),

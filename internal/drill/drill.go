@@ -24,6 +24,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/drill/role"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/accel"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/isolation"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
@@ -37,6 +38,10 @@ type Host interface {
 	hypervisor.Host
 	hypervisor.Remover
 	hypervisor.Screen
+	// Prospect says how a machine will run, or that it cannot.
+	Prospect(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Prospect, error)
+	// Processors says where the processors of a machine are, none if that is not known.
+	Processors(ctx context.Context, m hypervisor.Machine) ([]accel.Processor, error)
 	// Release lets a machine run that was built to be held.
 	Release(ctx context.Context, m hypervisor.Machine) error
 	// Isolation looks for ways out of a machine that runs or is held.
@@ -54,6 +59,7 @@ type Request struct {
 	StateDir string        // where it is noted what runs
 	Checks   []role.Check  // besides that of the file systems
 	Timeout  time.Duration // from the start until all checks have passed; 0 means 5 minutes
+	Accel    string        // what runs the machine, kvm or tcg; "" means what did
 }
 
 // Options are what a drill works with. The zero value of each field but Open is its default.
@@ -65,6 +71,8 @@ type Options struct {
 	Pause   time.Duration                    // between two tries; 0 means half a second
 	// Define changes what is asked of the host, for tests; nil leaves it.
 	Define func(*hypervisor.Rebuild)
+	// Trouble tries how a machine would run; nil means [accel.Trouble].
+	Trouble func(context.Context, hypervisor.Prospect) error
 }
 
 func (o Options) withDefaults() Options {
@@ -76,6 +84,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Pause == 0 {
 		o.Pause = 500 * time.Millisecond
+	}
+	if o.Trouble == nil {
+		o.Trouble = accel.Trouble
 	}
 	if o.Define == nil {
 		o.Define = func(*hypervisor.Rebuild) {}
@@ -97,11 +108,13 @@ type Result struct {
 	Host        string            `json:"host"`
 	Machine     string            `json:"machine"` // name of the machine that was made
 	Guest       string            `json:"guest,omitempty"`
+	Accel       string            `json:"accel,omitempty"` // what ran it: kvm or tcg
 
 	Isolation      Isolation     `json:"isolation"`
 	BootSeconds    float64       `json:"boot_seconds,omitempty"`    // from the start until the guest agent answered
 	ServiceSeconds float64       `json:"service_seconds,omitempty"` // from the start until all checks had passed
 	Checks         []CheckResult `json:"checks"`
+	Progress       *Progress     `json:"progress,omitempty"` // of a guest whose agent did not answer
 
 	Screenshot   string `json:"screenshot,omitempty"` // ID of the note
 	NoScreenshot string `json:"no_screenshot,omitempty"`

@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/drill/role"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/accel"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/isolation"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
@@ -46,6 +47,9 @@ func (h *away) Isolation(context.Context, hypervisor.Machine) (isolation.Report,
 
 func (h *away) SerialText(context.Context, hypervisor.Machine, int64) (string, error) {
 	return "", h.ask()
+}
+func (h *away) Processors(context.Context, hypervisor.Machine) ([]accel.Processor, error) {
+	return nil, h.ask()
 }
 func (h *away) Release(context.Context, hypervisor.Machine) error { return h.ask() }
 func (h *away) Remove(context.Context, hypervisor.Machine) error  { return h.ask() }

@@ -45,6 +45,14 @@ func (d *disks) over() error {
 	}
 }
 
+// read returns how many bytes of the disks were read.
+func (d *disks) read() int64 {
+	if d.server == nil {
+		return 0
+	}
+	return d.server.Stats().ReadBytes
+}
+
 func (d *disks) close() error {
 	d.cancel()
 	<-d.ended
@@ -68,6 +76,9 @@ func (r *run) prepare(ctx context.Context) error {
 		if _, err := r.host.Machines(ctx); err != nil { // before anything is made
 			return fmt.Errorf("ask %s: %w: %w", r.note.Host, hypervisor.ErrUnreachable, err)
 		}
+	}
+	if err := r.foresee(ctx); err != nil {
+		return err
 	}
 	if r.place, err = makePlace(r.req.StateDir, r.note); err != nil {
 		return err
@@ -125,6 +136,7 @@ func (r *run) rebuild(ctx context.Context) (hypervisor.Rebuild, error) {
 	p := r.req.Point
 	out := hypervisor.Rebuild{
 		Point: p, Name: r.note.Name, UUID: r.note.UUID, StorageDir: r.note.Dir, Isolated: true, Held: true, Start: true,
+		Accel: r.req.Accel,
 		Disks: map[string]string{}, Formats: map[string]string{}, Backing: map[string]string{},
 		Files: map[string]string{},
 	}

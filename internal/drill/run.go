@@ -45,6 +45,9 @@ type run struct {
 	lostAt  time.Time     // since when the host does not tell of the machine; the zero time while it does
 	away    time.Duration // that it did not
 	watched time.Time     // when it was last seen running
+
+	prospect hypervisor.Prospect
+	progress progress // of the guest, until its agent answers
 }
 
 func newRun(v *vault.Vault, req Request, o Options) *run {
@@ -145,7 +148,8 @@ func (r *run) start(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		return failed("the machine does not start: %v", err)
+		r.blame(ctx)
+		return failed("the machine does not start: %v%s", err, r.fault())
 	}
 	return nil
 }
@@ -169,6 +173,7 @@ func list(words []string) string {
 // ask waits for the guest agent and runs the checks.
 func (r *run) ask(ctx context.Context) error {
 	deadline := r.started.Add(r.req.Timeout)
+	r.progress = newProgress(r.o.Now(), r.disks.read())
 	for {
 		agent, err := r.awaitAgent(ctx, deadline)
 		if err != nil {
@@ -229,14 +234,17 @@ func (r *run) awaitAgent(ctx context.Context, deadline time.Time) (hypervisor.Ag
 			return nil, runs
 		}
 		if !hasAgent && r.o.Now().Sub(r.started) > min(looseTime, r.req.Timeout) {
-			return nil, failed("the machine has no guest agent channel, and nothing else proves that it booted")
+			return nil, r.agentless(ctx)
 		}
 		late, runs := r.late(ctx, deadline)
 		if runs != nil {
 			return nil, runs
 		}
 		if late {
-			return nil, failed("the guest agent did not answer within %v: %s", r.req.Timeout, silence(err))
+			return nil, r.unanswered(ctx, err)
+		}
+		if err := r.follow(ctx); err != nil {
+			return nil, err
 		}
 	}
 }

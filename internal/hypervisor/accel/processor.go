@@ -17,7 +17,7 @@ type Processor struct {
 	Interrupts bool   `json:"interrupts"` // interrupts of devices reach it
 	Halted     bool   `json:"halted"`     // it waits for an interrupt; under KVM it may be known to the kernel alone
 
-	counter uint64 // what the test guest counts
+	counter uint64 // ECX: what the test guest counts, and any guest that copies
 }
 
 func (p Processor) String() string {
