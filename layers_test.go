@@ -24,7 +24,7 @@ var layers = [][]string{
 	{"cmd/holdfast"},
 	{"internal/cli"},
 	// workflows do not import each other
-	{"internal/protect", "internal/restore", "internal/drill", "internal/files", "internal/disks",
+	{"internal/hostcheck", "internal/protect", "internal/restore", "internal/drill", "internal/files", "internal/disks",
 		"internal/snapshots"},
 	{"internal/export"},
 	{"internal/vault", "internal/capture", "internal/guest", "internal/hypervisor", "internal/diskimage"},

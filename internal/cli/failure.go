@@ -38,6 +38,7 @@ const (
 	StatusConsistency = 4
 	StatusKey         = 5
 	StatusNotVerified = 6
+	StatusUnfit       = 7
 	StatusInterrupted = 130
 )
 
@@ -53,6 +54,7 @@ var statuses = []struct {
 	{StatusConsistency, "the consistency that --require asked for was not reached; no point was made"},
 	{StatusKey, "the key does not open the vault, no key was given, or it is not a vault"},
 	{StatusNotVerified, "a drill came to an end, and the point is not verified"},
+	{StatusUnfit, "a check of the host found something that will not work"},
 	{StatusInterrupted, "interrupted by SIGINT or SIGTERM, after cleaning up; a second signal ends the program at " +
 		"once"},
 }
@@ -104,6 +106,7 @@ var causes = []cause{
 	{drill.ErrNotVerified, "not_verified", StatusNotVerified,
 		"what was found out is on the point: `holdfast point show POINT --json` has the whole output of the checks " +
 			"and of the console"},
+	{errUnfit, "unfit", StatusUnfit, "what to do stands with what was found"},
 	{hypervisor.ErrNoKVM, "no_kvm", StatusError,
 		"--accel tcg has QEMU emulate the processor: slow, but it runs everywhere; `holdfast host check` says more"},
 	{hypervisor.ErrKVMUnfit, "kvm_unfit", StatusError,

@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) hostCommands() *cobra.Command {
-	return noun("host", "Look after the hosts of machines", a.hostReconcile())
+	return noun("host", "Look after the hosts of machines", a.hostCheck(), a.hostReconcile())
 }
 
 // Reconciled is what host reconcile --json prints for each machine.

@@ -130,6 +130,15 @@ type Rebuild struct {
 	Isolated bool
 }
 
+// Software is what runs the machines of a host, and how this process stands to it.
+type Software struct {
+	QEMU     string   // version, such as 7.2.22; "" if it is not known
+	Libvirt  string   // version; "" for a plain QEMU
+	Process  int      // libvirtd's, or the plain QEMU's; 0 if this process cannot see it
+	Confined []string // what keeps machines from files beside users' rights: apparmor, selinux
+	UID, GID int      // whom machines run as; -1 means this process' own
+}
+
 // Prospect is how a machine will run, as far as can be told before anything is made of it.
 type Prospect struct {
 	Accel   string // what runs it: kvm or tcg, as QEMU calls them

@@ -45,7 +45,7 @@ func dial(ctx context.Context, path string, wait time.Duration) (*Client, error)
 		conn.Close()
 		return nil, orInUse(ctx, greetCtx, err)
 	}
-	c := &Client{conn: conn, version: g.version, oob: g.oob, peer: peerPID(conn), done: make(chan struct{}),
+	c := &Client{conn: conn, version: g.version, oob: g.oob, peer: PeerPID(conn), done: make(chan struct{}),
 		waiting: make(map[uint64]chan message), subs: make(map[*Subscription]bool)}
 	go c.read(sc)
 	if err := c.negotiate(ctx); err != nil {
@@ -122,8 +122,9 @@ func (c *Client) negotiate(ctx context.Context) error {
 	return c.Execute(ctx, "qmp_capabilities", map[string]any{"enable": enable}, nil)
 }
 
-// peerPID returns the process that listens on the other end, 0 if the kernel does not say.
-func peerPID(conn *net.UnixConn) int {
+// PeerPID returns the process that made the socket at the other end, 0 if the kernel does not say
+// or it is in no namespace of processes that this one sees.
+func PeerPID(conn *net.UnixConn) int {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return 0

@@ -208,3 +208,26 @@ func socketPath(name []byte) string {
 	}
 	return string(bytes.ReplaceAll(name, []byte{0}, []byte{'@'}))
 }
+
+// Available returns nil if this kernel tells what [Inspect] has to know: it looks at two sockets of
+// this process that are connected to each other.
+func Available() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	if _, err := readTables("/proc/self"); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(pair[0], &st); err != nil {
+		return err
+	}
+	_, connected, err := unixPeer(st.Ino)
+	if err == nil && !connected {
+		err = errors.New("the kernel does not tell the other end of a unix socket")
+	}
+	return err
+}

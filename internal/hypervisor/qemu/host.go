@@ -133,3 +133,16 @@ func (h *Host) agentSocket(ctx context.Context) string {
 	}
 	return p.resolve(path)
 }
+
+// Software says what runs the machine.
+func (h *Host) Software(ctx context.Context) (hypervisor.Software, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	c, err := h.Client(ctx)
+	if err != nil {
+		return hypervisor.Software{}, err
+	}
+	v := c.Version()
+	return hypervisor.Software{QEMU: fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro), Process: c.PeerPID(),
+		UID: -1, GID: -1}, nil
+}
