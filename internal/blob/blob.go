@@ -2,6 +2,35 @@
 //
 // Objects have a slash-separated name, are written once and never changed. The contract is
 // checked by package blobtest, which every store passes. It imports only the standard library.
+//
+// # Put-if-absent, and doubt
+//
+// All agreement between those who use a store rests on one promise: of all who commit an object
+// under one name, exactly one wins. Three answers of [Writer.Commit] are definite: nil (mine is
+// there), [ErrExist] (an object is there; it may be mine, put by an earlier attempt or by one that
+// was repeated on the way: who wants to know compares the bytes) and [ErrNoSpace] (this attempt put
+// nothing, and will not). After every other error, that of a context too, nothing is known: the
+// object may be there, may not be, and may come to be there at any later time, even after somebody
+// has found it absent. Who must know puts the same bytes again until the answer is definite.
+//
+// # Who retries
+//
+// A store may repeat a call on its own for as long as its context lives, but hands no error of its
+// own repeating to the caller: a Commit that was repeated and finds its own bytes says nil or
+// ErrExist. What it does not repeat the caller may: every method but Commit has the same effect if
+// it is called again. Errors that are no sentinel of this package are passed on as they are and
+// mean "not now"; callers decide how often to try.
+//
+// # Cancelling
+//
+// A write is cancelled by [Writer.Abort] before Commit, and then leaves nothing. A context that ends
+// during Commit ends the waiting, not the write.
+//
+// # Writers at once
+//
+// Any number of writers may be open at once, and a goroutine may hold several. A store that can do
+// only so much at a time waits in Write or Commit for calls that are under way, never for another
+// writer's Commit or Abort.
 package blob
 
 import (
@@ -18,8 +47,11 @@ var (
 	ErrNotExist = errors.New("object does not exist")
 	// ErrExist reports that an object of that name exists; it was left alone.
 	ErrExist = errors.New("object exists already")
-	// ErrNoSpace reports that the store is full. What was stored before is whole.
+	// ErrNoSpace reports that the store is full. What was stored before is whole, and nothing comes
+	// of the write that was refused.
 	ErrNoSpace = errors.New("no space left in the store")
+	// ErrTooLarge reports an object larger than one of its kind can be.
+	ErrTooLarge = errors.New("object is too large")
 )
 
 // Info describes a stored object.
@@ -40,11 +72,22 @@ type Store interface {
 	ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error)
 	// Stat returns the object's size, or ErrNotExist.
 	Stat(ctx context.Context, name string) (Info, error)
-	// List yields the objects whose name begins with prefix, in ascending order of name. It shows
-	// every object that was committed before the call and not deleted since, and what it shows
-	// survives power loss; of an object that only Stat or ReadAt has shown this is not said before
-	// its Commit has returned. An error ends the sequence.
-	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
+	// List yields the objects whose name begins with prefix and comes after the name after, if that
+	// is not "", in ascending order of name. It shows every object that was committed through this
+	// Store before the call and not deleted since. What other processes committed or deleted on a
+	// shared file system may show late, as their caches do; so a list finds what to look at and
+	// never proves that something is not there. What it shows survives power loss; of an object that
+	// only Stat or ReadAt has shown this is not said before its Commit has returned, or Settle. An
+	// error ends the sequence.
+	List(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
+	// Settle makes sure that an object which was read, and which somebody else may still be
+	// committing, survives power loss. Who builds on what he only read settles it first. A missing
+	// object is ErrNotExist.
+	Settle(ctx context.Context, name string) error
+	// Absent reports whether no object has the name. Unlike ErrNotExist from Stat or ReadAt the
+	// answer never comes from a cache: an object whose Commit had returned before the call, in
+	// whichever process, is seen.
+	Absent(ctx context.Context, name string) (bool, error)
 	// Delete removes the object. Deleting what does not exist is no error.
 	// Once it returns nil the object stays away after power loss.
 	Delete(ctx context.Context, name string) error
@@ -55,9 +98,9 @@ type Writer interface {
 	io.Writer
 	// Commit makes the object visible under its name, whole or not at all. When it returns nil the
 	// object survives power loss; if the name was taken meanwhile it returns ErrExist and the older
-	// object, which survives power loss too, stays. After any other error the object may be there
-	// or not; if it is, it is whole. Commit is called once: after an error the writer is good for
-	// Abort only.
+	// object, which survives power loss too, stays. After ErrNoSpace nothing was put. After any
+	// other error the object may be there or not, now or later (see the package's documentation);
+	// if it is, it is whole. Commit is called once: after an error the writer is good for Abort only.
 	Commit(ctx context.Context) error
 	// Abort drops what was written. It is a no-op after Commit.
 	Abort()
@@ -87,19 +130,33 @@ func Get(ctx context.Context, s Store, name string) ([]byte, error) {
 	return p[:n], err
 }
 
-// namer is a Store to which names alone come cheaper than with sizes.
-type namer interface {
+// Read returns the whole object in one call of the store. One that is larger than limit bytes is
+// an error, [ErrTooLarge], whatever the store says of its size.
+func Read(ctx context.Context, s Store, name string, limit int) ([]byte, error) {
+	p := make([]byte, limit+1)
+	n, err := s.ReadAt(ctx, name, p, 0)
+	switch {
+	case err == nil:
+		return nil, fmt.Errorf("read object %s: %w: more than %d bytes", name, ErrTooLarge, limit)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return p[:n:n], nil
+	}
+	return nil, err
+}
+
+// Namer is a Store to which names alone come cheaper than with sizes.
+type Namer interface {
 	// Names is List without the sizes.
-	Names(ctx context.Context, prefix string) iter.Seq2[string, error]
+	Names(ctx context.Context, prefix, after string) iter.Seq2[string, error]
 }
 
 // Names yields the names of the objects that List of s would yield.
-func Names(ctx context.Context, s Store, prefix string) iter.Seq2[string, error] {
-	if n, ok := s.(namer); ok {
-		return n.Names(ctx, prefix)
+func Names(ctx context.Context, s Store, prefix, after string) iter.Seq2[string, error] {
+	if n, ok := s.(Namer); ok {
+		return n.Names(ctx, prefix, after)
 	}
 	return func(yield func(string, error) bool) {
-		for info, err := range s.List(ctx, prefix) {
+		for info, err := range s.List(ctx, prefix, after) {
 			if !yield(info.Name, err) {
 				return
 			}

@@ -138,8 +138,16 @@ func Sweep(fsys FS, dir string) (int, error) {
 // Publish moves a temporary file to its final name and fails with fs.ErrExist, leaving both alone,
 // if that is taken. The caller has synced the file before and syncs the directory of the final name
 // afterwards.
+//
+// A network file system repeats a link whose answer was lost, and then says that the name is taken
+// although it was this file that took it. Nobody else links the file, so two names tell.
 func Publish(fsys FS, temp, name string) error {
 	err := fsys.Link(temp, name)
+	if errors.Is(err, fs.ErrExist) {
+		if info, statErr := fsys.Stat(temp); statErr == nil && info.Links > 1 {
+			err = nil
+		}
+	}
 	switch {
 	case err == nil:
 		// What stays here has another name, costs no space, and is swept later.

@@ -199,7 +199,7 @@ func TestDiskRefusals(t *testing.T) {
 // A damaged vault is never restored from in silence.
 func TestDamageIsNotRestored(t *testing.T) {
 	l := newLab(t, rand.New(rand.NewPCG(3, 2)))
-	for info, err := range l.store.List(context.Background(), "data/") {
+	for info, err := range l.store.List(context.Background(), "data/", "") {
 		if err != nil {
 			t.Fatal(err)
 		}

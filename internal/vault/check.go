@@ -299,7 +299,7 @@ func (c *checker) notes(ctx context.Context) error {
 	for _, p := range c.manifest {
 		vms[p.ID] = p.VM
 	}
-	for info, err := range c.v.store.List(ctx, notesPrefix) {
+	for info, err := range c.v.store.List(ctx, notesPrefix, "") {
 		if err != nil {
 			return fmt.Errorf("list notes: %w", err)
 		}
@@ -469,7 +469,7 @@ func damagedName(ref pack.Ref) string {
 // damagedPacks returns the packs that a check found damaged.
 func (v *Vault) damagedPacks(ctx context.Context) (map[pack.Ref]bool, error) {
 	out := make(map[pack.Ref]bool)
-	for info, err := range v.store.List(ctx, damagedPrefix) {
+	for info, err := range v.store.List(ctx, damagedPrefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list damaged packs: %w", err)
 		}

@@ -65,7 +65,7 @@ func TestCheckFindsAnyDamage(t *testing.T) {
 
 func objectsThatMatter(t *testing.T, store *mem.Store) (names []string) {
 	t.Helper()
-	for info, err := range store.List(context.Background(), "") {
+	for info, err := range store.List(context.Background(), "", "") {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +110,7 @@ func TestTheIndexIsRebuilt(t *testing.T) {
 		d := randomDisk(1, 1100) // enough for a segment
 		p := backUpWhole(t, openVault(t, store, key), d)
 		segments := 0
-		for info, err := range store.List(ctx, "index/") {
+		for info, err := range store.List(ctx, "index/", "") {
 			if err != nil {
 				t.Fatal(err)
 			}

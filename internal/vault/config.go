@@ -165,7 +165,7 @@ func Init(ctx context.Context, s blob.Store, o InitOptions) (string, error) {
 
 // sweepKeys removes key slots that an Init which died left behind: they open nothing.
 func sweepKeys(ctx context.Context, s blob.Store) error {
-	for info, err := range s.List(ctx, keysPrefix) {
+	for info, err := range s.List(ctx, keysPrefix, "") {
 		if err != nil {
 			return fmt.Errorf("list keys: %w", err)
 		}

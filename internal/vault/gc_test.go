@@ -19,7 +19,7 @@ import (
 func storedBytes(t *testing.T, s blob.Store) (n int64) {
 	t.Helper()
 	for _, prefix := range []string{"data/", "meta/"} {
-		for info, err := range s.List(context.Background(), prefix) {
+		for info, err := range s.List(context.Background(), prefix, "") {
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -34,7 +34,7 @@ const condemnedPrefix = "gc/condemned-"
 
 func (v *Vault) condemnedSets(ctx context.Context) ([]condemnedSet, error) {
 	var sets []condemnedSet
-	for info, err := range v.store.List(ctx, condemnedPrefix) {
+	for info, err := range v.store.List(ctx, condemnedPrefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list condemned packs: %w", err)
 		}
@@ -145,7 +145,7 @@ func (g *collector) deleteNow(ctx context.Context, set condemnedSet) error {
 	}
 	wait := blockers(leases, t)
 	known := slices.Sorted(slices.Values(g.points))
-	for info, err := range g.v.store.List(ctx, pointsPrefix) {
+	for info, err := range g.v.store.List(ctx, pointsPrefix, "") {
 		if err != nil {
 			return fmt.Errorf("list points: %w", err)
 		}

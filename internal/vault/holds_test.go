@@ -66,11 +66,11 @@ type holdingStore struct {
 	held  bool
 }
 
-func (s *holdingStore) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (s *holdingStore) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	if s.held && s.blind != nil && strings.HasPrefix(prefix, "notes/") {
 		return func(yield func(blob.Info, error) bool) { yield(blob.Info{}, s.blind) }
 	}
-	return s.Store.List(ctx, prefix)
+	return s.Store.List(ctx, prefix, after)
 }
 
 func (s *holdingStore) Delete(ctx context.Context, name string) error {

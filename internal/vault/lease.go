@@ -191,7 +191,7 @@ func (v *Vault) leases(ctx context.Context, except string) ([]lease, error) {
 
 // leasesOnce also reports whether a lease went away between being listed and being read: it may stand under its next name.
 func (v *Vault) leasesOnce(ctx context.Context, except string) (live []lease, moved bool, err error) {
-	for info, err := range v.store.List(ctx, leasePrefix) {
+	for info, err := range v.store.List(ctx, leasePrefix, "") {
 		if err != nil {
 			return nil, false, fmt.Errorf("list leases: %w", err)
 		}
@@ -221,7 +221,7 @@ func (v *Vault) leasesOnce(ctx context.Context, except string) (live []lease, mo
 // before it was interrupted is not stored again.
 func (v *Vault) learnSessions(ctx context.Context, except string) error {
 	known := map[string]bool{except: true}
-	for info, err := range v.store.List(ctx, leasePrefix) {
+	for info, err := range v.store.List(ctx, leasePrefix, "") {
 		if err != nil {
 			return fmt.Errorf("list leases: %w", err)
 		}

@@ -43,7 +43,7 @@ func (v *Vault) Enter(ctx context.Context, id point.ID, kind string, body []byte
 func (v *Vault) Ledger(ctx context.Context, kind string) ([]Entry, error) {
 	var out []Entry
 	var bad []error
-	for info, err := range v.store.List(ctx, ledgerPrefix) {
+	for info, err := range v.store.List(ctx, ledgerPrefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list the ledger: %w", err)
 		}

@@ -111,7 +111,7 @@ func (v *Vault) Notes(ctx context.Context, id point.ID, kind string) ([]Note, er
 // NotesByPoint returns the notes of one kind of all points, oldest first. Notes that are damaged are left out: Notes of their points tells of them.
 func (v *Vault) NotesByPoint(ctx context.Context, kind string) (map[point.ID][]Note, error) {
 	of := make(map[point.ID][]Note)
-	for info, err := range v.store.List(ctx, notesPrefix) {
+	for info, err := range v.store.List(ctx, notesPrefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list notes: %w", err)
 		}
@@ -145,7 +145,7 @@ func (v *Vault) notes(ctx context.Context, id point.ID, kind string, bodies bool
 	}
 	var out []Note
 	var bad []error
-	for info, err := range v.store.List(ctx, notesPrefix+string(id)+"-") {
+	for info, err := range v.store.List(ctx, notesPrefix+string(id)+"-", "") {
 		if err != nil {
 			return nil, fmt.Errorf("list the notes of point %s: %w", id, err)
 		}
@@ -206,7 +206,7 @@ func (v *Vault) DeleteNote(ctx context.Context, id point.ID, note string) error 
 
 // deleteNotes removes all notes of a point that is gone.
 func (v *Vault) deleteNotes(ctx context.Context, id point.ID) error {
-	for info, err := range v.store.List(ctx, notesPrefix+string(id)+"-") {
+	for info, err := range v.store.List(ctx, notesPrefix+string(id)+"-", "") {
 		if err != nil {
 			return fmt.Errorf("list its notes: %w", err)
 		}
@@ -221,7 +221,7 @@ func (v *Vault) deleteNotes(ctx context.Context, id point.ID) error {
 // for a point that is there, and a point that was deleted does not come back, but as a copy, which has the notes of no other.
 func (v *Vault) orphanNotes(ctx context.Context) ([]string, error) {
 	of := make(map[point.ID][]string)
-	for info, err := range v.store.List(ctx, notesPrefix) {
+	for info, err := range v.store.List(ctx, notesPrefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list notes: %w", err)
 		}
@@ -232,7 +232,7 @@ func (v *Vault) orphanNotes(ctx context.Context) ([]string, error) {
 	if len(of) == 0 {
 		return nil, nil
 	}
-	for info, err := range v.store.List(ctx, pointsPrefix) {
+	for info, err := range v.store.List(ctx, pointsPrefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list points: %w", err)
 		}

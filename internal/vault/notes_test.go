@@ -37,7 +37,7 @@ func notes(t *testing.T, v *vault.Vault, id point.ID, kind string) []vault.Note 
 // noteObjects returns the names of all notes in the store.
 func noteObjects(t *testing.T, s blob.Store) (names []string) {
 	t.Helper()
-	for info, err := range s.List(context.Background(), "notes/") {
+	for info, err := range s.List(context.Background(), "notes/", "") {
 		if err != nil {
 			t.Fatal(err)
 		}

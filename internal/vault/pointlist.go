@@ -163,7 +163,7 @@ func (v *Vault) loadListsOnce(ctx context.Context) (lists map[string]*pointList,
 	v.lists.mu.Unlock()
 	lists = make(map[string]*pointList)
 	var unknown []string
-	for name, err := range blob.Names(ctx, v.store, listsPrefix) {
+	for name, err := range blob.Names(ctx, v.store, listsPrefix, "") {
 		if err != nil {
 			return nil, false, fmt.Errorf("list the point lists: %w", err)
 		}

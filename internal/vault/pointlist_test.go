@@ -26,7 +26,7 @@ func commitEmpty(t *testing.T, v *vault.Vault, p *point.RecoveryPoint) {
 
 func namesOf(t *testing.T, s blob.Store, prefix string) (names []string) {
 	t.Helper()
-	for info, err := range s.List(t.Context(), prefix) {
+	for info, err := range s.List(t.Context(), prefix, "") {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -70,7 +70,7 @@ func (v *Vault) eachPoint(ctx context.Context, visit func(name string, p *point.
 // pointNames returns the objects of the points whose ID begins with prefix, in ascending order. Other objects there are no points.
 func (v *Vault) pointNames(ctx context.Context, prefix string) ([]string, error) {
 	var names []string
-	for name, err := range blob.Names(ctx, v.store, pointsPrefix+prefix) {
+	for name, err := range blob.Names(ctx, v.store, pointsPrefix+prefix, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list points: %w", err)
 		}

@@ -99,7 +99,7 @@ func TestLockLivesWithItsLease(t *testing.T) {
 	if _, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil {
 		t.Fatalf("without its lease: %v", err)
 	}
-	for info := range store.List(ctx, "leases/") {
+	for info := range store.List(ctx, "leases/", "") {
 		t.Errorf("%s is left", info.Name)
 	}
 }
@@ -121,9 +121,9 @@ type renewing struct {
 	move func()
 }
 
-func (r *renewing) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (r *renewing) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
-		for info, err := range r.Store.List(ctx, prefix) {
+		for info, err := range r.Store.List(ctx, prefix, after) {
 			if r.move != nil && info.Name == "leases/bbbbbbbbbbbbbbbbbbbbbbbb-1" {
 				r.move()
 				r.move = nil
@@ -226,9 +226,9 @@ type listed struct {
 	before func()
 }
 
-func (l *listed) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (l *listed) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	if prefix == l.prefix {
 		l.before()
 	}
-	return l.Store.List(ctx, prefix)
+	return l.Store.List(ctx, prefix, after)
 }

@@ -42,10 +42,10 @@ func (c *counted) Stat(ctx context.Context, name string) (blob.Info, error) {
 	return c.Store.Stat(ctx, name)
 }
 
-func (c *counted) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (c *counted) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	c.count.Add(1)
 	return func(yield func(blob.Info, error) bool) {
-		for info, err := range c.Store.List(ctx, prefix) {
+		for info, err := range c.Store.List(ctx, prefix, after) {
 			if prefix != "" && !strings.HasPrefix(prefix, "points/") && !strings.HasPrefix(prefix, "index/") {
 				c.count.Add(1)
 			}

@@ -17,7 +17,7 @@ import (
 func copyStore(t *testing.T, from blob.Store) *mem.Store {
 	t.Helper()
 	to := mem.New()
-	for info, err := range from.List(context.Background(), "") {
+	for info, err := range from.List(context.Background(), "", "") {
 		if err != nil {
 			t.Fatal(err)
 		}

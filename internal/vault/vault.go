@@ -139,7 +139,7 @@ func unlock(ctx context.Context, s blob.Store, key Key) (keys.DataKey, error) {
 
 // readSlots returns the readable key slots, and what is wrong with the others.
 func readSlots(ctx context.Context, s blob.Store) (slots []*keys.Slot, bad []string, err error) {
-	for info, err := range s.List(ctx, keysPrefix) {
+	for info, err := range s.List(ctx, keysPrefix, "") {
 		if err != nil {
 			return nil, nil, fmt.Errorf("list keys: %w", err)
 		}
@@ -235,7 +235,7 @@ type Info struct {
 // Info sums up the vault.
 func (v *Vault) Info(ctx context.Context) (Info, error) {
 	info := Info{ID: v.conf.ID, Format: v.conf.Format, ChunkSize: v.conf.ChunkSize, Created: v.conf.Created}
-	for o, err := range v.store.List(ctx, "") {
+	for o, err := range v.store.List(ctx, "", "") {
 		if err != nil {
 			return info, fmt.Errorf("list objects: %w", err)
 		}

@@ -35,6 +35,12 @@ func Run(t *testing.T, open func(t *testing.T) blob.Store) {
 		{"List", (*subject).testList},
 		{"ListStops", (*subject).testListStops},
 		{"ListDuringChange", (*subject).testListDuringChange},
+		{"ListAfter", (*subject).testListAfter},
+		{"Settle", (*subject).testSettle},
+		{"Absent", (*subject).testAbsent},
+		{"ReadWhole", (*subject).testReadWhole},
+		{"PutAgain", (*subject).testPutAgain},
+		{"ManyWriters", (*subject).testManyWriters},
 		{"Delete", (*subject).testDelete},
 		{"NewUnderOldName", (*subject).testNewUnderOldName},
 		{"Cancelled", (*subject).testCancelled},
@@ -98,8 +104,13 @@ func (s *subject) wantAbsent(t *testing.T, name string) {
 // list returns the names that begin with prefix, as listed, and checks the sizes.
 func (s *subject) list(t *testing.T, prefix string) []string {
 	t.Helper()
+	return s.listAfter(t, prefix, "")
+}
+
+func (s *subject) listAfter(t *testing.T, prefix, after string) []string {
+	t.Helper()
 	names := []string{}
-	for info, err := range s.List(s.ctx, prefix) {
+	for info, err := range s.List(s.ctx, prefix, after) {
 		if err != nil {
 			t.Fatalf("list %q: %v", prefix, err)
 		}
@@ -109,7 +120,7 @@ func (s *subject) list(t *testing.T, prefix string) []string {
 		names = append(names, info.Name)
 	}
 	alone := []string{}
-	for name, err := range blob.Names(s.ctx, s.Store, prefix) {
+	for name, err := range blob.Names(s.ctx, s.Store, prefix, after) {
 		if err != nil {
 			t.Fatalf("names %q: %v", prefix, err)
 		}
@@ -154,6 +165,12 @@ func (s *subject) testNames(t *testing.T) {
 		}
 		if err := s.Delete(s.ctx, name); err == nil {
 			t.Errorf("delete %q succeeded", name)
+		}
+		if err := s.Settle(s.ctx, name); err == nil {
+			t.Errorf("settle %q succeeded", name)
+		}
+		if _, err := s.Absent(s.ctx, name); err == nil {
+			t.Errorf("looking for %q succeeded", name)
 		}
 	}
 }
@@ -344,8 +361,10 @@ func (s *subject) testCancelled(t *testing.T) {
 	_, createErr := s.Create(ctx, "c")
 	_, readErr := s.ReadAt(ctx, "a", make([]byte, 1), 0)
 	_, statErr := s.Stat(ctx, "a")
+	settleErr := s.Settle(ctx, "a")
+	_, absentErr := s.Absent(ctx, "a")
 	var listErr error
-	for _, err := range s.List(ctx, "") {
+	for _, err := range s.List(ctx, "", "") {
 		listErr = err
 	}
 	for _, call := range []struct {
@@ -353,6 +372,7 @@ func (s *subject) testCancelled(t *testing.T) {
 		err  error
 	}{
 		{"create", createErr}, {"read", readErr}, {"stat", statErr}, {"list", listErr},
+		{"settle", settleErr}, {"absent", absentErr},
 		{"commit", w.Commit(ctx)}, {"delete", s.Delete(ctx, "a")},
 	} {
 		if !errors.Is(call.err, context.Canceled) {

@@ -75,7 +75,7 @@ func (s *subject) work(w, i int, shared []byte) error {
 			return fmt.Errorf("%s differs", n)
 		}
 	}
-	for _, err := range s.List(s.ctx, fmt.Sprintf("w%d/", w)) {
+	for _, err := range s.List(s.ctx, fmt.Sprintf("w%d/", w), "") {
 		if err != nil {
 			return err
 		}

@@ -49,7 +49,7 @@ func (s *subject) testListStops(t *testing.T) {
 		s.put(t, fmt.Sprintf("p/%d", i), nil)
 	}
 	seen := 0
-	for _, err := range s.List(s.ctx, "") {
+	for _, err := range s.List(s.ctx, "", "") {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +60,7 @@ func (s *subject) testListStops(t *testing.T) {
 	if seen != 3 {
 		t.Errorf("saw %d of 10 before stopping at 3", seen)
 	}
-	seq := s.List(s.ctx, "p/")
+	seq := s.List(s.ctx, "p/", "")
 	for range 2 { // a sequence can be walked again
 		seen = 0
 		for range seq {
@@ -85,7 +85,7 @@ func (s *subject) testListDuringChange(t *testing.T) {
 	slices.Sort(want)
 	var got []string
 	step := 0
-	for info, err := range s.List(s.ctx, "") {
+	for info, err := range s.List(s.ctx, "", "") {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,5 +102,26 @@ func (s *subject) testListDuringChange(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("list during changes:\n got %q\nwant %q", got, want)
+	}
+}
+
+func (s *subject) testListAfter(t *testing.T) {
+	names := []string{"a", "b-", "b/1", "b/2", "b/c/1", "b/c/2", "b/d", "b0", "c/1"}
+	for _, n := range names {
+		s.put(t, n, nil)
+	}
+	for _, prefix := range []string{"", "b", "b/", "b/c/", "c/", "x"} {
+		for _, after := range []string{"", "a", "b", "b-", "b/", "b/1", "b/15", "b/c", "b/c/", "b/c/1", "b/c/2", "b/c0",
+			"b/d", "b0", "c", "c/1", "z"} {
+			want := []string{}
+			for _, n := range names {
+				if strings.HasPrefix(n, prefix) && n > after {
+					want = append(want, n)
+				}
+			}
+			if got := s.listAfter(t, prefix, after); !slices.Equal(got, want) {
+				t.Errorf("list %q after %q: %q, want %q", prefix, after, got, want)
+			}
+		}
 	}
 }

@@ -135,7 +135,7 @@ func (s *session) check(ctx context.Context, store *dir.Store) (map[string][][]b
 // checkList checks that List shows exactly what was found.
 func checkList(ctx context.Context, store *dir.Store, found map[string][][]byte) error {
 	var listed, want []string
-	for info, err := range store.List(ctx, "") {
+	for info, err := range store.List(ctx, "", "") {
 		if err != nil {
 			return err
 		}

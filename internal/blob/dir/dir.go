@@ -128,6 +128,46 @@ func (s *Store) Stat(ctx context.Context, name string) (blob.Info, error) {
 	return blob.Info{Name: name, Size: info.Size}, nil
 }
 
+// Settle implements [blob.Store]. It syncs the folder that holds the object, and the folders above
+// that are not known to be on disk; on a read-only file system nobody is committing.
+func (s *Store) Settle(ctx context.Context, name string) error {
+	if _, err := s.Stat(ctx, name); err != nil {
+		return fmt.Errorf("settle object %s: %w", name, err)
+	}
+	dir := path.Dir(name)
+	err := s.ensureDir(dir)
+	if err == nil {
+		err = s.fs.SyncDir(s.path(dir))
+	}
+	if err != nil && !errors.Is(err, syscall.EROFS) {
+		return fmt.Errorf("settle object %s: %w", name, err)
+	}
+	return nil
+}
+
+// Absent implements [blob.Store]. A name that a look-up does not find is looked for in its folder
+// too: a network file system may keep a negative entry for a while, but reads a directory that has
+// changed anew once it is opened.
+func (s *Store) Absent(ctx context.Context, name string) (bool, error) {
+	_, err := s.Stat(ctx, name)
+	if err == nil {
+		return false, nil
+	}
+	if !errors.Is(err, blob.ErrNotExist) {
+		return false, fmt.Errorf("look for object %s: %w", name, err)
+	}
+	entries, err := s.fs.ReadDir(path.Dir(s.path(name)))
+	if err = notExist(err); err != nil && !errors.Is(err, blob.ErrNotExist) {
+		return false, fmt.Errorf("look for object %s: %w", name, err)
+	}
+	for _, e := range entries {
+		if !e.Dir && e.Name == path.Base(name) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // Delete implements [blob.Store].
 func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := check(ctx, name); err != nil {

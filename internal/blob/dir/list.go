@@ -17,17 +17,17 @@ import (
 )
 
 // List implements [blob.Store]. Names that are no object's are passed over.
-func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
-		l := lister{store: s, ctx: ctx, prefix: prefix, sizes: true, yield: yield}
+		l := lister{store: s, ctx: ctx, prefix: prefix, after: after, sizes: true, yield: yield}
 		l.run()
 	}
 }
 
 // Names is List without the sizes, which would have to be asked for one by one.
-func (s *Store) Names(ctx context.Context, prefix string) iter.Seq2[string, error] {
+func (s *Store) Names(ctx context.Context, prefix, after string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		l := lister{store: s, ctx: ctx, prefix: prefix, yield: func(i blob.Info, err error) bool {
+		l := lister{store: s, ctx: ctx, prefix: prefix, after: after, yield: func(i blob.Info, err error) bool {
 			return yield(i.Name, err)
 		}}
 		l.run()
@@ -52,7 +52,8 @@ type lister struct {
 	store  *Store
 	ctx    context.Context
 	prefix string
-	sizes  bool // are wanted
+	after  string // names up to this one are not asked for
+	sizes  bool   // are wanted
 	yield  func(blob.Info, error) bool
 }
 
@@ -94,7 +95,7 @@ func (l *lister) read(dir string) folder {
 		}
 	}
 	entries = slices.DeleteFunc(entries, func(e durable.Entry) bool {
-		return !e.Dir && !strings.HasPrefix(e.Name, l.prefix) || blob.ValidName(e.Name) != nil
+		return !e.Dir && (!strings.HasPrefix(e.Name, l.prefix) || e.Name <= l.after) || blob.ValidName(e.Name) != nil
 	})
 	slices.SortFunc(entries, func(a, b durable.Entry) int { return strings.Compare(sortKey(a), sortKey(b)) })
 	return folder{entries: entries}
@@ -133,6 +134,9 @@ func (l *lister) folder(f folder) error {
 // wants reports whether a folder may have objects that are asked for.
 func (l *lister) wants(name string) bool {
 	sub := name + "/"
+	if sub < l.after && !strings.HasPrefix(l.after, sub) {
+		return false // all that is in it comes before
+	}
 	return strings.HasPrefix(sub, l.prefix) || strings.HasPrefix(l.prefix, sub)
 }
 

@@ -72,7 +72,7 @@ func TestListPassesOverStrangers(t *testing.T) {
 	if err := os.Symlink("nowhere", s.Root()+"/dangling"); err != nil {
 		t.Fatal(err)
 	}
-	for info, err := range s.List(t.Context(), "") {
+	for info, err := range s.List(t.Context(), "", "") {
 		if err != nil || info.Name != "a/b" {
 			t.Errorf("listed %+v, %v", info, err)
 		}

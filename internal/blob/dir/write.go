@@ -151,8 +151,9 @@ func (w *writer) commit() error {
 		return noSpace(err)
 	}
 	// Also the one that has the name already may not be on disk yet, and ErrExist says it is.
+	// A full disk is no definite answer here: the object has its name.
 	if err := w.store.fs.SyncDir(w.store.path(dir)); err != nil {
-		return noSpace(err)
+		return err
 	}
 	if taken {
 		return blob.ErrExist

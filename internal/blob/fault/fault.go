@@ -1,7 +1,7 @@
 // Package fault wraps a store and lets its calls fail, for tests.
 //
-// Calls are counted from 0: Create, Write, Commit, ReadAt, Stat, Delete, each step of a List and
-// its end. Abort is none. A test fails call i for i = 0, 1, 2... until [Store.Calls] says that
+// Calls are counted from 0: Create, Write, Commit, ReadAt, Stat, Settle, Absent, Delete, each step
+// of a List and its end. Abort is none. A test fails call i for i = 0, 1, 2... until [Store.Calls] says that
 // there were no more than i.
 package fault
 
@@ -30,6 +30,8 @@ const (
 	ReadAt Method = "read"
 	Stat   Method = "stat"
 	List   Method = "list"
+	Settle Method = "settle"
+	Absent Method = "absent"
 	Delete Method = "delete"
 )
 
@@ -154,9 +156,9 @@ func (s *Store) Stat(ctx context.Context, name string) (info blob.Info, err erro
 }
 
 // List implements [blob.Store].
-func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
-		for info, err := range s.inner.List(ctx, prefix) {
+		for info, err := range s.inner.List(ctx, prefix, after) {
 			err = s.call(List, func() error { return err })
 			if !yield(info, err) || err != nil {
 				return
@@ -166,6 +168,20 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, er
 			yield(blob.Info{}, err)
 		}
 	}
+}
+
+// Settle implements [blob.Store].
+func (s *Store) Settle(ctx context.Context, name string) error {
+	return s.call(Settle, func() error { return s.inner.Settle(ctx, name) })
+}
+
+// Absent implements [blob.Store].
+func (s *Store) Absent(ctx context.Context, name string) (absent bool, err error) {
+	err = s.call(Absent, func() error {
+		absent, err = s.inner.Absent(ctx, name)
+		return err
+	})
+	return absent && err == nil, err
 }
 
 // Delete implements [blob.Store].

@@ -25,7 +25,7 @@ func session(ctx context.Context, s blob.Store) error {
 	if _, err := blob.Get(ctx, s, "a"); err != nil {
 		return err
 	}
-	for _, err := range s.List(ctx, "") {
+	for _, err := range s.List(ctx, "", "") {
 		if err != nil {
 			return err
 		}

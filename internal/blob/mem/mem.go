@@ -88,9 +88,9 @@ func (s *Store) get(ctx context.Context, name string) ([]byte, error) {
 }
 
 // List implements [blob.Store].
-func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
-		for _, name := range s.names(prefix) {
+		for _, name := range s.names(prefix, after) {
 			info, err := s.Stat(ctx, name)
 			if errors.Is(err, blob.ErrNotExist) {
 				continue
@@ -105,11 +105,31 @@ func (s *Store) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, er
 	}
 }
 
-func (s *Store) names(prefix string) []string {
+func (s *Store) names(prefix, after string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := slices.Sorted(maps.Keys(s.objects))
-	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, prefix) })
+	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, prefix) || n <= after })
+}
+
+// Settle implements [blob.Store].
+func (s *Store) Settle(ctx context.Context, name string) error {
+	if _, err := s.get(ctx, name); err != nil {
+		return fmt.Errorf("settle object %s: %w", name, err)
+	}
+	return nil
+}
+
+// Absent implements [blob.Store].
+func (s *Store) Absent(ctx context.Context, name string) (bool, error) {
+	_, err := s.get(ctx, name)
+	if errors.Is(err, blob.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for object %s: %w", name, err)
+	}
+	return false, nil
 }
 
 // Delete implements [blob.Store].

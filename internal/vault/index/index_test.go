@@ -92,7 +92,7 @@ func (w *world) size(t tester, ref pack.Ref) int64 {
 
 func (w *world) names(t tester, prefix string) (names []string) {
 	t.Helper()
-	for info, err := range w.store.List(context.Background(), prefix) {
+	for info, err := range w.store.List(context.Background(), prefix, "") {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -307,11 +307,11 @@ type noLists struct {
 	t *testing.T
 }
 
-func (n noLists) List(ctx context.Context, prefix string) iter.Seq2[blob.Info, error] {
+func (n noLists) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	if prefix == "data/" || prefix == "meta/" {
 		n.t.Errorf("%s was listed", prefix)
 	}
-	return n.Store.List(ctx, prefix)
+	return n.Store.List(ctx, prefix, after)
 }
 
 // A snapshot whose segments were merged away says so, and does not take it for missing chunks.

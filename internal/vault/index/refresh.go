@@ -144,7 +144,7 @@ func (ix *Index) Listed() bool {
 
 // list adds the packs whose names begin with prefix.
 func (ix *Index) list(ctx context.Context, prefix string, packs map[pack.Ref]int64) error {
-	for info, err := range ix.src.Store.List(ctx, prefix) {
+	for info, err := range ix.src.Store.List(ctx, prefix, "") {
 		if err != nil {
 			return fmt.Errorf("list packs: %w", err)
 		}
@@ -278,7 +278,7 @@ func (ix *Index) loadSegments(ctx context.Context) ([]*segment, []string, error)
 	ix.mu.RUnlock()
 	var segments []*segment
 	var damaged []string
-	for info, err := range ix.src.Store.List(ctx, Prefix) {
+	for info, err := range ix.src.Store.List(ctx, Prefix, "") {
 		if err != nil {
 			return nil, nil, fmt.Errorf("list index segments: %w", err)
 		}
