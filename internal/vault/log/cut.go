@@ -1,0 +1,94 @@
+package log
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+)
+
+// Cut deletes the entries of a volume that was followed by another, but for its first. The next
+// volume's first entry, and the checkpoint that it names, are read back before, by verify, which
+// also compares the checkpoint with a second fold; then next/VOLUME says that the volume is closed;
+// only then anything goes. Whether mirrors are past it, and days, is for the caller to see to.
+func (l *Log) Cut(ctx context.Context, v Volume, verify func(context.Context, Checkpoint) error) error {
+	if v.Compare(l.head.At.Volume) >= 0 {
+		return fmt.Errorf("cut volume %s: it is not over", v)
+	}
+	at := Position{Volume: v.Next()}
+	raw, err := blob.Read(ctx, l.store, EntryName(at), MaxBegin)
+	if err != nil {
+		return fmt.Errorf("cut volume %s: read how the next begins: %w", v, err)
+	}
+	e, err := parse(raw, at, l.keys)
+	if err != nil {
+		return fmt.Errorf("cut volume %s: the beginning of the next: %w", v, err)
+	}
+	b, err := readBeginning(e.Ops[0].Body)
+	if err != nil {
+		return fmt.Errorf("cut volume %s: %w", v, err)
+	}
+	if err := verify(ctx, b.from); err != nil {
+		return fmt.Errorf("cut volume %s: the checkpoint at %s: %w", v, b.from.At, err)
+	}
+	if !l.opts.Without.Has(MarkBeforeCut) {
+		if err := l.store.Settle(ctx, EntryName(at)); err != nil {
+			return fmt.Errorf("cut volume %s: %w", v, err)
+		}
+		if err := l.putNext(ctx, v); err != nil {
+			return err
+		}
+	}
+	return l.deleteEntries(ctx, v)
+}
+
+// deleteEntries deletes what stands below a volume's name but its first entry.
+func (l *Log) deleteEntries(ctx context.Context, v Volume) error {
+	first := EntryName(Position{Volume: v})
+	folder := strings.TrimSuffix(first, "000/000000")
+	for name, err := range blob.Names(ctx, l.store, folder, first) {
+		if err == nil {
+			err = l.store.Delete(ctx, name)
+		}
+		if err != nil {
+			return fmt.Errorf("cut volume %s: %w", v, err)
+		}
+	}
+	return nil
+}
+
+// Confirm makes sure that what was read so far is in the history and stays: what was read is settled,
+// and no next volume is in sight that it might not be part of. Whoever acts on an entry of another,
+// as by deleting what it condemns, confirms it first.
+func (l *Log) Confirm(ctx context.Context) error {
+	if err := l.Read(ctx); err != nil {
+		return err
+	}
+	if err := l.Settle(ctx); err != nil {
+		return err
+	}
+	closed, err := l.lookNext(ctx, l.head.At.Volume)
+	if err == nil && closed {
+		err = errors.New("the volume was closed meanwhile: read on and try again")
+	}
+	return err
+}
+
+// Stands reports whether an entry at a position counts: whether it is in the history as it was read.
+func (l *Log) Stands(ctx context.Context, p Position) (bool, error) {
+	return Stands(ctx, l.state, l.head.At, p)
+}
+
+// Stands reports whether the entry at p counts in the history that leads to head.
+func Stands(ctx context.Context, s State, head, p Position) (bool, error) {
+	if p.Compare(head) > 0 {
+		return false, nil
+	}
+	if p.Volume == head.Volume {
+		return true, nil
+	}
+	last, _, ok, err := s.Ended(ctx, p.Volume)
+	return ok && p.Number <= last, err
+}

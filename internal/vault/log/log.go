@@ -1,0 +1,151 @@
+// Package log keeps the one order in which everything happens to a vault.
+//
+// An entry is an object whose name is the next number; it is made by put-if-absent, so of all who
+// try a number one wins, and the others read what the winner said before they try the next. A
+// [Writer] does that for any number of goroutines, several operations to an entry. Entries are
+// chained: each carries the hash of the one before. A volume is a stretch of the log; it is closed
+// by an entry ([Writer.Roll]) or by an object beside it ([Log.Close]), and the next one begins after
+// the last entry that counts. So a log can be cut, and taken over, by whoever needs to, while anybody
+// may be asleep between any two of his steps: he looks for the next volume after each put.
+//
+// Nothing here knows what operations mean: that is the [State]'s, which a log folds its entries
+// into. What the log promises: an entry that was acknowledged is in the history for ever, at its
+// place, once; one that was not may be there or not. Safety needs no clock and no list.
+//
+// docs/formats/log.md is the format, docs/design/log.md the argument. The vault itself does not
+// stand on this room yet: it still coordinates by leases (docs/design/ordering.md).
+package log
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+)
+
+// Errors that callers decide by.
+var (
+	// ErrInDoubt reports that the caller stopped waiting before it was known whether his entry is in
+	// the history. It may be, now or later; who must know asks for its effect by reading on.
+	ErrInDoubt = errors.New("it is not known whether the log has taken this")
+	// ErrNewer reports an entry of a kind that this program does not know. The vault can be read as
+	// of the entry before, and not be written.
+	ErrNewer = errors.New("the vault was written by a newer version")
+	// ErrDamaged reports a part of the log that is not as it was written.
+	ErrDamaged = errors.New("the log is damaged")
+	// ErrRolledBack reports a log that does not have an entry which was remembered.
+	ErrRolledBack = errors.New("the vault has not heard of, or was rolled back from, an entry that was seen before")
+	// ErrNoLog reports a store in which no log was begun.
+	ErrNoLog = errors.New("no log was begun here")
+	// ErrClosed reports a Writer that has been closed.
+	ErrClosed = errors.New("the writer of the log was closed")
+)
+
+// Limits of the format.
+const (
+	MaxEntry     = 64 << 10 // bytes of an entry
+	MaxBegin     = 5 << 20  // bytes of the first entry of a volume
+	MaxEntries   = 1 << 24  // of a volume
+	EveryEntries = 64       // entries from one checkpoint to the next
+)
+
+// State is what the entries of a log fold to, as far as the log must ask. It is used by one
+// goroutine at a time.
+type State interface {
+	// Reset makes it the state before any entry.
+	Reset()
+	// Load makes it the state that a checkpoint holds. It returns an error that matches
+	// blob.ErrNotExist if a part is gone, and ErrDamaged if one is not as it was written.
+	Load(ctx context.Context, c Checkpoint) (Loaded, error)
+	// Apply folds in the entry after the last one. It returns ErrNewer for a kind that it does not
+	// know and changes nothing then.
+	Apply(e *Entry) error
+	// Try folds in an operation for the time being: what is asked of the state sees it, until Drop.
+	Try(op Op) error
+	// Drop takes back what was tried.
+	Drop()
+	// Checkpoint stores the state and returns where.
+	Checkpoint(ctx context.Context) (Checkpoint, error)
+	// Placed reports whether the entry of a nonce, which was put in the volume tried, is in the
+	// history. It returns ErrInDoubt if that is longer ago than what is remembered.
+	Placed(ctx context.Context, n Nonce, tried Volume) (bool, error)
+	// Ended returns the last entry that counts of a volume that is closed.
+	Ended(ctx context.Context, v Volume) (last uint32, hash Hash, ok bool, err error)
+	// Forget returns the volume from which on nonces and condemned names must be remembered, for
+	// one who begins v. It is never less than it was.
+	Forget(v Volume) Volume
+}
+
+// Checkpoint names a stored state.
+type Checkpoint struct {
+	At   Position // the last entry that is folded in
+	Salt Salt     // part of the object's name
+	Hash Hash     // of its plain bytes
+}
+
+// Loaded is what a checkpoint says of itself.
+type Loaded struct {
+	Hash  Hash // of the checkpoint's plain bytes
+	Head  Hash // of the entry at which it was made
+	Ended bool // that entry ends its volume
+}
+
+// Options tunes a log. The zero value of each field is its default.
+type Options struct {
+	Remembered *Remembered      // an entry that the log must have, or have had
+	Now        func() time.Time // what entries are dated by, for people to read; nil means time.Now
+	Rand       func([]byte)     // fills nonces and salts; nil means crypto/rand
+	Term       uint64           // of the owner whom this log writes for; told in entries
+	Owner      bool             // it writes all the time, and leaves numbers to those who want one
+	// NoReadAhead reads entries one after the other when opening, for stores where that costs nothing.
+	NoReadAhead bool
+	Without     Rules // rules that are left out: tests of tests only
+}
+
+// Remembered is an entry that somebody saw acknowledged.
+type Remembered struct {
+	At   Position
+	Hash Hash
+}
+
+// Log reads a log and folds its entries. It is not safe for concurrent use; a [Writer] that was made
+// of it takes it over.
+type Log struct {
+	store blob.Store
+	keys  *Keys
+	state State
+	opts  Options
+
+	head      Remembered // the last entry that counts
+	voids     []Hash     // objects after it that are no entries
+	ended     bool       // the head is an end
+	closed    bool       // next/VOLUME was seen
+	newest    Checkpoint // the newest that is known
+	folded    bool       // there is one
+	since     int        // entries after it
+	recent    [][]byte   // those, as stored, if it is of this volume
+	unsettled []string   // objects that were read and that the next put builds on
+	ahead     map[string]fetched
+}
+
+// Head returns the last entry that was read.
+func (l *Log) Head() Remembered { return l.head }
+
+// Settle makes what was read durable, so that somebody may act on it or build on it.
+func (l *Log) Settle(ctx context.Context) error {
+	if l.opts.Without.Has(SettleRead) {
+		return nil
+	}
+	for len(l.unsettled) > 0 {
+		name := l.unsettled[0]
+		err := l.store.Settle(ctx, name)
+		// It may have been cut since: then all that followed was settled by whoever cut it.
+		if err != nil && !errors.Is(err, blob.ErrNotExist) {
+			return fmt.Errorf("settle %s: %w", name, err)
+		}
+		l.unsettled = l.unsettled[1:]
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+package log
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/holdfast-vm/holdfast/internal/blob"
+)
+
+// Open reads a log from its newest checkpoint on and folds it into state. That takes three round
+// trips, one after the other, when the checkpoint is as new as it should be, and one more for each
+// volume that has begun since.
+func Open(ctx context.Context, s blob.Store, k *Keys, state State, o Options) (*Log, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = func(b []byte) { rand.Read(b) }
+	}
+	l := &Log{store: s, keys: k, state: state, opts: o}
+	if err := l.start(ctx); err != nil {
+		return nil, fmt.Errorf("open the log: %w", err)
+	}
+	if err := l.Read(ctx); err != nil {
+		return nil, fmt.Errorf("open the log: %w", err)
+	}
+	if err := l.checkRemembered(ctx); err != nil {
+		return nil, err
+	}
+	l.ahead = nil
+	return l, nil
+}
+
+// start loads the newest checkpoint that can be loaded; without one it begins at the beginning.
+func (l *Log) start(ctx context.Context) error {
+	after := ""
+	for {
+		name, c, err := l.listed(ctx, after)
+		if err != nil {
+			return err
+		}
+		if name == "" {
+			return l.startAtFirst(ctx)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { l.ahead = l.readAhead(ctx, c.At) })
+		err = l.load(ctx, c)
+		wg.Wait()
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, blob.ErrNotExist) && !errors.Is(err, ErrDamaged) {
+			return err
+		}
+		after = name // swept meanwhile, or damaged: an older one leads to the same state
+	}
+}
+
+// listed returns the newest checkpoint after a name, as a list tells; it is a hint.
+func (l *Log) listed(ctx context.Context, after string) (string, Checkpoint, error) {
+	for name, err := range blob.Names(ctx, l.store, prefixCheckpoint, after) {
+		if err != nil {
+			return "", Checkpoint{}, fmt.Errorf("list checkpoints: %w", err)
+		}
+		if c, ok := ParseCheckpointName(name); ok {
+			return name, c, nil
+		}
+	}
+	return "", Checkpoint{}, nil
+}
+
+func (l *Log) startAtFirst(ctx context.Context) error {
+	at := Position{}
+	raw, err := l.readObject(ctx, EntryName(at), MaxEntry)
+	if errors.Is(err, blob.ErrNotExist) {
+		return ErrNoLog
+	}
+	if err != nil {
+		return err
+	}
+	e, err := parse(raw, at, l.keys)
+	if errors.Is(err, errVoid) || err == nil && e.Before != (Hash{}) {
+		err = fmt.Errorf("%w: its first entry is not the one of this vault's keys", ErrDamaged)
+	}
+	if err != nil {
+		return err
+	}
+	l.state.Reset()
+	return l.fold(e, raw)
+}
+
+// readAhead reads at once, while a checkpoint is loaded, what will be asked for next: the entries
+// after it, whether the volume was closed, and how the next one begins.
+func (l *Log) readAhead(ctx context.Context, from Position) map[string]fetched {
+	if l.opts.NoReadAhead {
+		return nil
+	}
+	names := []string{NextName(from.Volume), EntryName(Position{Volume: from.Volume.Next()})}
+	for n := uint32(1); n <= EveryEntries; n++ {
+		names = append(names, EntryName(Position{Volume: from.Volume, Number: from.Number + n}))
+	}
+	if r := l.opts.Remembered; r != nil {
+		names = append(names, EntryName(r.At))
+	}
+	var wg sync.WaitGroup
+	results := make([]fetched, len(names))
+	for i, name := range names {
+		wg.Go(func() { results[i].raw, results[i].err = l.readObject(ctx, name, MaxBegin) })
+	}
+	wg.Wait()
+	ahead := make(map[string]fetched)
+	for i, name := range names {
+		ahead[name] = results[i]
+	}
+	return ahead
+}
+
+// checkRemembered looks whether the entry that somebody remembers is in the history: rule R8.
+func (l *Log) checkRemembered(ctx context.Context) error {
+	r := l.opts.Remembered
+	if r == nil || *r == l.head {
+		return nil
+	}
+	if r.At.Compare(l.head.At) > 0 {
+		return fmt.Errorf("%w: %s was seen, the log ends at %s", ErrRolledBack, r.At, l.head.At)
+	}
+	if r.At.Volume != l.head.At.Volume {
+		last, hash, ok, err := l.state.Ended(ctx, r.At.Volume)
+		if err != nil {
+			return err
+		}
+		if !ok || r.At.Number > last || r.At.Number == last && r.Hash != hash {
+			return fmt.Errorf("%w: entry %s", ErrRolledBack, r.At)
+		}
+	}
+	raw, err := l.fetch(ctx, EntryName(r.At), limitOf(r.At))
+	if errors.Is(err, blob.ErrNotExist) && r.At.Volume != l.head.At.Volume {
+		return nil // cut
+	}
+	if err != nil {
+		return fmt.Errorf("look for entry %s, which was seen before: %w", r.At, err)
+	}
+	if HashOf(raw) != r.Hash {
+		return fmt.Errorf("%w: another entry stands at %s", ErrRolledBack, r.At)
+	}
+	return nil
+}

@@ -1,0 +1,400 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
+)
+
+// Errors that say why an operation is not valid after all that stands before it.
+var (
+	ErrNoPoint  = errors.New("no such recovery point")
+	ErrExists   = errors.New("the recovery point exists, or existed")
+	ErrHeld     = errors.New("the recovery point is held")
+	ErrLocked   = errors.New("the recovery point is locked")
+	ErrInUse    = errors.New("an open session builds on the recovery point")
+	ErrEnded    = errors.New("the session was given up, or another went on from it")
+	ErrVoid     = errors.New("what the collection rested on does not stand any more")
+	ErrTooOld   = errors.New("the session began longer ago than the vault remembers")
+	ErrNoChange = errors.New("there is nothing to do")
+)
+
+// Lost is the error of a commit that cannot stand as it is: what it names must be stored anew, or
+// counted one by one.
+type Lost struct {
+	Own    []log.ObjectID // of its own packs: condemned as orphans
+	Counts []log.ObjectID // of those that it counts on: not good any more
+	Bases  []ID           // points that do not live any more
+}
+
+func (l *Lost) Error() string {
+	return fmt.Sprintf("%d packs of its own, %d that it counts on and %d points that it builds on are gone meanwhile",
+		len(l.Own), len(l.Counts), len(l.Bases))
+}
+
+// Check returns nil if the commit is valid: rule R4. Otherwise the error is a *Lost, or says why it
+// never will be.
+func (c *Commit) Check(ctx context.Context, s *State) error {
+	for i := range c.Points {
+		id := c.Points[i].ID
+		for _, table := range []byte{tablePoint, tablePurged} {
+			if there, err := s.has(ctx, sealed, key(table, id[:])); err != nil || there {
+				return errors.Join(err, exists(there))
+			}
+		}
+	}
+	by := c.Session
+	for _, a := range slices.Backward(append(c.Adopted[:len(c.Adopted):len(c.Adopted)],
+		Adopted{Session: c.Session, Progress: c.Progress})) {
+		if err := a.check(ctx, s, by); err != nil {
+			return err
+		}
+		by = a.Session
+	}
+	lost := &Lost{}
+	own := c.Own
+	for i := range c.Added {
+		own = append(own[:len(own):len(own)], c.Added[i].ID)
+	}
+	if err := lost.own(ctx, s, own); err != nil {
+		return err
+	}
+	for _, n := range c.Counts {
+		if err := lost.count(ctx, s, n.Pack); err != nil {
+			return err
+		}
+	}
+	for i := range c.Points {
+		if err := lost.bases(ctx, s, c.Points[i].Bases, c.Points[:i]); err != nil {
+			return err
+		}
+	}
+	return lost.err()
+}
+
+func exists(there bool) error {
+	if there {
+		return ErrExists
+	}
+	return nil
+}
+
+func (l *Lost) err() error {
+	if len(l.Own)+len(l.Counts)+len(l.Bases) > 0 {
+		return l
+	}
+	return nil
+}
+
+func (l *Lost) own(ctx context.Context, s *State, ids []log.ObjectID) error {
+	if s.opts.Without.Has(log.OwnPacks) {
+		return nil
+	}
+	for _, id := range ids {
+		if id.Begun().Compare(s.Forgotten()) < 0 && !s.opts.Without.Has(log.Remember) {
+			return ErrTooOld
+		}
+		condemned, err := s.IsCondemned(ctx, id)
+		if err != nil {
+			return err
+		}
+		if condemned {
+			l.Own = append(l.Own, id)
+		}
+	}
+	return nil
+}
+
+func (l *Lost) count(ctx context.Context, s *State, id log.ObjectID) error {
+	if s.opts.Without.Has(log.GoodCounts) {
+		return nil
+	}
+	_, good, err := s.Good(ctx, id)
+	if err == nil && !good {
+		l.Counts = append(l.Counts, id)
+	}
+	return err
+}
+
+func (l *Lost) bases(ctx context.Context, s *State, bases []ID, same []Point) error {
+	if s.opts.Without.Has(log.LivingBase) {
+		return nil
+	}
+	for _, id := range bases {
+		lives, err := s.has(ctx, sealed, key(tablePoint, id[:]))
+		if err != nil {
+			return err
+		}
+		for i := range same {
+			lives = lives || same[i].ID == id
+		}
+		if !lives {
+			l.Bases = append(l.Bases, id)
+		}
+	}
+	return nil
+}
+
+// check returns ErrEnded unless a session is as open as one who goes on with it believes.
+func (a *Adopted) check(ctx context.Context, s *State, by log.Session) error {
+	if a.Progress == 0 {
+		return nil
+	}
+	there, err := s.has(ctx, sealed, sessionKey(a.Session, a.Progress-1))
+	if err != nil {
+		return err
+	}
+	adopted, err := s.get(ctx, sealed, sessionKey(a.Session, adoptedAt))
+	if err != nil {
+		return err
+	}
+	if !there || adopted != nil && (len(adopted) != 10 || log.Session(adopted) != by) || adopted == nil && a.Session != by {
+		return ErrEnded
+	}
+	return nil
+}
+
+// Check returns nil if the progress is valid.
+func (p *Progress) Check(ctx context.Context, s *State) error {
+	if err := (&Adopted{Session: p.Session, Progress: p.Number}).check(ctx, s, p.Session); err != nil {
+		return err
+	}
+	lost := &Lost{}
+	var own []log.ObjectID
+	for i := range p.Added {
+		own = append(own, p.Added[i].ID)
+	}
+	if err := lost.own(ctx, s, own); err != nil {
+		return err
+	}
+	for _, n := range p.Counts {
+		if err := lost.count(ctx, s, n.Pack); err != nil {
+			return err
+		}
+	}
+	if err := lost.bases(ctx, s, p.Bases, nil); err != nil {
+		return err
+	}
+	return lost.err()
+}
+
+// Check returns nil if the session may be gone on from.
+func (a *Adopt) Check(ctx context.Context, s *State) error {
+	x, ok, err := s.Session(ctx, a.From.Session)
+	if err != nil {
+		return err
+	}
+	if !ok || x.AdoptedBy != (log.Session{}) || len(x.Progress) != int(a.From.Progress) {
+		return ErrEnded
+	}
+	return nil
+}
+
+// Check returns nil if the sessions are as they were when they were found silent.
+func (g *GiveUp) Check(ctx context.Context, s *State) error {
+	for _, a := range g.Sessions {
+		x, ok, err := s.Session(ctx, a.Session)
+		if err != nil {
+			return err
+		}
+		if !ok || len(x.Progress) != int(a.Progress) {
+			return ErrNoChange
+		}
+	}
+	return nil
+}
+
+// Prune leaves out of a condemnation what must not be condemned, and returns ErrVoid if it cannot
+// stand at all: rule R5. ErrNoChange says that nothing is left of it.
+func (c *Condemn) Prune(ctx context.Context, s *State) error {
+	if !c.Orphans {
+		if err := c.checkMark(ctx, s); err != nil {
+			return err
+		}
+	}
+	lost := &Lost{}
+	var own []log.ObjectID
+	for i := range c.Added {
+		own = append(own, c.Added[i].ID)
+	}
+	if err := lost.own(ctx, s, own); err != nil {
+		return err
+	}
+	if lost.err() != nil {
+		return ErrVoid
+	}
+	needed, err := s.openNeeds(ctx)
+	if err != nil {
+		return err
+	}
+	var left []log.ObjectID
+	c.Bytes = 0
+	for _, id := range c.Packs {
+		size, may, err := c.may(ctx, s, id, needed)
+		if err != nil {
+			return err
+		}
+		if may {
+			left = append(left, id)
+			c.Bytes += size
+		}
+	}
+	if c.Packs = left; len(left) == 0 {
+		return ErrNoChange
+	}
+	return nil
+}
+
+func (c *Condemn) checkMark(ctx context.Context, s *State) error {
+	if !s.opts.Without.Has(log.VoidMarks) {
+		stands, err := log.Stands(ctx, s, s.root.At, c.Mark)
+		if err != nil {
+			return err
+		}
+		if !stands {
+			return fmt.Errorf("%w: the entry of its mark is void", ErrVoid)
+		}
+	}
+	if s.LastCondemn() != c.Last && !s.opts.Without.Has(log.NoRival) {
+		return fmt.Errorf("%w: others condemned packs since", ErrVoid)
+	}
+	return nil
+}
+
+// may reports whether a pack may be condemned, and its size.
+func (c *Condemn) may(ctx context.Context, s *State, id log.ObjectID, needed map[log.ObjectID]bool) (uint64, bool, error) {
+	o, good, err := s.Good(ctx, id)
+	if err != nil {
+		return 0, false, err
+	}
+	if c.Orphans {
+		condemned, err := s.IsCondemned(ctx, id)
+		return 0, !good && !condemned, err
+	}
+	b, err := s.bits(ctx, id)
+	if err != nil {
+		return 0, false, err
+	}
+	counted := (b.Counted > c.MarkAt || needed[id]) && !s.opts.Without.Has(log.LeaveCounted)
+	return o.Size, good && !counted, nil
+}
+
+// openNeeds returns the packs that open sessions need whole: their own, and those that they count on.
+func (s *State) openNeeds(ctx context.Context) (map[log.ObjectID]bool, error) {
+	sessions, err := s.Sessions(ctx)
+	needed := map[log.ObjectID]bool{}
+	for _, x := range sessions {
+		for _, id := range x.Own {
+			needed[id] = true
+		}
+		for _, p := range x.Progress {
+			for _, n := range p.Counts {
+				needed[n.Pack] = true
+			}
+		}
+	}
+	return needed, err
+}
+
+// CheckGone leaves out of ids what is not condemned or gone already.
+func CheckGone(ctx context.Context, s *State, ids []log.ObjectID) (left []log.ObjectID, err error) {
+	for _, id := range ids {
+		v, err := s.get(ctx, open, key(tableCondemned, id[:]))
+		if err != nil {
+			return nil, err
+		}
+		if v == nil {
+			continue
+		}
+		c, err := readCondemned(v)
+		if err != nil {
+			return nil, err
+		}
+		if !c.Gone {
+			left = append(left, id)
+		}
+	}
+	return left, nil
+}
+
+// Check returns nil if the points may be deleted softly.
+func (d *Delete) Check(ctx context.Context, s *State) error {
+	for _, id := range d.Points {
+		if _, ok, err := s.Point(ctx, id); err != nil || !ok {
+			return errors.Join(err, noPoint(ok))
+		}
+	}
+	return nil
+}
+
+func noPoint(ok bool) error {
+	if ok {
+		return nil
+	}
+	return ErrNoPoint
+}
+
+// Check returns nil if the points may be purged at a time: rule R6. It fills in their bases.
+func (p *Purge) Check(ctx context.Context, s *State, now int64) error {
+	sessions, err := s.Sessions(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range p.Points {
+		if err := p.Points[i].check(ctx, s, now, sessions); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Purged) check(ctx context.Context, s *State, now int64, sessions []Session) error {
+	point, ok, err := s.Point(ctx, p.ID)
+	if err != nil || !ok {
+		return errors.Join(err, noPoint(ok))
+	}
+	p.Bases = point.Bases
+	until, err := s.LockedUntil(ctx, p.ID)
+	if err != nil {
+		return err
+	}
+	if until > now {
+		return ErrLocked
+	}
+	if !s.opts.Without.Has(log.HoldsRefuse) {
+		if holds, err := s.Holds(ctx, p.ID); err != nil || len(holds) > 0 {
+			return errors.Join(err, ErrHeld)
+		}
+	}
+	for _, x := range sessions {
+		for _, pr := range x.Progress {
+			for _, b := range pr.Bases {
+				if b == p.ID {
+					return ErrInUse
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Check returns nil if the point can be held.
+func (h *Hold) Check(ctx context.Context, s *State) error {
+	_, ok, err := s.Point(ctx, h.Point)
+	return errors.Join(err, noPoint(ok))
+}
+
+// Check returns nil if the lock makes the time longer in which the point is kept.
+func (l *Lock) Check(ctx context.Context, s *State) error {
+	if _, ok, err := s.Point(ctx, l.Point); err != nil || !ok {
+		return errors.Join(err, noPoint(ok))
+	}
+	until, err := s.LockedUntil(ctx, l.Point)
+	if err == nil && until >= l.Until {
+		err = ErrNoChange
+	}
+	return err
+}
