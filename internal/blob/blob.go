@@ -40,6 +40,7 @@ import (
 	"io"
 	"iter"
 	"strings"
+	"sync"
 )
 
 var (
@@ -133,16 +134,24 @@ func Get(ctx context.Context, s Store, name string) ([]byte, error) {
 // Read returns the whole object in one call of the store. One that is larger than limit bytes is
 // an error, [ErrTooLarge], whatever the store says of its size.
 func Read(ctx context.Context, s Store, name string, limit int) ([]byte, error) {
-	p := make([]byte, limit+1)
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	if len(*buf) <= limit {
+		*buf = make([]byte, limit+1)
+	}
+	p := (*buf)[:limit+1]
 	n, err := s.ReadAt(ctx, name, p, 0)
 	switch {
 	case err == nil:
 		return nil, fmt.Errorf("read object %s: %w: more than %d bytes", name, ErrTooLarge, limit)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return p[:n:n], nil
+		return append([]byte{}, p[:n]...), nil
 	}
 	return nil, err
 }
+
+// buffers are what objects are read into whose size is not known.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // Namer is a Store to which names alone come cheaper than with sizes.
 type Namer interface {

@@ -2,7 +2,6 @@ package log
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -63,17 +62,18 @@ func (l *Log) deleteEntries(ctx context.Context, v Volume) error {
 // and no next volume is in sight that it might not be part of. Whoever acts on an entry of another,
 // as by deleting what it condemns, confirms it first.
 func (l *Log) Confirm(ctx context.Context) error {
-	if err := l.Read(ctx); err != nil {
-		return err
+	for {
+		if err := l.Read(ctx); err != nil {
+			return err
+		}
+		if err := l.Settle(ctx); err != nil {
+			return err
+		}
+		closed, err := l.lookNext(ctx, l.head.At.Volume)
+		if err != nil || !closed {
+			return err
+		}
 	}
-	if err := l.Settle(ctx); err != nil {
-		return err
-	}
-	closed, err := l.lookNext(ctx, l.head.At.Volume)
-	if err == nil && closed {
-		err = errors.New("the volume was closed meanwhile: read on and try again")
-	}
-	return err
 }
 
 // Stands reports whether an entry at a position counts: whether it is in the history as it was read.
@@ -91,4 +91,53 @@ func Stands(ctx context.Context, s State, head, p Position) (bool, error) {
 	}
 	last, _, ok, err := s.Ended(ctx, p.Volume)
 	return ok && p.Number <= last, err
+}
+
+// Refold folds the entries of a volume up to one of them into a state, from what the volume began
+// with: a second fold, to compare a checkpoint with. It returns the entry that it came to: of a volume
+// that was cut, and into which somebody who slept has put since, that is another one.
+func Refold(ctx context.Context, s blob.Store, k *Keys, st State, to Position) (Remembered, error) {
+	l := &Log{store: s, keys: k, state: st}
+	if err := l.refoldFirst(ctx, to.Volume); err != nil {
+		return l.head, fmt.Errorf("fold volume %s again: %w", to.Volume, err)
+	}
+	for l.head.At.Number < to.Number {
+		at := l.next()
+		raw, err := l.readObject(ctx, EntryName(at), limitOf(at))
+		if err == nil {
+			err = l.take(ctx, at, raw)
+		}
+		if err != nil {
+			return l.head, fmt.Errorf("fold entry %s again: %w", at, err)
+		}
+	}
+	return l.head, nil
+}
+
+func (l *Log) refoldFirst(ctx context.Context, v Volume) error {
+	if v.Number == 0 {
+		return l.startAtFirst(ctx)
+	}
+	at := Position{Volume: v}
+	raw, err := l.readObject(ctx, EntryName(at), MaxBegin)
+	if err != nil {
+		return err
+	}
+	e, err := parse(raw, at, l.keys)
+	if err != nil {
+		return err
+	}
+	b, err := readBeginning(e.Ops[0].Body)
+	if err != nil {
+		return err
+	}
+	if err := l.load(ctx, b.from); err != nil {
+		return err
+	}
+	for _, raw := range b.entries {
+		if err := l.takeAgain(raw); err != nil {
+			return err
+		}
+	}
+	return l.fold(e, raw)
 }

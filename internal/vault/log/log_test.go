@@ -141,7 +141,10 @@ func TestRollAndTakeOver(t *testing.T) {
 	}
 	a.wantPoints(t, n)
 	b.wantPoints(t, n)
-	verify := func(ctx context.Context, c log.Checkpoint) error { return state.Verify(ctx, s, keysOf(t), c) }
+	verify := func(ctx context.Context, c log.Checkpoint) error {
+		_, err := state.Verify(ctx, s, keysOf(t), c)
+		return err
+	}
 	for v := range uint32(5) {
 		if err := b.Do(t.Context(), func(l *log.Log) error {
 			return l.Cut(t.Context(), log.Volume{Number: v}, verify)

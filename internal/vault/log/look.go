@@ -22,11 +22,11 @@ func (w *Writer) beginLook() {
 	if len(w.placed) == 0 || w.looking != nil {
 		return
 	}
-	k := &look{volume: w.log.head.At.Volume, covers: len(w.placed), done: make(chan struct{})}
+	k := &look{volume: w.log.head.At.Volume, covers: len(w.placed), done: make(chan struct{}), err: ErrClosed}
 	w.looking = k
 	go func() {
+		defer close(k.done)
 		k.closed, k.err = w.log.lookNext(w.ctx, k.volume)
-		close(k.done)
 	}()
 }
 
@@ -80,6 +80,19 @@ func (w *Writer) decide() error {
 		}
 	}
 	return w.knowOwn()
+}
+
+// wasCut goes on from an entry that was there and is not any more: its volume must be closed.
+func (w *Writer) wasCut(at Position) error {
+	l := w.log
+	err := w.persist(func() (err error) {
+		l.closed, err = l.lookNext(w.ctx, at.Volume)
+		return err
+	})
+	if err == nil && !l.closed {
+		err = fmt.Errorf("%w: entry %s has vanished", ErrDamaged, at)
+	}
+	return err
 }
 
 // knowOwn decides by their nonces what became of entries of a volume that is closed.

@@ -70,7 +70,11 @@ func (l *Log) found(ctx context.Context, name string) ([]byte, error) {
 		case err == nil:
 			return raw, nil
 		case errors.Is(err, blob.ErrNotExist):
-			return nil, fmt.Errorf("read %s: %w", name, errCut)
+			// A cache may say so of what was put just now.
+			absent, err := l.absent(ctx, name)
+			if err == nil && absent {
+				return nil, fmt.Errorf("read %s: %w", name, errCut)
+			}
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("read %s: %w: %w", name, ErrInDoubt, err)
 		}

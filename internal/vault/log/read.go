@@ -62,7 +62,7 @@ func (l *Log) absent(ctx context.Context, name string) (bool, error) {
 	}
 	absent, err := l.store.Absent(ctx, name)
 	if err != nil {
-		return false, fmt.Errorf("look whether volume is closed: %w", err)
+		return false, fmt.Errorf("look for %s: %w", name, err)
 	}
 	return absent, nil
 }
@@ -172,9 +172,7 @@ func (l *Log) cross(ctx context.Context) error {
 	at := Position{Volume: l.head.At.Volume.Next()}
 	raw, err := l.fetch(ctx, EntryName(at), MaxBegin)
 	if errors.Is(err, blob.ErrNotExist) {
-		// Nothing of the volume is cut before the next one has begun, so it can be read to its end; what
-		// comes after that is void, whoever puts it.
-		if err := l.readVolume(ctx); err != nil {
+		if err := l.readToEnd(ctx); err != nil {
 			return err
 		}
 		raw, err = l.begin(ctx)
@@ -205,6 +203,20 @@ func (l *Log) cross(ctx context.Context) error {
 	}
 	l.recent = nil
 	return nil
+}
+
+// readToEnd reads a volume that is closed to its end. Nothing of it is cut before the next one has
+// begun, and what is put after its end is void, whoever puts it; so that a number is absent must not
+// come from a cache here.
+func (l *Log) readToEnd(ctx context.Context) error {
+	for {
+		if err := l.readVolume(ctx); err != nil || l.ended || l.next().Number >= MaxEntries {
+			return err
+		}
+		if absent, err := l.absent(ctx, EntryName(l.next())); err != nil || absent {
+			return err
+		}
+	}
 }
 
 // goTo makes the state the one after which a volume begins. Where what was read is beyond that, and

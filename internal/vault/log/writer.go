@@ -196,9 +196,8 @@ func (w *Writer) round(batch []*request) error {
 	}
 	switch {
 	case errors.Is(err, errCut):
-		w.log.closed = true
 		w.requeue(in)
-		return nil
+		return w.wasCut(e.At)
 	case err != nil:
 		w.answerAll(in, Position{}, err)
 		return nil

@@ -201,25 +201,26 @@ func (s *State) takeRows(c class, d *dec, runs []tier.Run) error {
 	return nil
 }
 
-// Verify reads back all that a checkpoint is made of.
-func Verify(ctx context.Context, store blob.Store, k *Keys, c log.Checkpoint) error {
+// Verify reads back, and settles, all that a checkpoint is made of, and returns what it says of itself.
+func Verify(ctx context.Context, store blob.Store, k *Keys, c log.Checkpoint) (log.Loaded, error) {
 	s := New(store, k, Options{})
-	if _, err := s.Load(ctx, c); err != nil {
-		return err
+	loaded, err := s.Load(ctx, c)
+	if err != nil {
+		return loaded, err
 	}
 	for c := range classes {
 		for _, run := range s.tiers[c].Runs {
 			for _, p := range run.Parts {
 				if _, err := (classed{s.parts, c}).read(ctx, p); err != nil {
-					return err
+					return loaded, err
 				}
 				if err := store.Settle(ctx, partName(p)); err != nil {
-					return err
+					return loaded, err
 				}
 			}
 		}
 	}
-	return store.Settle(ctx, log.CheckpointName(c))
+	return loaded, store.Settle(ctx, log.CheckpointName(c))
 }
 
 // Digest returns what Checkpoint would, and stores nothing: a second fold compares by it.
