@@ -16,15 +16,15 @@ import (
 // collects rewrites what is thin and condemns what is dead, and deletes what is condemned.
 func (a *actor) collects(times int) error {
 	w, err := a.worker()
+	if err != nil {
+		return over(err)
+	}
 	for range times {
-		if err == nil {
-			err = w.collect()
-		}
-		if over(err) == nil {
-			err = nil
+		if err := over(w.collect()); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 func (w *worker) collect() error {
@@ -33,7 +33,11 @@ func (w *worker) collect() error {
 	}
 	var c state.Condemn
 	move := ""
-	if err := w.view(func(ctx context.Context, st *state.State) (err error) {
+	look := w.view
+	if w.peek {
+		look = w.glance
+	}
+	if err := look(func(ctx context.Context, st *state.State) (err error) {
 		c, move, err = w.mark(ctx, st)
 		return err
 	}); err != nil || len(c.Packs) == 0 {
@@ -63,6 +67,13 @@ func (w *worker) collect() error {
 		return err
 	}
 	return w.finish()
+}
+
+// glance runs f on the state as it is, which may have entries that turn out void.
+func (w *worker) glance(f func(ctx context.Context, s *state.State) error) error {
+	return w.actor.insist(func() error {
+		return w.Do(w.actor.ctx, func(*log.Log) error { return f(w.actor.ctx, w.state) })
+	})
 }
 
 // mark finds what no point needs, and what of the rest is in packs that are mostly dead.
@@ -233,15 +244,15 @@ func (w *worker) points() (ids []state.ID, err error) {
 // deletes purges points, some of them after a soft deletion.
 func (a *actor) deletes(times int) error {
 	w, err := a.worker()
+	if err != nil {
+		return over(err)
+	}
 	for range times {
-		if err == nil {
-			err = w.deleteOne()
-		}
-		if over(err) == nil {
-			err = nil
+		if err := over(w.deleteOne()); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 func (w *worker) deleteOne() error {
@@ -272,15 +283,15 @@ func (w *worker) deleteOne() error {
 // holds places holds on points.
 func (a *actor) holds(times int) error {
 	w, err := a.worker()
+	if err != nil {
+		return over(err)
+	}
 	for range times {
-		if err == nil {
-			err = w.holdOne()
-		}
-		if over(err) == nil {
-			err = nil
+		if err := over(w.holdOne()); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
 func (w *worker) holdOne() error {
@@ -301,6 +312,9 @@ func (w *worker) holdOne() error {
 // rolls closes volumes, by an entry or without.
 func (a *actor) rolls(times int, takeovers bool) error {
 	w, err := a.worker()
+	if err != nil {
+		return over(err)
+	}
 	for range times {
 		if err != nil {
 			return over(err)
@@ -462,6 +476,9 @@ func (w *worker) readChunk(id state.ID, c byte) error {
 // givesUp ends open sessions that seem silent.
 func (a *actor) givesUp(times int) error {
 	w, err := a.worker()
+	if err != nil {
+		return over(err)
+	}
 	for range times {
 		if err != nil {
 			return over(err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
@@ -103,8 +104,8 @@ func over(err error) error {
 		}
 	}
 	var lost *state.Lost
-	if errors.As(err, &lost) {
-		return nil
+	if errors.As(err, &lost) || err != nil && strings.Contains(err.Error(), "the entry is absent") {
+		return nil // the second is what one is told who takes absent for an answer
 	}
 	return err
 }
@@ -144,7 +145,8 @@ func good(ctx context.Context, s *state.State) (packs []log.Object, err error) {
 // worker is a part of a process that makes its own choices.
 type worker struct {
 	*proc
-	rng *rand.Rand
+	rng  *rand.Rand
+	peek bool // marks as of what its process has read or put so far
 }
 
 // worker returns one, with a process of its own.

@@ -88,7 +88,18 @@ func owner(a *actor) error {
 			err = w.commitPoints(sessionPlan{points: 2})
 		}()
 	}
-	for range sessions {
+	c := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 3)), peek: true}
+	go func() {
+		err := errOver
+		defer func() { errs <- err }()
+		for range 3 {
+			if err = over(c.collect()); err != nil {
+				return
+			}
+			a.sleep(time.Duration(c.rng.IntN(10)) * time.Millisecond)
+		}
+	}()
+	for range sessions + 1 {
 		if e := <-errs; over(e) != nil {
 			err = e
 		}
@@ -127,14 +138,115 @@ func everybody(w *World, rng *rand.Rand) error { return w.populate(rng) }
 // is wrong, and everybody who lives comes to an end.
 func TestRandom(t *testing.T) {
 	from, to := seeds(t, 2000)
-	commits, steps, began := 0, 0, time.Now()
-	for seed := from; seed < to; seed++ {
+	const shards = 2
+	for shard := range uint64(shards) {
+		t.Run(fmt.Sprintf("%d of %d", shard+1, shards), func(t *testing.T) {
+			t.Parallel()
+			runSeeds(t, from+shard, to, shards)
+		})
+	}
+}
+
+func runSeeds(t *testing.T, from, to, step uint64) {
+	t.Helper()
+	runs, commits, steps, began := 0, 0, 0, time.Now()
+	for seed := from; seed < to; seed += step {
 		w, err := run(t, seed, 0, everybody, nil, false)
 		if err != nil {
 			t.Fatalf("seed %d: %v\n%s", seed, err, explain(t, seed, 0, everybody, nil))
 		}
+		runs++
 		commits += w.truth.commits
 		steps += w.steps
 	}
-	t.Logf("seeds %d to %d: %d steps, %d commits acknowledged, in %v", from, to-1, steps, commits, time.Since(began))
+	t.Logf("%d seeds from %d: %d steps, %d commits acknowledged, nothing lost, in %v", runs, from, steps, commits,
+		time.Since(began).Round(time.Second))
+}
+
+// rules are what the simulation must notice when it is left out.
+var rules = []struct {
+	name     string
+	rule     log.Rules
+	populate func(*World, *rand.Rand) error
+	faults   *Faults
+}{
+	{"R1 definite: an absent entry is taken for an answer", log.Definite, everybody, nil},
+	{"R1 nonce: one's own entry is not looked up", log.KnowNonce, longSessions, &Faults{}},
+	{"R2 look: nobody looks after his put", log.LookAfterPut, everybody, nil},
+	{"R3 marker: entries are cut before next is there", log.MarkBeforeCut, everybody, nil},
+	{"R3 void: a mark on void entries is used", log.VoidMarks, takenOver, &Faults{}},
+	{"R4 count: what is counted on is not looked for", log.GoodCounts, everybody, nil},
+	{"R4 own: own packs that were condemned are committed", log.OwnPacks, everybody, nil},
+	{"R4 base: a base need not live", log.LivingBase, everybody, nil},
+	{"R4 remember: condemned names are forgotten", log.Remember, swept, &Faults{Freeze: 15}},
+	{"R5 say: packs are deleted before it is said", log.SayFirst, everybody, nil},
+	{"R5 counted: what was counted on since is condemned", log.LeaveCounted, everybody, nil},
+	{"R5 rival: two collections stand", log.NoRival, everybody, nil},
+	{"R6 hold: a hold refuses nothing", log.HoldsRefuse, everybody, nil},
+	{"R7 read on: a reader does not read on", log.ReadOn, everybody, nil},
+	{"R9 settle: what was read is built on", log.SettleRead, everybody, &Faults{Crash: 10, Lose: 40, Power: 15}},
+	{"R9 absent: a cache says absent", log.AskAbsent, everybody, nil},
+}
+
+// takenOver is an owner that collects, and somebody who closes its volumes.
+func takenOver(w *World, rng *rand.Rand) error {
+	if err := w.Begin([][]string{{"abc"}, {"acz", "c"}, {"abcd", "efgz"}}[rng.IntN(3)]...); err != nil {
+		return err
+	}
+	w.Spawn("owner", rng.Uint64(), owner)
+	w.Spawn("deleter", rng.Uint64(), func(a *actor) error { return a.deletes(2) })
+	w.Spawn("closer", rng.Uint64(), closer)
+	return nil
+}
+
+// closer closes volume after volume, as one who takes a log over does.
+func closer(a *actor) error {
+	p, err := a.open()
+	for range 4 {
+		if err == nil {
+			err = a.insist(func() error { return p.Do(a.ctx, func(l *log.Log) error { return l.Close(a.ctx) }) })
+		}
+	}
+	return over(err)
+}
+
+// swept are sessions that stand still for long, while orphans are looked for and volumes close.
+func swept(w *World, rng *rand.Rand) error {
+	if err := w.Begin("abc"); err != nil {
+		return err
+	}
+	for i := range 2 {
+		w.Spawn(fmt.Sprintf("session%d", i), rng.Uint64(), func(a *actor) error { return a.sessions(sessionPlan{points: 2}) })
+	}
+	w.Spawn("sweeper", rng.Uint64(), func(a *actor) error { return a.sweeps(time.Minute) })
+	w.Spawn("roller", rng.Uint64(), func(a *actor) error { return a.rolls(4, true) })
+	return nil
+}
+
+// longSessions are some that tell of their progress, while somebody closes volumes.
+func longSessions(w *World, rng *rand.Rand) error {
+	if err := w.Begin("abc"); err != nil {
+		return err
+	}
+	for i := range 3 {
+		w.Spawn(fmt.Sprintf("long%d", i), rng.Uint64(), func(a *actor) error { return a.sessions(sessionPlan{progress: true, points: 2}) })
+	}
+	w.Spawn("closer", rng.Uint64(), closer)
+	return nil
+}
+
+// Each rule is needed: without it the simulation finds a loss within its budget of seeds.
+func TestEachRuleIsNeeded(t *testing.T) {
+	for _, r := range rules {
+		t.Run(r.name, func(t *testing.T) {
+			_, budget := seeds(t, 2000)
+			for seed := range budget {
+				if _, err := run(t, seed, r.rule, r.populate, r.faults, false); err != nil {
+					t.Logf("after %d seeds: %v", seed+1, err)
+					return
+				}
+			}
+			t.Errorf("nothing was lost in %d seeds", budget)
+		})
+	}
 }

@@ -87,6 +87,21 @@ func (d *disk) losePower(choose func(int) int) {
 	}
 }
 
+// names returns what a list that a call asks for would show.
+func (d *disk) names(c *call) string {
+	if c.what != "list" {
+		return ""
+	}
+	var names []string
+	for name := range d.objects {
+		if strings.HasPrefix(name, c.name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
+}
+
 // client is the store as one actor reaches it.
 type client struct{ *actor }
 

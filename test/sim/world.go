@@ -68,6 +68,8 @@ type World struct {
 	maxSteps int // until faults end
 	trace    []string
 	tracing  bool
+	one      *oneFault              // at most one thing goes wrong, as the choices say
+	meet     func(told string) bool // reports whether a run may end here: its state was met before
 	truth    *truth
 }
 
@@ -85,6 +87,7 @@ type actor struct {
 	err    error
 	procs  []*proc
 	number int
+	told   log.Hash // of all that it asked and was told
 }
 
 // call is a call of the store that waits for its turn.
@@ -176,6 +179,10 @@ func (w *World) Run() error {
 			continue
 		}
 		idle = 0
+		if w.meet != nil && w.meet(w.told()) {
+			w.putBack(c)
+			return w.check()
+		}
 		if w.steps++; w.steps > 20*w.maxSteps {
 			return fmt.Errorf("blocked: no end after %d steps:\n%s", w.steps, w.who())
 		}
@@ -215,6 +222,15 @@ func (w *World) shutDown() {
 		}
 		time.Sleep(20 * time.Second)
 	}
+}
+
+// arrival is in one of how many steps something late arrives; where all runs are gone through, it
+// does or does not.
+func (w *World) arrival() int {
+	if w.meet != nil {
+		return 2
+	}
+	return 12
 }
 
 func (w *World) choose(n int) int {
@@ -260,7 +276,7 @@ func (w *World) next() (*call, bool) {
 // step decides what becomes of a call, and of the world meanwhile.
 func (w *World) step(c *call) {
 	a := c.actor
-	if len(w.disk.late) > 0 && w.choose(12) == 0 {
+	if len(w.disk.late) > 0 && w.choose(w.arrival()) == 0 {
 		w.disk.arrive(w.choose(len(w.disk.late)), w.choose(4) > 0)
 	}
 	if w.often(w.faults.Power) {
@@ -274,6 +290,14 @@ func (w *World) step(c *call) {
 	}
 	v := w.verdict(c)
 	w.note(a, c, v)
+	if w.meet != nil {
+		was := w.disk.objects[c.name]
+		var found log.Hash
+		if was != nil {
+			found = log.HashOf(was.data)
+		}
+		a.told = log.HashOf(fmt.Appendf(nil, "%x %s %s %d %x %s", a.told, c.what, c.name, v, found, w.disk.names(c)))
+	}
 	c.run <- v
 	synctest.Wait()
 }
@@ -285,8 +309,56 @@ func (w *World) note(a *actor, c *call, v verdict) {
 	}
 }
 
+// oneFault is at most one fault in a run.
+type oneFault struct {
+	lose, crash bool
+	done        bool
+}
+
+// verdict decides what becomes of a call when at most one goes wrong.
+func (o *oneFault) verdict(w *World, c *call) verdict {
+	kinds := []verdict{serve}
+	if o.lose && c.what == "put" {
+		kinds = append(kinds, lose, late)
+	}
+	if o.crash {
+		kinds = append(kinds, die)
+	}
+	if o.done || c.actor.dead {
+		return serve
+	}
+	v := kinds[w.choose(len(kinds))]
+	o.done = v != serve
+	if v == die {
+		return w.kill(c)
+	}
+	return v
+}
+
+// told says who was told what.
+func (w *World) told() string {
+	var b strings.Builder
+	for _, a := range w.actors {
+		fmt.Fprintf(&b, "%x %v %v\n", a.told, a.dead, a.done)
+	}
+	for _, c := range w.pending {
+		fmt.Fprintf(&b, "%s %s %s\n", c.actor.name, c.what, c.name)
+	}
+	return b.String()
+}
+
+// putBack lets a call wait on.
+func (w *World) putBack(c *call) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pending = append(w.pending, c)
+}
+
 // verdict decides what becomes of a call.
 func (w *World) verdict(c *call) verdict {
+	if w.one != nil && !c.actor.dead {
+		return w.one.verdict(w, c)
+	}
 	f, put := w.faults, c.what == "put"
 	switch {
 	case c.actor.dead:

@@ -71,7 +71,7 @@ func (l *Log) found(ctx context.Context, name string) ([]byte, error) {
 			return raw, nil
 		case errors.Is(err, blob.ErrNotExist):
 			// A cache may say so of what was put just now.
-			absent, err := l.absent(ctx, name)
+			absent, err := l.store.Absent(ctx, name)
 			if err == nil && absent {
 				return nil, fmt.Errorf("read %s: %w", name, errCut)
 			}
