@@ -169,6 +169,9 @@ func (w *World) Run() error {
 		synctest.Wait()
 		c, alive := w.next()
 		if !alive {
+			if c != nil {
+				w.putBack(c)
+			}
 			break
 		}
 		if c == nil {
@@ -184,6 +187,7 @@ func (w *World) Run() error {
 			return w.check()
 		}
 		if w.steps++; w.steps > 20*w.maxSteps {
+			w.putBack(c)
 			return fmt.Errorf("blocked: no end after %d steps:\n%s", w.steps, w.who())
 		}
 		w.step(c)

@@ -297,8 +297,8 @@ func (e *Entry) openBodies(head, stored []byte, k *Keys) error {
 		e.Ops[i].Body, plain = plain[:n:n], plain[n:]
 		e.Ops[i].Clear = n > 0 && head[22] == flagClear
 	}
-	if len(plain) > 0 {
-		return fmt.Errorf("%w: %d bytes of bodies too many", errVoid, len(plain))
+	if len(plain) > 0 || e.flags() != head[22] {
+		return fmt.Errorf("%w: %d bytes of bodies too many, or flags of none", errVoid, len(plain))
 	}
 	return nil
 }

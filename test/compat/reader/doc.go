@@ -6,7 +6,10 @@
 //
 //	go run ./test/compat/reader VAULTDIR KEYFILE POINT DISK > out
 //
-// With notes as DISK it lists what was attached to the point.
+// With notes as DISK it lists what was attached to the point. With log it lists the entries of a log
+// below a directory; DATAKEY and VAULTID are hexadecimal digits.
+//
+//	go run ./test/compat/reader log DIR DATAKEY VAULTID
 //
 // KEYFILE holds an age identity or a passphrase. POINT is the ID of a point, or the beginning of it
 // that no other point has. Exit status is 0 when every byte of the disk was written and is right, 1

@@ -9,8 +9,15 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 5 && os.Args[1] == "log" {
+		if err := listLog(os.Stdout, os.Args[2], os.Args[3], os.Args[4]); err != nil {
+			fmt.Fprintln(os.Stderr, "reader:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) != 5 {
-		fmt.Fprintln(os.Stderr, "usage: reader VAULTDIR KEYFILE POINT DISK > out")
+		fmt.Fprintln(os.Stderr, "usage: reader VAULTDIR KEYFILE POINT DISK > out\n       reader log DIR DATAKEY VAULTID")
 		os.Exit(1)
 	}
 	if err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
