@@ -92,7 +92,7 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 	moved := pack(session(), 9)
 	do((&state.Condemn{Packs: []log.ObjectID{packs[1].ID, packs[2].ID}, Added: []log.Object{moved}, Bytes: packs[1].Size + packs[2].Size,
 		Recipes: []log.Recipe{{Makes: moved.ID, Pieces: []log.Piece{{Of: packs[1].ID, Kind: log.Pack, Offset: 3, Length: 9}}}},
-		Mark: o.log.Head().At, MarkAt: 5}).Op())
+		Mark:    o.log.Head().At, MarkAt: 5}).Op())
 	do((&state.Condemn{Orphans: true, Packs: []log.ObjectID{pack(session(), 1).ID}}).Op())
 	do(state.Gone([]log.ObjectID{packs[1].ID}))
 	do((&state.Delete{Points: points[3:5], Until: 77}).Op())

@@ -122,6 +122,7 @@ type Log struct {
 	voids     []Hash     // objects after it that are no entries
 	ended     bool       // the head is an end
 	closed    bool       // next/VOLUME was seen
+	suspect   error      // what looks like damage, in a volume that is closed
 	newest    Checkpoint // the newest that is known
 	folded    bool       // there is one
 	since     int        // entries after it

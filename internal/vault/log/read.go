@@ -69,7 +69,7 @@ func (l *Log) absent(ctx context.Context, name string) (bool, error) {
 
 // readVolume reads on in the present volume until a number is absent, or the volume has an end.
 func (l *Log) readVolume(ctx context.Context) error {
-	for !l.ended {
+	for !l.ended && l.suspect == nil {
 		at := l.next()
 		if at.Number >= MaxEntries {
 			return nil
@@ -98,6 +98,9 @@ func (l *Log) next() Position {
 // take judges the object at the next number, and folds it in if it is an entry. One that does not
 // authenticate is read a second time, so that what went wrong on the way is not taken for void.
 func (l *Log) take(ctx context.Context, at Position, raw []byte) error {
+	if len(raw) > limitOf(at) {
+		raw = []byte{}
+	}
 	e, err := parse(raw, at, l.keys)
 	if errors.Is(err, errVoid) {
 		again, readErr := l.readObject(ctx, EntryName(at), limitOf(at))
@@ -115,12 +118,29 @@ func (l *Log) take(ctx context.Context, at Position, raw []byte) error {
 	case err != nil:
 		return err
 	case e.Before != l.head.Hash && len(l.voids) > 0, e.Before == l.head.Hash && !slices.Equal(e.Voids, l.voids):
-		return fmt.Errorf("%w: entry %s covers others before it that do not read as they were written", ErrDamaged, at)
+		return l.suspectDamage(ctx, at, HashOf(raw))
 	case e.Before != l.head.Hash:
 		l.voids = append(l.voids, e.Hash)
 		return nil
 	}
 	return l.fold(e, raw)
+}
+
+// suspectDamage is told of an entry that covers others which do not read as they were written. In a
+// volume that was closed and cut they may be what somebody put who slept, and all of it is void: how
+// the next volume begins decides.
+func (l *Log) suspectDamage(ctx context.Context, at Position, hash Hash) error {
+	damage := fmt.Errorf("%w: entry %s covers others before it that do not read as they were written", ErrDamaged, at)
+	closed, err := l.lookNext(ctx, at.Volume)
+	if err != nil {
+		return err
+	}
+	if !closed {
+		return damage
+	}
+	l.closed, l.suspect = true, damage
+	l.voids = append(l.voids, hash)
+	return nil
 }
 
 // fold folds in an entry that counts.
@@ -175,6 +195,9 @@ func (l *Log) cross(ctx context.Context) error {
 		if err := l.readToEnd(ctx); err != nil {
 			return err
 		}
+		if l.suspect != nil {
+			return l.suspect // nothing was cut: it is damage
+		}
 		raw, err = l.begin(ctx)
 	}
 	if err != nil {
@@ -197,7 +220,7 @@ func (l *Log) cross(ctx context.Context) error {
 	if err := l.goTo(ctx, b); err != nil {
 		return err
 	}
-	l.voids, l.closed = nil, false
+	l.voids, l.closed, l.suspect = nil, false, nil
 	if err := l.fold(e, raw); err != nil {
 		return err
 	}
@@ -210,7 +233,7 @@ func (l *Log) cross(ctx context.Context) error {
 // come from a cache here.
 func (l *Log) readToEnd(ctx context.Context) error {
 	for {
-		if err := l.readVolume(ctx); err != nil || l.ended || l.next().Number >= MaxEntries {
+		if err := l.readVolume(ctx); err != nil || l.ended || l.suspect != nil || l.next().Number >= MaxEntries {
 			return err
 		}
 		if absent, err := l.absent(ctx, EntryName(l.next())); err != nil || absent {

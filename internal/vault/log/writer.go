@@ -148,11 +148,14 @@ func (w *Writer) run() {
 		}
 		w.mu.Unlock()
 		w.turn <- struct{}{}
-		if err := w.round(batch); err != nil {
-			w.failAll(err)
+		err := w.round(batch)
+		if err == nil && w.log.Due() && w.ctx.Err() == nil {
+			if err = w.lookAfter(true); err == nil { // nobody waits for a checkpoint
+				_, w.failed = w.log.Checkpoint(w.ctx)
+			}
 		}
-		if w.log.Due() && w.ctx.Err() == nil {
-			_, w.failed = w.log.Checkpoint(w.ctx)
+		if err != nil {
+			w.failAll(err)
 		}
 		<-w.turn
 	}

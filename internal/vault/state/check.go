@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/holdfast-vm/holdfast/internal/vault/log"
 )
@@ -38,6 +39,7 @@ func (l *Lost) Error() string {
 // Check returns nil if the commit is valid: rule R4. Otherwise the error is a *Lost, or says why it
 // never will be.
 func (c *Commit) Check(ctx context.Context, s *State) error {
+	c.warm(ctx, s)
 	for i := range c.Points {
 		id := c.Points[i].ID
 		for _, table := range []byte{tablePoint, tablePurged} {
@@ -73,6 +75,32 @@ func (c *Commit) Check(ctx context.Context, s *State) error {
 		}
 	}
 	return lost.err()
+}
+
+// warm reads at once what Check asks for.
+func (c *Commit) warm(ctx context.Context, s *State) {
+	var keys [classes][][]byte
+	for i := range c.Points {
+		p := &c.Points[i]
+		keys[sealed] = append(keys[sealed], key(tablePoint, p.ID[:]), key(tablePurged, p.ID[:]))
+		for _, base := range p.Bases {
+			keys[sealed] = append(keys[sealed], key(tablePoint, base[:]))
+		}
+	}
+	for i := range c.Added {
+		keys[open] = append(keys[open], key(tableCondemned, c.Added[i].ID[:]))
+	}
+	for _, id := range c.Own {
+		keys[open] = append(keys[open], key(tableCondemned, id[:]))
+	}
+	for i := range c.Counts {
+		keys[open] = append(keys[open], key(tablePack, c.Counts[i].Pack[:]))
+	}
+	var wg sync.WaitGroup
+	for c := range classes {
+		wg.Go(func() { s.tiers[c].Warm(ctx, keys[c]...) })
+	}
+	wg.Wait()
 }
 
 func exists(there bool) error {

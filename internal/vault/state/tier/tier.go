@@ -13,6 +13,7 @@ import (
 	"iter"
 	"slices"
 	"sort"
+	"sync"
 )
 
 // fanOut is how many runs of one length become one.
@@ -215,15 +216,53 @@ func (t *Tiers) Get(ctx context.Context, key []byte, over ...map[string]Row) (Ro
 	return found, have && !found.Gone && t.rules.Keep(found), nil
 }
 
+// Warm reads the parts that Get of keys will ask for, all at once, so that a store far away is asked
+// in one round trip. What goes wrong is left for Get to find.
+func (t *Tiers) Warm(ctx context.Context, keys ...[]byte) {
+	wanted := map[[16]byte]Part{}
+	for _, run := range t.Runs {
+		for _, key := range keys {
+			if p, ok := run.part(key); ok {
+				wanted[p.Salt] = p
+			}
+		}
+	}
+	if len(wanted) < 2 {
+		return
+	}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, readAhead)
+	for _, p := range wanted {
+		slots <- struct{}{}
+		wg.Go(func() {
+			_, _ = t.store.Get(ctx, p)
+			<-slots
+		})
+	}
+	wg.Wait()
+}
+
+// readAhead is how many parts are read at once.
+const readAhead = 32
+
+// part returns the part of a run that may have a key.
+func (r *Run) part(key []byte) (Part, bool) {
+	i := sort.Search(len(r.Parts), func(i int) bool { return bytes.Compare(r.Parts[i].Last, key) >= 0 })
+	if i == len(r.Parts) || bytes.Compare(key, r.Parts[i].First) < 0 {
+		return Part{}, false
+	}
+	return r.Parts[i], true
+}
+
 func (t *Tiers) inRun(ctx context.Context, run Run, key []byte) (Row, bool, error) {
 	rows := run.rows
 	if len(run.Parts) > 0 {
-		i := sort.Search(len(run.Parts), func(i int) bool { return bytes.Compare(run.Parts[i].Last, key) >= 0 })
-		if i == len(run.Parts) || bytes.Compare(key, run.Parts[i].First) < 0 {
+		p, ok := run.part(key)
+		if !ok {
 			return Row{}, false, nil
 		}
 		var err error
-		if rows, err = t.store.Get(ctx, run.Parts[i]); err != nil {
+		if rows, err = t.store.Get(ctx, p); err != nil {
 			return Row{}, false, err
 		}
 	}
