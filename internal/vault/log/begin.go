@@ -88,11 +88,16 @@ func Init(ctx context.Context, s blob.Store, k *Keys) error {
 // begin puts the first entry of the volume after the present one, which is closed and was read to
 // its end, and returns what stands there: it may be another's.
 func (l *Log) begin(ctx context.Context) ([]byte, error) {
-	from, err := l.checkpointNear(ctx)
-	if err != nil {
+	if err := l.Settle(ctx); err != nil {
 		return nil, err
 	}
-	if err := l.Settle(ctx); err != nil {
+	if !l.ended { // who put it may still be about to
+		if err := l.putNext(ctx, l.head.At.Volume); err != nil {
+			return nil, err
+		}
+	}
+	from, err := l.checkpointNear(ctx)
+	if err != nil {
 		return nil, err
 	}
 	v := l.head.At.Volume.Next()
@@ -110,10 +115,20 @@ func (l *Log) begin(ctx context.Context) ([]byte, error) {
 // checkpointNear returns a checkpoint in the present volume after which there are at most 64
 // entries, which l.recent holds. It stores one if there is none.
 func (l *Log) checkpointNear(ctx context.Context) (Checkpoint, error) {
-	if l.folded && l.newest.At.Volume == l.head.At.Volume && l.since <= EveryEntries {
-		return l.newest, nil
+	if !l.folded || l.newest.At.Volume != l.head.At.Volume || l.since > EveryEntries {
+		return l.Checkpoint(ctx)
 	}
-	return l.Checkpoint(ctx)
+	if l.read {
+		err := l.store.Settle(ctx, CheckpointName(l.newest))
+		if errors.Is(err, blob.ErrNotExist) {
+			return l.Checkpoint(ctx)
+		}
+		if err != nil {
+			return l.newest, fmt.Errorf("settle a checkpoint: %w", err)
+		}
+		l.read = false
+	}
+	return l.newest, nil
 }
 
 // Checkpoint stores the state as of the last entry that was read. Whoever wants to may do so at any
@@ -131,7 +146,7 @@ func (l *Log) Checkpoint(ctx context.Context) (Checkpoint, error) {
 }
 
 func (l *Log) noteCheckpoint(c Checkpoint) {
-	l.newest, l.folded, l.since, l.recent = c, true, 0, nil
+	l.newest, l.folded, l.read, l.since, l.recent = c, true, false, 0, nil
 }
 
 // Due reports whether a checkpoint is due. Of several writers the one whose entry has a round number

@@ -118,35 +118,82 @@ type Log struct {
 	state State
 	opts  Options
 
-	head      Remembered // the last entry that counts
-	voids     []Hash     // objects after it that are no entries
-	ended     bool       // the head is an end
-	closed    bool       // next/VOLUME was seen
-	suspect   error      // what looks like damage, in a volume that is closed
-	newest    Checkpoint // the newest that is known
-	folded    bool       // there is one
-	since     int        // entries after it
-	recent    [][]byte   // those, as stored, if it is of this volume
-	unsettled []string   // objects that were read and that the next put builds on
-	ahead     map[string]fetched
+	head    Remembered // the last entry that counts
+	voids   []Hash     // objects after it that are no entries
+	ended   bool       // the head is an end
+	closed  bool       // next/VOLUME was seen
+	suspect error      // what looks like damage, in a volume that is closed
+	newest  Checkpoint // the newest that is known
+	folded  bool       // there is one
+	read    bool       // it was read, and not settled since
+	since   int        // entries after it
+	recent  [][]byte   // those, as stored, if it is of this volume
+	foreign bool       // the head was read, and not settled since
+	ahead   map[string]fetched
 }
 
 // Head returns the last entry that was read.
 func (l *Log) Head() Remembered { return l.head }
 
-// Settle makes what was read durable, so that somebody may act on it or build on it.
+// errVanished reports that the head is not in the store any more as it was read: somebody was still
+// committing it, and power failed.
+var errVanished = errors.New("an entry that was read has vanished")
+
+// Settle makes what was read durable, so that somebody may act on it or build on it: rule R9. Whoever
+// put the head had settled what is before it, so that is enough. If the head has vanished meanwhile
+// the log is read anew.
 func (l *Log) Settle(ctx context.Context) error {
-	if l.opts.Without.Has(SettleRead) {
-		return nil
-	}
-	for len(l.unsettled) > 0 {
-		name := l.unsettled[0]
-		err := l.store.Settle(ctx, name)
-		// It may have been cut since: then all that followed was settled by whoever cut it.
-		if err != nil && !errors.Is(err, blob.ErrNotExist) {
-			return fmt.Errorf("settle %s: %w", name, err)
+	for l.foreign && !l.opts.Without.Has(SettleRead) {
+		err := l.settleHead(ctx)
+		if errors.Is(err, errVanished) {
+			if err = l.restart(ctx); err == nil {
+				err = l.readVolume(ctx)
+			}
+		} else if err == nil {
+			l.foreign = false
 		}
-		l.unsettled = l.unsettled[1:]
+		if err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// settleHead settles the head and looks whether it is still what was read. One that was cut is
+// settled: how the next volume begins decides about it.
+func (l *Log) settleHead(ctx context.Context) error {
+	name := EntryName(l.head.At)
+	if err := l.store.Settle(ctx, name); err != nil && !errors.Is(err, blob.ErrNotExist) {
+		return fmt.Errorf("settle %s: %w", name, err)
+	}
+	return l.headStands(ctx)
+}
+
+// headStands returns errVanished if the head is not in the store any more as it was read.
+func (l *Log) headStands(ctx context.Context) error {
+	raw, err := l.readPresent(ctx, EntryName(l.head.At), limitOf(l.head.At))
+	if err != nil && !errors.Is(err, blob.ErrNotExist) || err == nil && HashOf(raw) == l.head.Hash {
+		return err
+	}
+	closed, err := l.lookNext(ctx, l.head.At.Volume)
+	if err == nil && !closed {
+		err = errVanished
+	}
+	l.closed = l.closed || closed
+	return err
+}
+
+// readPresent reads an object, and again while a cache says that it is absent and it is not.
+func (l *Log) readPresent(ctx context.Context, name string, limit int) ([]byte, error) {
+	for wait := waitFirst; ; wait = min(2*wait, waitMost) {
+		raw, err := l.readObject(ctx, name, limit)
+		if !errors.Is(err, blob.ErrNotExist) {
+			return raw, err
+		}
+		absent, askErr := l.store.Absent(ctx, name)
+		if absent || askErr != nil || ctx.Err() != nil {
+			return nil, errors.Join(askErr, err)
+		}
+		pause(ctx, wait)
+	}
 }

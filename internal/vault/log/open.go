@@ -37,6 +37,8 @@ func Open(ctx context.Context, s blob.Store, k *Keys, state State, o Options) (*
 
 // start loads the newest checkpoint that can be loaded; without one it begins at the beginning.
 func (l *Log) start(ctx context.Context) error {
+	l.voids, l.ended, l.closed, l.suspect = nil, false, false, nil
+	l.folded, l.recent, l.since = false, nil, 0
 	after := ""
 	for {
 		name, c, err := l.listed(ctx, after)
@@ -60,6 +62,13 @@ func (l *Log) start(ctx context.Context) error {
 	}
 }
 
+// restart reads the log anew, from its newest checkpoint on.
+func (l *Log) restart(ctx context.Context) error {
+	err := l.start(ctx)
+	l.ahead = nil // what was absent then need not be any more
+	return err
+}
+
 // listed returns the newest checkpoint after a name, as a list tells; it is a hint.
 func (l *Log) listed(ctx context.Context, after string) (string, Checkpoint, error) {
 	for name, err := range blob.Names(ctx, l.store, prefixCheckpoint, after) {
@@ -75,7 +84,10 @@ func (l *Log) listed(ctx context.Context, after string) (string, Checkpoint, err
 
 func (l *Log) startAtFirst(ctx context.Context) error {
 	at := Position{}
+	var wg sync.WaitGroup
+	wg.Go(func() { l.ahead = l.readAhead(ctx, at) })
 	raw, err := l.readObject(ctx, EntryName(at), MaxEntry)
+	wg.Wait()
 	if errors.Is(err, blob.ErrNotExist) {
 		return ErrNoLog
 	}

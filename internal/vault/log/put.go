@@ -65,18 +65,14 @@ func (l *Log) put(ctx context.Context, name string, raw []byte) (committed bool,
 // found reads what stands under a name that is taken.
 func (l *Log) found(ctx context.Context, name string) ([]byte, error) {
 	for wait := waitFirst; ; wait = min(2*wait, waitMost) {
-		raw, err := l.readObject(ctx, name, MaxBegin)
+		raw, err := l.readPresent(ctx, name, MaxBegin)
 		switch {
 		case err == nil:
 			return raw, nil
-		case errors.Is(err, blob.ErrNotExist):
-			// A cache may say so of what was put just now.
-			absent, err := l.store.Absent(ctx, name)
-			if err == nil && absent {
-				return nil, fmt.Errorf("read %s: %w", name, errCut)
-			}
-		case ctx.Err() != nil:
+		case err != nil && ctx.Err() != nil:
 			return nil, fmt.Errorf("read %s: %w: %w", name, ErrInDoubt, err)
+		case errors.Is(err, blob.ErrNotExist):
+			return nil, fmt.Errorf("read %s: %w", name, errCut)
 		}
 		pause(ctx, wait)
 	}

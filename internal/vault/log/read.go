@@ -47,7 +47,6 @@ func (l *Log) isClosed(ctx context.Context) (bool, error) {
 	}
 	if !absent {
 		l.closed = true
-		l.unsettled = append(l.unsettled, name)
 	}
 	return l.closed, nil
 }
@@ -81,7 +80,11 @@ func (l *Log) readVolume(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read entry %s: %w", at, err)
 		}
-		if err := l.take(ctx, at, raw); err != nil {
+		err = l.take(ctx, at, raw)
+		if errors.Is(err, errVanished) {
+			err = l.restart(ctx)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -117,6 +120,13 @@ func (l *Log) take(ctx context.Context, at Position, raw []byte) error {
 		return nil
 	case err != nil:
 		return err
+	}
+	if e.Before != l.head.Hash && l.foreign {
+		if err := l.headStands(ctx); err != nil {
+			return err
+		}
+	}
+	switch {
 	case e.Before != l.head.Hash && len(l.voids) > 0, e.Before == l.head.Hash && !slices.Equal(e.Voids, l.voids):
 		return l.suspectDamage(ctx, at, HashOf(raw))
 	case e.Before != l.head.Hash:
@@ -151,7 +161,7 @@ func (l *Log) fold(e *Entry, raw []byte) error {
 	l.head = Remembered{At: e.At, Hash: e.Hash}
 	l.voids = nil
 	l.ended = e.Ops[len(e.Ops)-1].Kind == End
-	l.unsettled = append(l.unsettled, EntryName(e.At))
+	l.foreign = true
 	l.since++
 	if l.folded && l.newest.At.Volume == e.At.Volume && l.since <= EveryEntries {
 		l.recent = append(l.recent, raw)
@@ -299,7 +309,8 @@ func (l *Log) load(ctx context.Context, c Checkpoint) error {
 	}
 	c.Hash = loaded.Hash
 	l.head, l.ended, l.voids = Remembered{At: c.At, Hash: loaded.Head}, loaded.Ended, nil
-	l.unsettled = append(l.unsettled, CheckpointName(c))
+	l.foreign = true
 	l.noteCheckpoint(c)
+	l.read = true
 	return nil
 }

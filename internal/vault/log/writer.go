@@ -176,14 +176,19 @@ func (w *Writer) round(batch []*request) error {
 		return w.lookAfter(true)
 	}
 	w.leaveRoom()
+	if err := w.persist(func() error { return w.log.Settle(w.ctx) }); err != nil {
+		w.requeue(batch)
+		return err
+	}
+	if w.log.ended || w.log.closed {
+		w.requeue(batch)
+		return nil
+	}
 	e, in, err := w.gather(batch)
 	if err != nil || e == nil {
 		return err
 	}
 	raw, err := e.seal(w.log.keys)
-	if err == nil {
-		err = w.persist(func() error { return w.log.Settle(w.ctx) })
-	}
 	if err != nil {
 		w.answerAll(in, Position{}, err)
 		return nil
@@ -208,14 +213,8 @@ func (w *Writer) round(batch []*request) error {
 	w.requeue(in)
 	w.fair.lost++
 	w.askForRoom()
-	return w.persist(func() error {
-		if w.log.next() == e.At {
-			if err := w.log.take(w.ctx, e.At, found); err != nil {
-				return err
-			}
-		}
-		return w.log.readVolume(w.ctx)
-	})
+	w.log.ahead = map[string]fetched{EntryName(e.At): {raw: found}}
+	return w.persist(func() error { return w.log.readVolume(w.ctx) })
 }
 
 // gather asks the requests of a batch what they want, and returns an entry of as much as fits. The
@@ -286,7 +285,7 @@ func (w *Writer) win(e *Entry, raw []byte, in []*request) error {
 	if err != nil {
 		return err
 	}
-	w.log.unsettled = nil // it chains to all of them, and they were settled before it was put
+	w.log.foreign = false
 	if w.log.opts.Without.Has(LookAfterPut) {
 		w.acknowledge(len(w.placed))
 		return nil

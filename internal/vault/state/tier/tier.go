@@ -30,7 +30,8 @@ type Row struct {
 
 // Rules are what rows of a kind obey when they meet.
 type Rules interface {
-	// Adds reports whether the values of a key add up; otherwise the newest row of it counts.
+	// Adds reports whether the values of a key add up; otherwise the newest row of it counts. A key
+	// that adds up is not put again once it is gone.
 	Adds(key []byte) bool
 	// Join returns the row of a key that adds up and has an older one.
 	Join(older, newer Row) Row
