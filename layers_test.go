@@ -45,6 +45,24 @@ var sideways = map[string]string{
 	"internal/blob -> internal/durable":   "the directory store stands on the durable file system",
 }
 
+// rooms of the vault that stand on each other, from the top: one imports only those after it.
+var rooms = []string{"internal/vault/state", "internal/vault/state/tier", "internal/vault/log"}
+
+func TestRoomsOfTheVaultImportDownwards(t *testing.T) {
+	for _, p := range packages(t) {
+		from := slices.Index(rooms, strings.TrimPrefix(p.ImportPath, module))
+		for _, imp := range p.Imports {
+			dep, ours := strings.CutPrefix(imp, module)
+			if from < 0 || !ours || !strings.HasPrefix(dep, "internal/vault") {
+				continue
+			}
+			if to := slices.Index(rooms, dep); to <= from {
+				t.Errorf("%s imports %s: the log and its state stand on nothing else of the vault", rooms[from], dep)
+			}
+		}
+	}
+}
+
 // contracts import only the standard library, so that whoever implements them imports nothing else.
 var contracts = []string{"internal/blob", "internal/extent", "internal/point"}
 
