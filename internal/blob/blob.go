@@ -23,8 +23,8 @@
 //
 // # Cancelling
 //
-// A write is cancelled by [Writer.Abort] before Commit, and then leaves nothing. A context that ends
-// during Commit ends the waiting, not the write.
+// A write is cancelled by [Writer.Abort] before Commit, and then leaves nothing. A context that
+// ends during Commit ends the waiting, not the write.
 //
 // # Writers at once
 //
@@ -77,9 +77,9 @@ type Store interface {
 	// is not "", in ascending order of name. It shows every object that was committed through this
 	// Store before the call and not deleted since. What other processes committed or deleted on a
 	// shared file system may show late, as their caches do; so a list finds what to look at and
-	// never proves that something is not there. What it shows survives power loss; of an object that
-	// only Stat or ReadAt has shown this is not said before its Commit has returned, or Settle. An
-	// error ends the sequence.
+	// never proves that something is not there. What it shows survives power loss; of an object
+	// that only Stat or ReadAt has shown this is not said before its Commit has returned, or
+	// Settle. An error ends the sequence.
 	List(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
 	// Settle makes sure that an object which was read, and which somebody else may still be
 	// committing, survives power loss. Who builds on what he only read settles it first. A missing
@@ -101,7 +101,8 @@ type Writer interface {
 	// object survives power loss; if the name was taken meanwhile it returns ErrExist and the older
 	// object, which survives power loss too, stays. After ErrNoSpace nothing was put. After any
 	// other error the object may be there or not, now or later (see the package's documentation);
-	// if it is, it is whole. Commit is called once: after an error the writer is good for Abort only.
+	// if it is, it is whole. Commit is called once: after an error the writer is good for Abort
+	// only.
 	Commit(ctx context.Context) error
 	// Abort drops what was written. It is a no-op after Commit.
 	Abort()

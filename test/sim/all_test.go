@@ -126,7 +126,8 @@ func TestAll(t *testing.T) {
 				x.runs++
 				list = s.next()
 			}
-			t.Logf("%d runs, %d of them cut short in a state met before, %d states, all: %v, in %v", x.runs, x.cut, len(x.seen),
+			t.Logf("%d runs, %d of them cut short in a state met before, %d states, all: %v, in %v", x.runs, x.cut,
+				len(x.seen),
 				list == nil, time.Since(began))
 		})
 	}

@@ -263,7 +263,9 @@ func (w *worker) deleteOne() error {
 	id := ids[w.rng.IntN(len(ids))]
 	if w.rng.IntN(2) == 0 {
 		d := state.Delete{Points: []state.ID{id}}
-		if err := w.append(func(ctx context.Context) (log.Op, error) { return d.Op(), d.Check(ctx, w.state) }); err != nil {
+		if err := w.append(func(ctx context.Context) (log.Op, error) {
+			return d.Op(), d.Check(ctx, w.state)
+		}); err != nil {
 			return err
 		}
 	}
@@ -404,7 +406,8 @@ func (a *actor) reads(times int) error {
 	return nil
 }
 
-// read reads a point's chunks by a state that gets old; what it misses it looks for after reading on.
+// read reads a point's chunks by a state that gets old; what it misses it looks for after reading
+// on.
 func (w *worker) read(id state.ID) error {
 	need := ""
 	if err := w.view(func(ctx context.Context, st *state.State) error {

@@ -29,7 +29,8 @@ func (a *actor) open() (*proc, error) {
 	p := &proc{actor: a, store: client{a}}
 	rng := rand.New(rand.NewPCG(a.rng.Uint64(), 1))
 	err := a.insist(func() (err error) {
-		p.state = state.New(p.store, a.world.keys, state.Options{Without: a.world.without, RememberVolumes: 8, RememberDays: -1})
+		p.state = state.New(p.store, a.world.keys,
+			state.Options{Without: a.world.without, RememberVolumes: 8, RememberDays: -1})
 		p.log, err = log.Open(a.ctx, p.store, a.world.keys.Log(), p.state, log.Options{
 			NoReadAhead: true, Without: a.world.without, Rand: func(b []byte) { fill(rng, b) }, Now: a.now})
 		return err
@@ -50,7 +51,8 @@ func (a *actor) now() time.Time { return time.Now().Add(a.clock) }
 func (a *actor) insist(do func() error) error {
 	for {
 		err := do()
-		if !errors.Is(err, errIO) && !errors.Is(err, blob.ErrNoSpace) && !errors.Is(err, blob.ErrNotExist) || a.ctx.Err() != nil {
+		if !errors.Is(err, errIO) && !errors.Is(err, blob.ErrNoSpace) && !errors.Is(err, blob.ErrNotExist) ||
+			a.ctx.Err() != nil {
 			return err
 		}
 		a.sleep(time.Second)
@@ -75,7 +77,8 @@ func (p *proc) append(judge func(ctx context.Context) (log.Op, error)) error {
 			op, err := judge(ctx)
 			return []log.Op{op}, err
 		})
-		if errors.Is(err, blob.ErrNoSpace) && !errors.Is(err, log.ErrInDoubt) || errors.Is(err, errIO) && p.actor.ctx.Err() == nil {
+		if errors.Is(err, blob.ErrNoSpace) && !errors.Is(err, log.ErrInDoubt) ||
+			errors.Is(err, errIO) && p.actor.ctx.Err() == nil {
 			p.actor.sleep(time.Second)
 			continue
 		}
@@ -183,8 +186,9 @@ func (w *World) Begin(packs ...string) error {
 	c := state.Commit{}
 	need := ""
 	for i, chunks := range packs {
-		o := log.Object{ID: log.NewObjectID(log.Volume{}, log.Session{1}, uint32(i)), Kind: log.Pack, Size: uint64(len(chunks)),
-			Sum: log.HashOf([]byte(chunks))}
+		o := log.Object{ID: log.NewObjectID(log.Volume{}, log.Session{1}, uint32(i)), Kind: log.Pack,
+			Size: uint64(len(chunks)),
+			Sum:  log.HashOf([]byte(chunks))}
 		if err := blob.Put(ctx, s, o.Name(), []byte(chunks)); err != nil {
 			return err
 		}

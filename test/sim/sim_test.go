@@ -115,7 +115,8 @@ func owner(a *actor) error {
 }
 
 // run makes the run of a seed.
-func run(t *testing.T, seed uint64, without log.Rules, populate func(*World, *rand.Rand) error, f *Faults, tracing bool) (w *World, err error) {
+func run(t *testing.T, seed uint64, without log.Rules, populate func(*World, *rand.Rand) error, f *Faults,
+	tracing bool) (w *World, err error) {
 	t.Helper()
 	synctest.Test(t, func(*testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 77))
@@ -217,7 +218,9 @@ func swept(w *World, rng *rand.Rand) error {
 		return err
 	}
 	for i := range 2 {
-		w.Spawn(fmt.Sprintf("session%d", i), rng.Uint64(), func(a *actor) error { return a.sessions(sessionPlan{points: 2}) })
+		w.Spawn(fmt.Sprintf("session%d", i), rng.Uint64(), func(a *actor) error {
+			return a.sessions(sessionPlan{points: 2})
+		})
 	}
 	w.Spawn("sweeper", rng.Uint64(), func(a *actor) error { return a.sweeps(time.Minute) })
 	w.Spawn("roller", rng.Uint64(), func(a *actor) error { return a.rolls(4, true) })
@@ -230,7 +233,9 @@ func longSessions(w *World, rng *rand.Rand) error {
 		return err
 	}
 	for i := range 3 {
-		w.Spawn(fmt.Sprintf("long%d", i), rng.Uint64(), func(a *actor) error { return a.sessions(sessionPlan{progress: true, points: 2}) })
+		w.Spawn(fmt.Sprintf("long%d", i), rng.Uint64(), func(a *actor) error {
+			return a.sessions(sessionPlan{progress: true, points: 2})
+		})
 	}
 	w.Spawn("closer", rng.Uint64(), closer)
 	return nil

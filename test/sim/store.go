@@ -231,7 +231,8 @@ func (c client) listed(prefix, after string, v verdict) (names []string) {
 		}
 	}
 	for name, o := range d.gone {
-		if v == stale && d.objects[name] == nil && strings.HasPrefix(name, prefix) && name > after && time.Since(o.at) < lag {
+		if v == stale && d.objects[name] == nil && strings.HasPrefix(name, prefix) && name > after &&
+			time.Since(o.at) < lag {
 			names = append(names, name)
 		}
 	}

@@ -403,7 +403,8 @@ func (w *World) losePower() { w.disk.losePower(w.choose) }
 func (w *World) who() string {
 	var b strings.Builder
 	for _, a := range w.actors {
-		fmt.Fprintf(&b, "  %s: dead %v, done %v, frozen %v, %v\n", a.name, a.dead, a.done, time.Now().Before(a.frozen), a.err)
+		fmt.Fprintf(&b, "  %s: dead %v, done %v, frozen %v, %v\n", a.name, a.dead, a.done, time.Now().Before(a.frozen),
+			a.err)
 	}
 	for _, c := range w.pending {
 		fmt.Fprintf(&b, "  %s waits to %s %s\n", c.actor.name, c.what, c.name)

@@ -67,8 +67,8 @@ func (s *subject) testReadWhole(t *testing.T) {
 	}
 }
 
-// Who puts the same bytes again, as after an answer that was lost, gets a definite answer, and finds
-// out whose object it is.
+// Who puts the same bytes again, as after an answer that was lost, gets a definite answer, and
+// finds out whose object it is.
 func (s *subject) testPutAgain(t *testing.T) {
 	mine, others := []byte("mine"), []byte("another's")
 	s.put(t, "log/1", mine)

@@ -52,7 +52,8 @@ func TestSettledSurvivesCrash(t *testing.T) {
 	}
 }
 
-// repeatedLink is a file system that repeats each link, as if the answer to the first had been lost.
+// repeatedLink is a file system that repeats each link, as if the answer to the first had been
+// lost.
 type repeatedLink struct{ durable.OS }
 
 func (f repeatedLink) Link(from, to string) error {

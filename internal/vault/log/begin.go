@@ -149,8 +149,8 @@ func (l *Log) noteCheckpoint(c Checkpoint) {
 	l.newest, l.folded, l.read, l.since, l.recent = c, true, false, 0, nil
 }
 
-// Due reports whether a checkpoint is due. Of several writers the one whose entry has a round number
-// makes it; if he does not, whoever has waited long enough.
+// Due reports whether a checkpoint is due. Of several writers the one whose entry has a round
+// number makes it; if he does not, whoever has waited long enough.
 func (l *Log) Due() bool {
 	return l.since >= EveryEntries && l.head.At.Number%EveryEntries == 0 || l.since >= 2*EveryEntries
 }

@@ -58,9 +58,9 @@ func (l *Log) deleteEntries(ctx context.Context, v Volume) error {
 	return nil
 }
 
-// Confirm makes sure that what was read so far is in the history and stays: what was read is settled,
-// and no next volume is in sight that it might not be part of. Whoever acts on an entry of another,
-// as by deleting what it condemns, confirms it first.
+// Confirm makes sure that what was read so far is in the history and stays: what was read is
+// settled, and no next volume is in sight that it might not be part of. Whoever acts on an entry of
+// another, as by deleting what it condemns, confirms it first.
 func (l *Log) Confirm(ctx context.Context) error {
 	for {
 		if err := l.Read(ctx); err != nil {
@@ -76,7 +76,8 @@ func (l *Log) Confirm(ctx context.Context) error {
 	}
 }
 
-// Stands reports whether an entry at a position counts: whether it is in the history as it was read.
+// Stands reports whether an entry at a position counts: whether it is in the history as it was
+// read.
 func (l *Log) Stands(ctx context.Context, p Position) (bool, error) {
 	return Stands(ctx, l.state, l.head.At, p)
 }
@@ -94,8 +95,8 @@ func Stands(ctx context.Context, s State, head, p Position) (bool, error) {
 }
 
 // Refold folds the entries of a volume up to one of them into a state, from what the volume began
-// with: a second fold, to compare a checkpoint with. It returns the entry that it came to: of a volume
-// that was cut, and into which somebody who slept has put since, that is another one.
+// with: a second fold, to compare a checkpoint with. It returns the entry that it came to: of a
+// volume that was cut, and into which somebody who slept has put since, that is another one.
 func Refold(ctx context.Context, s blob.Store, k *Keys, st State, to Position) (Remembered, error) {
 	l := &Log{store: s, keys: k, state: st}
 	if err := l.refoldFirst(ctx, to.Volume); err != nil {

@@ -72,7 +72,8 @@ func TestOtherKeysDoNotOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := log.Open(t.Context(), s, k.Log(), state.New(s, k, state.Options{}), log.Options{}); !errors.Is(err, log.ErrDamaged) {
+	if _, err := log.Open(t.Context(), s, k.Log(), state.New(s, k, state.Options{}), log.Options{}); !errors.Is(err,
+		log.ErrDamaged) {
 		t.Errorf("open with another data key: %v", err)
 	}
 }

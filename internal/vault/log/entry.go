@@ -173,8 +173,8 @@ func (o *Op) Size() int {
 	return n
 }
 
-// parse reads the object that stands at a position. It returns an error that matches errVoid for one
-// that is no entry, and ErrNewer for an entry of a later format.
+// parse reads the object that stands at a position. It returns an error that matches errVoid for
+// one that is no entry, and ErrNewer for an entry of a later format.
 func parse(raw []byte, at Position, k *Keys) (*Entry, error) {
 	if len(raw) < headSize+macSize || len(raw) > limitOf(at) {
 		return nil, fmt.Errorf("%w: %d bytes", errVoid, len(raw))

@@ -24,7 +24,8 @@ func sample(clear bool) *Entry {
 		Ops: []Op{
 			{Kind: 16, Added: []Object{{ID: id, Kind: Pack, Copy: 2, Size: 77, Sum: Hash{1}}}, Body: []byte("first")},
 			{Kind: 20, Condemned: []ObjectID{id, {1}}, Gone: []ObjectID{{2}},
-				Recipes: []Recipe{{Makes: id, Pieces: []Piece{{Of: id, Kind: Part, Offset: 5, Length: 6}}}, {Makes: ObjectID{4}}}},
+				Recipes: []Recipe{{Makes: id, Pieces: []Piece{{Of: id, Kind: Part, Offset: 5, Length: 6}}},
+					{Makes: ObjectID{4}}}},
 			{Kind: 99, Body: []byte("third")},
 		}}
 	for i := range e.Ops {
@@ -33,7 +34,8 @@ func sample(clear bool) *Entry {
 	return e
 }
 
-// An entry reads as what was sealed; a mirror, which has the log key alone, reads all but the bodies.
+// An entry reads as what was sealed; a mirror, which has the log key alone, reads all but the
+// bodies.
 func TestEntriesReadAsSealed(t *testing.T) {
 	k := testKeys(t)
 	for _, clear := range []bool{false, true} {
@@ -47,7 +49,8 @@ func TestEntriesReadAsSealed(t *testing.T) {
 			t.Errorf("it reads as\n%+v, want\n%+v: %v", got, e, err)
 		}
 		m, err := parse(raw, e.At, MirrorKeys(k.LogKey()))
-		if err != nil || m.Hidden == clear || m.Hash != e.Hash || len(m.Ops) != 3 || m.Ops[0].Added[0] != e.Ops[0].Added[0] ||
+		if err != nil || m.Hidden == clear || m.Hash != e.Hash || len(m.Ops) != 3 ||
+			m.Ops[0].Added[0] != e.Ops[0].Added[0] ||
 			len(m.Ops[1].Condemned) != 2 || m.Hidden && len(m.Ops[0].Body) > 0 {
 			t.Errorf("a mirror reads %+v: %v", m, err)
 		}
@@ -84,7 +87,8 @@ func TestChangedEntriesAreVoid(t *testing.T) {
 
 func TestNamesReadBack(t *testing.T) {
 	for _, n := range []uint32{0, 1, 4095, 4096, MaxEntries - 1} {
-		for _, v := range []Volume{{}, {Number: 7}, {Tenure: Tenure{Number: 1 << 31, Region: 65535}, Number: 1<<32 - 1}} {
+		for _, v := range []Volume{{}, {Number: 7},
+			{Tenure: Tenure{Number: 1 << 31, Region: 65535}, Number: 1<<32 - 1}} {
 			c := Checkpoint{At: Position{Volume: v, Number: n}, Salt: Salt{1, 2, 3}}
 			if got, ok := ParseCheckpointName(CheckpointName(c)); !ok || got != c {
 				t.Errorf("%s reads as %+v", CheckpointName(c), got)
@@ -102,7 +106,8 @@ func TestNamesReadBack(t *testing.T) {
 	if CheckpointName(a) < CheckpointName(b) {
 		t.Error("an older checkpoint is listed first")
 	}
-	for _, bad := range []string{"checkpoint/", "checkpoint/.nfs00000001", "pack/x", "pack/00000000-0000/00000000/ab/xyz", ""} {
+	for _, bad := range []string{"checkpoint/", "checkpoint/.nfs00000001", "pack/x",
+		"pack/00000000-0000/00000000/ab/xyz", ""} {
 		if _, ok := ParseCheckpointName(bad); ok {
 			t.Errorf("%q is taken for a checkpoint", bad)
 		}
@@ -146,7 +151,8 @@ func FuzzEntry(f *testing.F) {
 
 // The beginning of a volume is refused or reads as what makes the same bytes.
 func FuzzBeginning(f *testing.F) {
-	b := beginning{after: Position{Number: 3}, hash: Hash{1}, from: Checkpoint{Salt: Salt{2}}, entries: [][]byte{[]byte("x"), {}}}
+	b := beginning{after: Position{Number: 3}, hash: Hash{1}, from: Checkpoint{Salt: Salt{2}},
+		entries: [][]byte{[]byte("x"), {}}}
 	f.Add(b.append(nil))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b, err := readBeginning(body)

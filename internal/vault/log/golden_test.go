@@ -20,7 +20,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
-// The golden log is of format 1 for ever; -update is for the day on which a new format gets a new one.
+// The golden log is of format 1 for ever; -update is for the day on which a new format gets a new
+// one.
 var update = flag.Bool("update", false, "write testdata/golden anew")
 
 const golden = "testdata/golden"
@@ -56,7 +57,8 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 	pack := func(s log.Session, size int) log.Object {
 		n++
 		b := bytes.Repeat([]byte{byte(n)}, size)
-		return log.Object{ID: log.NewObjectID(o.log.Head().At.Volume, s, n), Kind: log.Pack, Size: uint64(size), Sum: log.HashOf(b)}
+		return log.Object{ID: log.NewObjectID(o.log.Head().At.Volume, s, n), Kind: log.Pack, Size: uint64(size),
+			Sum: log.HashOf(b)}
 	}
 	var points []state.ID
 	var packs []log.Object
@@ -90,9 +92,11 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 	do((&state.Progress{Session: given, Machine: "third"}).Op())
 	do((&state.GiveUp{Sessions: []state.Adopted{{Session: given, Progress: 1}}}).Op())
 	moved := pack(session(), 9)
-	do((&state.Condemn{Packs: []log.ObjectID{packs[1].ID, packs[2].ID}, Added: []log.Object{moved}, Bytes: packs[1].Size + packs[2].Size,
-		Recipes: []log.Recipe{{Makes: moved.ID, Pieces: []log.Piece{{Of: packs[1].ID, Kind: log.Pack, Offset: 3, Length: 9}}}},
-		Mark:    o.log.Head().At, MarkAt: 5}).Op())
+	do((&state.Condemn{Packs: []log.ObjectID{packs[1].ID, packs[2].ID}, Added: []log.Object{moved},
+		Bytes: packs[1].Size + packs[2].Size,
+		Recipes: []log.Recipe{{Makes: moved.ID,
+			Pieces: []log.Piece{{Of: packs[1].ID, Kind: log.Pack, Offset: 3, Length: 9}}}},
+		Mark: o.log.Head().At, MarkAt: 5}).Op())
 	do((&state.Condemn{Orphans: true, Packs: []log.ObjectID{pack(session(), 1).ID}}).Op())
 	do(state.Gone([]log.ObjectID{packs[1].ID}))
 	do((&state.Delete{Points: points[3:5], Until: 77}).Op())
@@ -147,7 +151,8 @@ func factsOf(t *testing.T, s blob.Store) (f goldenFacts) {
 	t.Helper()
 	o := open(t, s, log.Options{})
 	head := o.log.Head()
-	f = goldenFacts{Entries: o.state.Count(), Volume: head.At.Volume.Number, Head: fmt.Sprintf("%x", head.Hash), Counters: o.state.Counters()}
+	f = goldenFacts{Entries: o.state.Count(), Volume: head.At.Volume.Number, Head: fmt.Sprintf("%x", head.Hash),
+		Counters: o.state.Counters()}
 	if err := o.state.Points(context.Background(), func(p state.Point) bool {
 		f.Points = append(f.Points, fmt.Sprintf("%x", p.ID))
 		return true

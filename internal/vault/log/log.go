@@ -4,9 +4,9 @@
 // try a number one wins, and the others read what the winner said before they try the next. A
 // [Writer] does that for any number of goroutines, several operations to an entry. Entries are
 // chained: each carries the hash of the one before. A volume is a stretch of the log; it is closed
-// by an entry ([Writer.Roll]) or by an object beside it ([Log.Close]), and the next one begins after
-// the last entry that counts. So a log can be cut, and taken over, by whoever needs to, while anybody
-// may be asleep between any two of his steps: he looks for the next volume after each put.
+// by an entry ([Writer.Roll]) or by an object beside it ([Log.Close]), and the next one begins
+// after the last entry that counts. So a log can be cut, and taken over, by whoever needs to, while
+// anybody may be asleep between any two of his steps: he looks for the next volume after each put.
 //
 // Nothing here knows what operations mean: that is the [State]'s, which a log folds its entries
 // into. What the log promises: an entry that was acknowledged is in the history for ever, at its
@@ -27,8 +27,8 @@ import (
 
 // Errors that callers decide by.
 var (
-	// ErrInDoubt reports that the caller stopped waiting before it was known whether his entry is in
-	// the history. It may be, now or later; who must know asks for its effect by reading on.
+	// ErrInDoubt reports that the caller stopped waiting before it was known whether his entry is
+	// in the history. It may be, now or later; who must know asks for its effect by reading on.
 	ErrInDoubt = errors.New("it is not known whether the log has taken this")
 	// ErrNewer reports an entry of a kind that this program does not know. The vault can be read as
 	// of the entry before, and not be written.
@@ -99,7 +99,8 @@ type Options struct {
 	Rand       func([]byte)     // fills nonces and salts; nil means crypto/rand
 	Term       uint64           // of the owner whom this log writes for; told in entries
 	Owner      bool             // it writes all the time, and leaves numbers to those who want one
-	// NoReadAhead reads entries one after the other when opening, for stores where that costs nothing.
+	// NoReadAhead reads entries one after the other when opening, for stores where that costs
+	// nothing.
 	NoReadAhead bool
 	Without     Rules // rules that are left out: tests of tests only
 }
@@ -110,8 +111,8 @@ type Remembered struct {
 	Hash Hash
 }
 
-// Log reads a log and folds its entries. It is not safe for concurrent use; a [Writer] that was made
-// of it takes it over.
+// Log reads a log and folds its entries. It is not safe for concurrent use; a [Writer] that was
+// made of it takes it over.
 type Log struct {
 	store blob.Store
 	keys  *Keys
@@ -139,9 +140,9 @@ func (l *Log) Head() Remembered { return l.head }
 // committing it, and power failed.
 var errVanished = errors.New("an entry that was read has vanished")
 
-// Settle makes what was read durable, so that somebody may act on it or build on it: rule R9. Whoever
-// put the head had settled what is before it, so that is enough. If the head has vanished meanwhile
-// the log is read anew.
+// Settle makes what was read durable, so that somebody may act on it or build on it: rule R9.
+// Whoever put the head had settled what is before it, so that is enough. If the head has vanished
+// meanwhile the log is read anew.
 func (l *Log) Settle(ctx context.Context) error {
 	for l.foreign && !l.opts.Without.Has(SettleRead) {
 		err := l.settleHead(ctx)
@@ -191,8 +192,13 @@ func (l *Log) readPresent(ctx context.Context, name string, limit int) ([]byte, 
 			return raw, err
 		}
 		absent, askErr := l.store.Absent(ctx, name)
-		if absent || askErr != nil || ctx.Err() != nil {
-			return nil, errors.Join(askErr, err)
+		switch {
+		case askErr != nil:
+			return nil, askErr
+		case absent:
+			return nil, err
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
 		}
 		pause(ctx, wait)
 	}

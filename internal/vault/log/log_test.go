@@ -57,7 +57,8 @@ func pointID(n int) (id state.ID) {
 // commit appends a commit of one point, on the point before it if that lives.
 func (o *opened) commit(n int) error {
 	_, err := o.Append(context.Background(), func(ctx context.Context) ([]log.Op, error) {
-		c := state.Commit{Points: []state.Point{{ID: pointID(n), Time: int64(n), Manifest: fmt.Appendf(nil, "manifest %d", n)}}}
+		c := state.Commit{Points: []state.Point{{ID: pointID(n), Time: int64(n),
+			Manifest: fmt.Appendf(nil, "manifest %d", n)}}}
 		return []log.Op{c.Op()}, c.Check(ctx, o.state)
 	})
 	return err

@@ -37,8 +37,8 @@ func (l *Log) lookNext(ctx context.Context, v Volume) (bool, error) {
 }
 
 // lookAfter waits for the look that is under way. Where the volume is open, what it covers is
-// acknowledged. Where it is closed, or whole is set, all that was placed is decided, and the log goes
-// on to the next volume if it must.
+// acknowledged. Where it is closed, or whole is set, all that was placed is decided, and the log
+// goes on to the next volume if it must.
 func (w *Writer) lookAfter(whole bool) error {
 	if k := w.looking; k != nil {
 		<-k.done

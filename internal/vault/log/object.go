@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// ObjectID names a pack, or another object that entries name: 10 bytes of the volume in which it was
-// begun, 10 random ones of the session that wrote it, 4 of a counter. IDs order by volume.
+// ObjectID names a pack, or another object that entries name: 10 bytes of the volume in which it
+// was begun, 10 random ones of the session that wrote it, 4 of a counter. IDs order by volume.
 type ObjectID [24]byte
 
 // Session is the random part of the IDs of a session's objects.
@@ -70,7 +70,8 @@ func ParsePackName(name string) (o Object, ok bool) {
 	var r uint16
 	var two string
 	var tail []byte
-	if _, err := fmt.Sscanf(name, "pack/%08x-%04x/%08x/%2s/%28x", &t, &r, &v, &two, &tail); err != nil || len(tail) != 14 {
+	if _, err := fmt.Sscanf(name, "pack/%08x-%04x/%08x/%2s/%28x", &t, &r, &v, &two, &tail); err != nil ||
+		len(tail) != 14 {
 		return o, false
 	}
 	o.Kind = Pack

@@ -20,8 +20,9 @@ const (
 var errCut = errors.New("the entry was cut")
 
 // place puts an object until it is known what stands under the name, and returns that: raw, or what
-// another put. It returns blob.ErrNoSpace, or an error from before the object could be committed, if
-// nothing was put; ErrInDoubt if ctx ended first; errCut. It reports whether there ever was doubt.
+// another put. It returns blob.ErrNoSpace, or an error from before the object could be committed,
+// if nothing was put; ErrInDoubt if ctx ended first; errCut. It reports whether there ever was
+// doubt.
 func (l *Log) place(ctx context.Context, name string, raw []byte) (found []byte, doubt bool, err error) {
 	for wait := waitFirst; ; wait = min(2*wait, waitMost) {
 		var committed bool

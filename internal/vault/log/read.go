@@ -137,8 +137,8 @@ func (l *Log) take(ctx context.Context, at Position, raw []byte) error {
 }
 
 // suspectDamage is told of an entry that covers others which do not read as they were written. In a
-// volume that was closed and cut they may be what somebody put who slept, and all of it is void: how
-// the next volume begins decides.
+// volume that was closed and cut they may be what somebody put who slept, and all of it is void:
+// how the next volume begins decides.
 func (l *Log) suspectDamage(ctx context.Context, at Position, hash Hash) error {
 	damage := fmt.Errorf("%w: entry %s covers others before it that do not read as they were written", ErrDamaged, at)
 	closed, err := l.lookNext(ctx, at.Volume)
@@ -239,8 +239,8 @@ func (l *Log) cross(ctx context.Context) error {
 }
 
 // readToEnd reads a volume that is closed to its end. Nothing of it is cut before the next one has
-// begun, and what is put after its end is void, whoever puts it; so that a number is absent must not
-// come from a cache here.
+// begun, and what is put after its end is void, whoever puts it; so that a number is absent must
+// not come from a cache here.
 func (l *Log) readToEnd(ctx context.Context) error {
 	for {
 		if err := l.readVolume(ctx); err != nil || l.ended || l.suspect != nil || l.next().Number >= MaxEntries {

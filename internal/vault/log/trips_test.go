@@ -15,8 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
-// far is a store a round trip away: each call takes one, in virtual time. Settling costs nothing, as
-// in an object store.
+// far is a store a round trip away: each call takes one, in virtual time. Settling costs nothing,
+// as in an object store.
 type far struct {
 	*mem.Store
 	puts atomic.Int64
@@ -67,7 +67,8 @@ func trips(do func()) int {
 	return int(time.Since(began) / trip)
 }
 
-// What is done costs as many round trips with five thousand points as with one, and as many objects.
+// What is done costs as many round trips with five thousand points as with one, and as many
+// objects.
 func TestRoundTrips(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near := mem.New()
@@ -84,7 +85,8 @@ func TestRoundTrips(t *testing.T) {
 			const pack = 1
 			first := trips(func() { o.mustCommit(t, n, n+1) })
 			if opening > 5 || opening+pack+first > 8 || s.puts.Load() != 1 {
-				t.Errorf("at %d points opening takes %d round trips, the first commit %d and %d objects", points, opening, first,
+				t.Errorf("at %d points opening takes %d round trips, the first commit %d and %d objects", points,
+					opening, first,
 					s.puts.Load())
 			}
 			t.Logf("at %d points: %d to open, %d to commit first", points, opening, first)

@@ -8,9 +8,10 @@ import (
 	"sync"
 )
 
-// Writer appends to a log for any number of goroutines. One entry is in flight at a time; what comes
-// meanwhile gathers and goes into the next together. The look after a put is made while the next
-// entry is on its way. It is safe for concurrent use, and starts nothing before the first Append.
+// Writer appends to a log for any number of goroutines. One entry is in flight at a time; what
+// comes meanwhile gathers and goes into the next together. The look after a put is made while the
+// next entry is on its way. It is safe for concurrent use, and starts nothing before the first
+// Append.
 type Writer struct {
 	log    *Log
 	ctx    context.Context // of the calls that place entries: they do not end with who asked
@@ -32,8 +33,8 @@ type Writer struct {
 	failed  error // why the last checkpoint could not be stored
 }
 
-// Judge says what is to be appended, given the state as it is where the entry would stand. It may be
-// called again when another's entry came before; only its last answer counts. An error is what
+// Judge says what is to be appended, given the state as it is where the entry would stand. It may
+// be called again when another's entry came before; only its last answer counts. An error is what
 // Append returns: the operation is not valid, and nothing is appended. No operations and no error
 // mean that there is nothing to do any more.
 type Judge func(ctx context.Context) ([]Op, error)
@@ -221,7 +222,8 @@ func (w *Writer) round(batch []*request) error {
 // others wait for the next one.
 func (w *Writer) gather(batch []*request) (*Entry, []*request, error) {
 	l := w.log
-	e := &Entry{At: l.next(), Before: l.head.Hash, Voids: l.voids, Term: l.opts.Term, Time: l.opts.Now(), Nonce: w.nonce}
+	e := &Entry{At: l.next(), Before: l.head.Hash, Voids: l.voids, Term: l.opts.Term, Time: l.opts.Now(),
+		Nonce: w.nonce}
 	l.opts.Rand(e.salt[:])
 	if e.At.Number >= MaxEntries-1 { // the last number is for the end
 		w.requeue(batch)

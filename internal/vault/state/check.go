@@ -179,7 +179,8 @@ func (a *Adopted) check(ctx context.Context, s *State, by log.Session) error {
 	if err != nil {
 		return err
 	}
-	if !there || adopted != nil && (len(adopted) != 10 || log.Session(adopted) != by) || adopted == nil && a.Session != by {
+	if !there || adopted != nil && (len(adopted) != 10 || log.Session(adopted) != by) ||
+		adopted == nil && a.Session != by {
 		return ErrEnded
 	}
 	return nil
@@ -293,7 +294,8 @@ func (c *Condemn) checkMark(ctx context.Context, s *State) error {
 }
 
 // may reports whether a pack may be condemned, and its size.
-func (c *Condemn) may(ctx context.Context, s *State, id log.ObjectID, needed map[log.ObjectID]bool) (uint64, bool, error) {
+func (c *Condemn) may(ctx context.Context, s *State, id log.ObjectID, needed map[log.ObjectID]bool) (uint64, bool,
+	error) {
 	o, good, err := s.Good(ctx, id)
 	if err != nil {
 		return 0, false, err
@@ -310,7 +312,8 @@ func (c *Condemn) may(ctx context.Context, s *State, id log.ObjectID, needed map
 	return o.Size, good && !counted, nil
 }
 
-// openNeeds returns the packs that open sessions need whole: their own, and those that they count on.
+// openNeeds returns the packs that open sessions need whole: their own, and those that they count
+// on.
 func (s *State) openNeeds(ctx context.Context) (map[log.ObjectID]bool, error) {
 	sessions, err := s.Sessions(ctx)
 	needed := map[log.ObjectID]bool{}

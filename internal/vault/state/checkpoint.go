@@ -201,7 +201,8 @@ func (s *State) takeRows(c class, d *dec, runs []tier.Run) error {
 	return nil
 }
 
-// Verify reads back, and settles, all that a checkpoint is made of, and returns what it says of itself.
+// Verify reads back, and settles, all that a checkpoint is made of, and returns what it says of
+// itself.
 func Verify(ctx context.Context, store blob.Store, k *Keys, c log.Checkpoint) (log.Loaded, error) {
 	s := New(store, k, Options{})
 	loaded, err := s.Load(ctx, c)

@@ -10,7 +10,8 @@ import (
 
 // No body of an operation, and no checkpoint, makes a fold do anything but refuse it or go on.
 func FuzzBodies(f *testing.F) {
-	commit := Commit{Points: []Point{{ID: ID{1}, Bases: []ID{{2}}}}, Counts: []Count{{Shared: []byte{1}}}, Adopted: []Adopted{{Progress: 1}}}
+	commit := Commit{Points: []Point{{ID: ID{1}, Bases: []ID{{2}}}}, Counts: []Count{{Shared: []byte{1}}},
+		Adopted: []Adopted{{Progress: 1}}}
 	f.Add(uint16(KindCommit), commit.Op().Body)
 	progress := Progress{Machine: "vm", Bases: []ID{{1}}}
 	f.Add(uint16(KindProgress), progress.Op().Body)

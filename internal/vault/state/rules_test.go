@@ -93,10 +93,12 @@ func TestCommitTellsWhatIsLost(t *testing.T) {
 	c := state.Commit{Added: []log.Object{object(3)}, Counts: []state.Count{{Pack: object(1).ID}, {Pack: object(2).ID}},
 		Points: []state.Point{{ID: state.ID{2}, Bases: []state.ID{{1}}}, {ID: state.ID{3}, Bases: []state.ID{{2}}}}}
 	v.want("commit", c.Check(ctx, v.State), nil)
-	v.add((&state.Condemn{Packs: []log.ObjectID{object(1).ID}}).Op(), (&state.Condemn{Orphans: true, Packs: []log.ObjectID{object(3).ID}}).Op(),
+	v.add((&state.Condemn{Packs: []log.ObjectID{object(1).ID}}).Op(),
+		(&state.Condemn{Orphans: true, Packs: []log.ObjectID{object(3).ID}}).Op(),
 		(&state.Purge{Points: []state.Purged{{ID: state.ID{1}}}}).Op())
 	var lost *state.Lost
-	if err := c.Check(ctx, v.State); !errors.As(err, &lost) || len(lost.Own) != 1 || !slices.Equal(lost.Counts, []log.ObjectID{object(1).ID}) ||
+	if err := c.Check(ctx, v.State); !errors.As(err, &lost) || len(lost.Own) != 1 ||
+		!slices.Equal(lost.Counts, []log.ObjectID{object(1).ID}) ||
 		!slices.Equal(lost.Bases, []state.ID{{1}}) {
 		t.Errorf("commit: %v, %+v", err, lost)
 	}
@@ -111,9 +113,11 @@ func TestAdoptedSessionsEnd(t *testing.T) {
 	v.want("adopt", adopt.Check(ctx, v.State), nil)
 	v.add(adopt.Op())
 	v.want("adopt twice", adopt.Check(ctx, v.State), state.ErrEnded)
-	mine := state.Commit{Session: old, Progress: 1, Own: []log.ObjectID{object(1).ID}, Points: []state.Point{{ID: state.ID{1}}}}
+	mine := state.Commit{Session: old, Progress: 1, Own: []log.ObjectID{object(1).ID},
+		Points: []state.Point{{ID: state.ID{1}}}}
 	v.want("commit of the old session", mine.Check(ctx, v.State), state.ErrEnded)
-	theirs := state.Commit{Session: next, Adopted: []state.Adopted{{Session: old, Progress: 1}}, Own: mine.Own, Points: mine.Points}
+	theirs := state.Commit{Session: next, Adopted: []state.Adopted{{Session: old, Progress: 1}}, Own: mine.Own,
+		Points: mine.Points}
 	v.want("commit of the new session", theirs.Check(ctx, v.State), nil)
 	condemn := state.Condemn{Packs: []log.ObjectID{object(1).ID}, MarkAt: v.Count(), Last: v.LastCondemn()}
 	v.want("condemn the pack of an open session", condemn.Prune(ctx, v.State), state.ErrNoChange)
@@ -125,7 +129,8 @@ func TestAdoptedSessionsEnd(t *testing.T) {
 	v.want("condemn it afterwards", condemn.Prune(ctx, v.State), nil)
 }
 
-// What a mirror has pinned stays, whatever is condemned after it; what was condemned before does not.
+// What a mirror has pinned stays, whatever is condemned after it; what was condemned before does
+// not.
 func TestPinsKeepObjects(t *testing.T) {
 	ctx := context.Background()
 	v := newVault(t)
@@ -169,7 +174,8 @@ func TestSharedBitsRevive(t *testing.T) {
 	v := newVault(t)
 	v.commit(1, 0, object(1))
 	count := func(id, bits byte) {
-		c := state.Commit{Counts: []state.Count{{Pack: object(1).ID, Shared: []byte{bits}}}, Points: []state.Point{{ID: state.ID{id}}}}
+		c := state.Commit{Counts: []state.Count{{Pack: object(1).ID, Shared: []byte{bits}}},
+			Points: []state.Point{{ID: state.ID{id}}}}
 		v.add(c.Op())
 	}
 	count(2, 0b0001)

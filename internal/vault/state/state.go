@@ -1,11 +1,11 @@
 // Package state is what a vault's log folds to: a pure function of its entries.
 //
-// A [State] holds what a cut log leaves no other trace of: points, deleted and purged ones, holds and
-// locks, packs with the bits that say what may be freed of them, condemned names, open sessions,
-// mirrors, who wrote what last. All of it is rows, sorted by key, in tiers of immutable parts under a
-// small root ([tier]); so a checkpoint costs what changed since the one before, and a state of
-// millions of points is opened by reading its root. Two who fold the same entries make the same
-// checkpoint, bit for bit.
+// A [State] holds what a cut log leaves no other trace of: points, deleted and purged ones, holds
+// and locks, packs with the bits that say what may be freed of them, condemned names, open
+// sessions, mirrors, who wrote what last. All of it is rows, sorted by key, in tiers of immutable
+// parts under a small root ([tier]); so a checkpoint costs what changed since the one before, and a
+// state of millions of points is opened by reading its root. Two who fold the same entries make the
+// same checkpoint, bit for bit.
 //
 // Folding an entry reads nothing and never fails for want of a rule: whoever writes an entry judges
 // before, by [Commit.Check] and its like, whether it is valid after all that stands before it.

@@ -84,7 +84,8 @@ func (h *history) op() log.Op {
 		h.packs = append(h.packs[:i:i], h.packs[i+1:]...)
 		return c.Op()
 	case pick == 7:
-		f := state.Freed{Slots: []state.Count{{Pack: h.packs[h.rng.IntN(len(h.packs))], Shared: []byte{byte(h.rng.Uint32())}}}}
+		f := state.Freed{Slots: []state.Count{{Pack: h.packs[h.rng.IntN(len(h.packs))],
+			Shared: []byte{byte(h.rng.Uint32())}}}}
 		return f.Op()
 	case pick == 8:
 		return state.Pin(state.ID{byte(h.rng.IntN(3))})

@@ -131,7 +131,8 @@ func equalAll(a, b [][]byte) bool {
 
 func (e *logEntry) ends() bool { return e.ops[len(e.ops)-1].kind == 2 }
 
-// nextVolume goes on to the volume after the last entry's, if that is closed, and drops what is void.
+// nextVolume goes on to the volume after the last entry's, if that is closed, and drops what is
+// void.
 func (l *logDir) nextVolume(all []*logEntry) (_ []*logEntry, over bool, err error) {
 	last := all[len(all)-1]
 	if _, err := l.read(nextName(last.at)); errors.Is(err, fs.ErrNotExist) && !last.ends() {
@@ -279,7 +280,8 @@ func (e *logEntry) readBegin(b []byte) error {
 }
 
 func checkpointName(p position, salt []byte) string {
-	return fmt.Sprintf("checkpoint/%08x%04x%08x%06x-%s", ^p.tenure, ^p.region, ^p.volume, 1<<24-1-p.number, hex.EncodeToString(salt))
+	return fmt.Sprintf("checkpoint/%08x%04x%08x%06x-%s", ^p.tenure, ^p.region, ^p.volume, 1<<24-1-p.number,
+		hex.EncodeToString(salt))
 }
 
 // listLog writes a line for each entry.
@@ -300,7 +302,8 @@ func listLog(w io.Writer, dir, dataKey, vaultID string) error {
 	for _, e := range all {
 		fmt.Fprintf(w, "%d.%d", e.at.volume, e.at.number)
 		for _, op := range e.ops {
-			fmt.Fprintf(w, " kind %d (%d added, %d condemned, %d gone, %d bytes)", op.kind, len(op.added), len(op.condemned),
+			fmt.Fprintf(w, " kind %d (%d added, %d condemned, %d gone, %d bytes)", op.kind, len(op.added),
+				len(op.condemned),
 				len(op.gone), len(op.body))
 		}
 		fmt.Fprintln(w)

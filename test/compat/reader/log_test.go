@@ -14,8 +14,8 @@ import (
 
 const goldenLog = "../../../internal/vault/log/testdata/golden"
 
-// The golden log reads as it must, entry by entry, and every checkpoint in it holds what the entries
-// up to it fold to by the text.
+// The golden log reads as it must, entry by entry, and every checkpoint in it holds what the
+// entries up to it fold to by the text.
 func TestGoldenLog(t *testing.T) {
 	dataKey, vaultID := make([]byte, 32), make([]byte, 16)
 	dataKey[0], vaultID[0] = 1, 2
@@ -85,8 +85,10 @@ func requireCheckpoints(t *testing.T, l *logDir, all []*logEntry) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !maps.EqualFunc(got.living(), want.living(), bytes.Equal) || got.sums != want.sums || !bytes.Equal(got.forget, want.forget) {
-			t.Errorf("the checkpoint of %d entries has %d rows, sums %v; the entries fold to %d, %v", got.count, len(got.living()),
+		if !maps.EqualFunc(got.living(), want.living(), bytes.Equal) || got.sums != want.sums ||
+			!bytes.Equal(got.forget, want.forget) {
+			t.Errorf("the checkpoint of %d entries has %d rows, sums %v; the entries fold to %d, %v", got.count,
+				len(got.living()),
 				got.sums, len(want.living()), want.sums)
 		}
 	}

@@ -17,7 +17,8 @@ func main() {
 		return
 	}
 	if len(os.Args) != 5 {
-		fmt.Fprintln(os.Stderr, "usage: reader VAULTDIR KEYFILE POINT DISK > out\n       reader log DIR DATAKEY VAULTID")
+		fmt.Fprintln(os.Stderr, "usage: reader VAULTDIR KEYFILE POINT DISK > out\n       reader log DIR DATAKEY "+
+			"VAULTID")
 		os.Exit(1)
 	}
 	if err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {

@@ -143,7 +143,8 @@ func (s *logState) fold(e *logEntry, op *operation) error {
 	switch op.kind {
 	case 1:
 		if len(op.body) > 0 {
-			s.put("v"+string(volumeBytes(e.after)), join(binary.LittleEndian.AppendUint32(nil, e.after.number), e.before))
+			s.put("v"+string(volumeBytes(e.after)),
+				join(binary.LittleEndian.AppendUint32(nil, e.after.number), e.before))
 			if bytes.Compare(e.forget, s.forget) > 0 {
 				s.forget = e.forget
 			}
@@ -317,7 +318,8 @@ func (l *logDir) checkpoint(name string, hash []byte) (*logState, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(raw) < 64 || string(raw[:8]) != "HFCHECK1" || !bytes.HasSuffix([]byte(name), []byte(hex.EncodeToString(raw[16:32]))) ||
+	if len(raw) < 64 || string(raw[:8]) != "HFCHECK1" ||
+		!bytes.HasSuffix([]byte(name), []byte(hex.EncodeToString(raw[16:32]))) ||
 		!bytes.Equal(keyedHash(l.logKey, raw[:len(raw)-32]), raw[len(raw)-32:]) {
 		return nil, errors.New("the checkpoint is damaged")
 	}

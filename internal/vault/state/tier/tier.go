@@ -1,10 +1,10 @@
 // Package tier keeps sorted rows in tiers of immutable parts, so that many changes cost little and
 // two who make the same changes in the same order store the same parts.
 //
-// Rows come in stretches. Each stretch is a run; eight runs of one length in a row become one run of
-// eight times the length. What is merged, and when, follows from the number of stretches alone, and
-// what stands in a part from its rows and the stretches that it spans. A part is read when a row in
-// its range is asked for. [Tiers] is not safe for concurrent use, but parts may be shared.
+// Rows come in stretches. Each stretch is a run; eight runs of one length in a row become one run
+// of eight times the length. What is merged, and when, follows from the number of stretches alone,
+// and what stands in a part from its rows and the stretches that it spans. A part is read when a
+// row in its range is asked for. [Tiers] is not safe for concurrent use, but parts may be shared.
 package tier
 
 import (
@@ -217,8 +217,8 @@ func (t *Tiers) Get(ctx context.Context, key []byte, over ...map[string]Row) (Ro
 	return found, have && !found.Gone && t.rules.Keep(found), nil
 }
 
-// Warm reads the parts that Get of keys will ask for, all at once, so that a store far away is asked
-// in one round trip. What goes wrong is left for Get to find.
+// Warm reads the parts that Get of keys will ask for, all at once, so that a store far away is
+// asked in one round trip. What goes wrong is left for Get to find.
 func (t *Tiers) Warm(ctx context.Context, keys ...[]byte) {
 	wanted := map[[16]byte]Part{}
 	for _, run := range t.Runs {
