@@ -357,18 +357,43 @@ func (w *worker) cutAll() error {
 			}
 			now := l.Head().At.Volume
 			for v := (log.Volume{}); v != now; v = v.Next() {
-				if err := l.Cut(w.actor.ctx, v, w.verify); err != nil {
+				err := l.Cut(w.actor.ctx, v, w.verify)
+				if errors.Is(err, errSwept) {
+					continue // it was cut before
+				}
+				if err != nil {
 					return err
 				}
 			}
-			return nil
+			return w.sweepCheckpoints(l)
 		})
 	})
 }
 
+// sweepCheckpoints deletes checkpoints and parts that nobody needs any more.
+func (w *worker) sweepCheckpoints(l *log.Log) error {
+	if err := l.Confirm(w.actor.ctx); err != nil {
+		return err
+	}
+	first, ok, err := l.Begun(w.actor.ctx)
+	if err != nil || !ok {
+		return err
+	}
+	return w.state.Sweep(w.actor.ctx, first)
+}
+
+// errSwept reports a checkpoint that is older than what was swept.
+var errSwept = errors.New("the checkpoint was swept")
+
 // verify reads a checkpoint back, and compares it with a second fold while the entries are there.
 func (w *worker) verify(ctx context.Context, c log.Checkpoint) error {
 	loaded, err := state.Verify(ctx, w.store, w.actor.world.keys, c)
+	if errors.Is(err, blob.ErrNotExist) {
+		absent, askErr := w.store.Absent(ctx, log.CheckpointName(c))
+		if askErr == nil && absent {
+			return errSwept
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -385,6 +410,28 @@ func (w *worker) verify(ctx context.Context, c log.Checkpoint) error {
 		err = fmt.Errorf("%w: a second fold makes another checkpoint at %s", log.ErrDamaged, c.At)
 	}
 	return err
+}
+
+// spoils puts garbage where the next entries belong, and strays where lists look.
+func (a *actor) spoils(times int) error {
+	w, err := a.worker()
+	if err != nil {
+		return over(err)
+	}
+	for i := range times {
+		a.sleep(time.Duration(w.rng.IntN(3000)) * time.Millisecond)
+		var at log.Position
+		if err := w.view(func(_ context.Context, st *state.State) error { at = st.At(); return nil }); err != nil {
+			return over(err)
+		}
+		at.Number += uint32(1 + w.rng.IntN(2))
+		names := []string{log.EntryName(at), fmt.Sprintf("pack/.nfs%d", i), fmt.Sprintf("checkpoint/.nfs%d", i),
+			fmt.Sprintf("state/.nfs%d", i)}
+		for _, name := range names {
+			_ = blob.Put(a.ctx, w.store, name, []byte(strings.Repeat("garbage ", w.rng.IntN(3))))
+		}
+	}
+	return nil
 }
 
 // reads reads points that live.

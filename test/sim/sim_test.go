@@ -74,6 +74,7 @@ func (w *World) populate(rng *rand.Rand) error {
 	some("holder", 1, func(a *actor) error { return a.holds(1) })
 	some("roller", 1, func(a *actor) error { return a.rolls(3, true) })
 	some("cutter", 1, func(a *actor) error { return a.cuts(2) })
+	some("spoiler", 1, func(a *actor) error { return a.spoils(2) })
 	some("reader", 1, func(a *actor) error { return a.reads(3) })
 	some("resigner", 1, func(a *actor) error { return a.givesUp(1) })
 	return nil

@@ -76,6 +76,28 @@ func (l *Log) Confirm(ctx context.Context) error {
 	}
 }
 
+// Begun returns the checkpoint that the present volume begins with, if it names one: what is older
+// and not named by it nobody needs any more.
+func (l *Log) Begun(ctx context.Context) (Checkpoint, bool, error) {
+	at := Position{Volume: l.head.At.Volume}
+	if at.Volume.Number == 0 {
+		return Checkpoint{}, false, nil
+	}
+	raw, err := l.readObject(ctx, EntryName(at), MaxBegin)
+	if err != nil {
+		return Checkpoint{}, false, fmt.Errorf("read how volume %s begins: %w", at.Volume, err)
+	}
+	e, err := parse(raw, at, l.keys)
+	if err != nil {
+		return Checkpoint{}, false, err
+	}
+	b, err := readBeginning(e.Ops[0].Body)
+	if err != nil {
+		return Checkpoint{}, false, err
+	}
+	return b.from, true, nil
+}
+
 // Stands reports whether an entry at a position counts: whether it is in the history as it was
 // read.
 func (l *Log) Stands(ctx context.Context, p Position) (bool, error) {

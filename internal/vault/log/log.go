@@ -121,6 +121,7 @@ type Log struct {
 
 	head    Remembered // the last entry that counts
 	voids   []Hash     // objects after it that are no entries
+	sure    int        // of those, how many were settled
 	ended   bool       // the head is an end
 	closed  bool       // next/VOLUME was seen
 	suspect error      // what looks like damage, in a volume that is closed
@@ -144,8 +145,14 @@ var errVanished = errors.New("an entry that was read has vanished")
 // Whoever put the head had settled what is before it, so that is enough. If the head has vanished
 // meanwhile the log is read anew.
 func (l *Log) Settle(ctx context.Context) error {
-	for l.foreign && !l.opts.Without.Has(SettleRead) {
+	if l.opts.Without.Has(SettleRead) {
+		return nil
+	}
+	for l.foreign || l.sure < len(l.voids) {
 		err := l.settleHead(ctx)
+		if err == nil {
+			err = l.settleVoids(ctx)
+		}
 		if errors.Is(err, errVanished) {
 			if err = l.restart(ctx); err == nil {
 				err = l.readVolume(ctx)
@@ -168,6 +175,27 @@ func (l *Log) settleHead(ctx context.Context) error {
 		return fmt.Errorf("settle %s: %w", name, err)
 	}
 	return l.headStands(ctx)
+}
+
+// settleVoids does the same for the objects after the head that are no entries: the next entry says
+// that they are there.
+func (l *Log) settleVoids(ctx context.Context) error {
+	for ; l.sure < len(l.voids); l.sure++ {
+		at := l.head.At
+		at.Number += 1 + uint32(l.sure)
+		name := EntryName(at)
+		if err := l.store.Settle(ctx, name); err != nil && !errors.Is(err, blob.ErrNotExist) {
+			return fmt.Errorf("settle %s: %w", name, err)
+		}
+		raw, err := l.readPresent(ctx, name, limitOf(at))
+		if err != nil && !errors.Is(err, blob.ErrNotExist) {
+			return err
+		}
+		if err != nil || HashOf(raw) != l.voids[l.sure] {
+			return errVanished
+		}
+	}
+	return nil
 }
 
 // headStands returns errVanished if the head is not in the store any more as it was read.

@@ -37,7 +37,7 @@ func Open(ctx context.Context, s blob.Store, k *Keys, state State, o Options) (*
 
 // start loads the newest checkpoint that can be loaded; without one it begins at the beginning.
 func (l *Log) start(ctx context.Context) error {
-	l.voids, l.ended, l.closed, l.suspect = nil, false, false, nil
+	l.voids, l.sure, l.ended, l.closed, l.suspect = nil, 0, false, false, nil
 	l.folded, l.recent, l.since = false, nil, 0
 	after := ""
 	for {

@@ -121,9 +121,14 @@ func (l *Log) take(ctx context.Context, at Position, raw []byte) error {
 	case err != nil:
 		return err
 	}
-	if e.Before != l.head.Hash && l.foreign {
-		if err := l.headStands(ctx); err != nil {
+	if e.Before != l.head.Hash || !slices.Equal(e.Voids, l.voids) { // is what came before as it was read?
+		if err := l.settleVoids(ctx); err != nil {
 			return err
+		}
+		if l.foreign {
+			if err := l.headStands(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	switch {
@@ -159,7 +164,7 @@ func (l *Log) fold(e *Entry, raw []byte) error {
 		return fmt.Errorf("entry %s: %w", e.At, err)
 	}
 	l.head = Remembered{At: e.At, Hash: e.Hash}
-	l.voids = nil
+	l.voids, l.sure = nil, 0
 	l.ended = e.Ops[len(e.Ops)-1].Kind == End
 	l.foreign = true
 	l.since++
@@ -227,10 +232,14 @@ func (l *Log) cross(ctx context.Context) error {
 	if b.after.Volume != l.head.At.Volume || b.hash != e.Before {
 		return fmt.Errorf("%w: volume %s does not begin where the one before ends", ErrDamaged, at.Volume)
 	}
-	if err := l.goTo(ctx, b); err != nil {
+	err = l.goTo(ctx, b)
+	if errors.Is(err, blob.ErrNotExist) { // so old that its checkpoint was swept
+		return l.restart(ctx)
+	}
+	if err != nil {
 		return err
 	}
-	l.voids, l.closed, l.suspect = nil, false, nil
+	l.voids, l.sure, l.closed, l.suspect = nil, 0, false, nil
 	if err := l.fold(e, raw); err != nil {
 		return err
 	}
@@ -263,7 +272,7 @@ func (l *Log) goTo(ctx context.Context, b *beginning) error {
 			return err
 		}
 	}
-	l.voids = nil
+	l.voids, l.sure = nil, 0
 	for i := range b.entries {
 		if err := l.takeAgain(b.entries[i]); err != nil {
 			return err
@@ -308,7 +317,7 @@ func (l *Log) load(ctx context.Context, c Checkpoint) error {
 		return fmt.Errorf("load the checkpoint at %s: %w", c.At, err)
 	}
 	c.Hash = loaded.Hash
-	l.head, l.ended, l.voids = Remembered{At: c.At, Hash: loaded.Head}, loaded.Ended, nil
+	l.head, l.ended, l.voids, l.sure = Remembered{At: c.At, Hash: loaded.Head}, loaded.Ended, nil, 0
 	l.foreign = true
 	l.noteCheckpoint(c)
 	l.read = true
