@@ -95,13 +95,24 @@ func (w *Writer) wasCut(at Position) error {
 	return err
 }
 
-// knowOwn decides by their nonces what became of entries of a volume that is closed.
+// isBehind reports whether entries are undecided of a volume that the log has left: somebody has read
+// on, by Do. They are decided before anything else is put.
+func (w *Writer) isBehind() bool {
+	for _, f := range append(w.doubted[:len(w.doubted):len(w.doubted)], w.placed...) {
+		if f.at.Volume != w.log.head.At.Volume {
+			return true
+		}
+	}
+	return false
+}
+
+// knowOwn decides by their nonces what became of entries of volumes that are closed. All that are
+// undecided are of one volume.
 func (w *Writer) knowOwn() error {
-	flights := append(w.doubted, w.placed...)
-	if len(flights) == 0 || flights[0].at.Volume == w.log.head.At.Volume {
+	if !w.isBehind() {
 		return nil
 	}
-	w.doubted = nil
+	flights := append(w.doubted[:len(w.doubted):len(w.doubted)], w.placed...)
 	placed := make([]bool, len(flights))
 	for i, f := range flights {
 		err := w.persist(func() (err error) {
@@ -111,22 +122,19 @@ func (w *Writer) knowOwn() error {
 		if err != nil {
 			return fmt.Errorf("look for one's own entry: %w", err)
 		}
-		if w.log.opts.Without.Has(KnowNonce) {
-			placed[i] = false
-		}
+		placed[i] = placed[i] && !w.log.opts.Without.Has(KnowNonce)
 	}
-	was := len(w.placed)
 	for i, f := range flights {
 		if placed[i] {
 			w.answerAll(f.requests, f.at, nil)
 		}
 	}
 	for i, f := range flights {
-		if !placed[i] && i >= len(flights)-was {
+		if !placed[i] && i >= len(w.doubted) { // who was doubted has been in the queue since
 			w.requeue(f.requests)
 		}
 	}
-	w.placed = nil
+	w.doubted, w.placed = nil, nil
 	return nil
 }
 

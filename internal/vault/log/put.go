@@ -60,7 +60,7 @@ func (l *Log) put(ctx context.Context, name string, raw []byte) (committed bool,
 		return false, err
 	}
 	err = w.Commit(ctx)
-	return err != nil && !errors.Is(err, blob.ErrNoSpace), err
+	return err != nil && !errors.Is(err, blob.ErrNoSpace) && !errors.Is(err, blob.ErrExist), err
 }
 
 // found reads what stands under a name that is taken.

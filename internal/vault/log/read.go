@@ -99,20 +99,26 @@ func (l *Log) next() Position {
 }
 
 // take judges the object at the next number, and folds it in if it is an entry. One that does not
-// authenticate is read a second time, so that what went wrong on the way is not taken for void.
+// authenticate is read until it reads the same twice, so that what went wrong on the way, or vanished
+// since, is not taken for void.
 func (l *Log) take(ctx context.Context, at Position, raw []byte) error {
 	if len(raw) > limitOf(at) {
 		raw = []byte{}
 	}
 	e, err := parse(raw, at, l.keys)
-	if errors.Is(err, errVoid) {
-		again, readErr := l.readObject(ctx, EntryName(at), limitOf(at))
+	for errors.Is(err, errVoid) {
+		again, readErr := l.readPresent(ctx, EntryName(at), limitOf(at))
+		if errors.Is(readErr, blob.ErrNotExist) {
+			return nil
+		}
 		if readErr != nil {
 			return fmt.Errorf("read entry %s again: %w", at, readErr)
 		}
-		if !bytes.Equal(raw, again) {
-			return fmt.Errorf("read entry %s: it reads as other bytes each time", at)
+		if bytes.Equal(raw, again) {
+			break
 		}
+		raw = again
+		e, err = parse(raw, at, l.keys)
 	}
 	switch {
 	case errors.Is(err, errVoid):

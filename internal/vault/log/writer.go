@@ -172,7 +172,7 @@ func (w *Writer) CheckpointError() error {
 
 // round puts one entry of what a batch of requests wants, and looks after the one before.
 func (w *Writer) round(batch []*request) error {
-	if len(batch) == 0 || w.log.ended || w.log.closed {
+	if len(batch) == 0 || w.log.ended || w.log.closed || w.isBehind() {
 		w.requeue(batch)
 		return w.lookAfter(true)
 	}
@@ -181,7 +181,7 @@ func (w *Writer) round(batch []*request) error {
 		w.requeue(batch)
 		return err
 	}
-	if w.log.ended || w.log.closed {
+	if w.log.ended || w.log.closed || w.isBehind() {
 		w.requeue(batch)
 		return nil
 	}
