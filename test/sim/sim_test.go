@@ -183,7 +183,7 @@ var rules = []struct {
 	{"R1 nonce: one's own entry is not looked up", log.KnowNonce, longSessions, &Faults{}},
 	{"R2 look: nobody looks after his put", log.LookAfterPut, everybody, nil},
 	{"R3 marker: entries are cut before next is there", log.MarkBeforeCut, everybody, nil},
-	{"R3 void: a mark on void entries is used", log.VoidMarks, takenOver, &Faults{}},
+	{"R3 void: a mark on void entries is used", log.VoidMarks, voided, &Faults{}},
 	{"R4 count: what is counted on is not looked for", log.GoodCounts, everybody, nil},
 	{"R4 own: own packs that were condemned are committed", log.OwnPacks, everybody, nil},
 	{"R4 base: a base need not live", log.LivingBase, everybody, nil},
@@ -204,6 +204,45 @@ func takenOver(w *World, rng *rand.Rand) error {
 	}
 	w.Spawn("owner", rng.Uint64(), owner)
 	w.Spawn("deleter", rng.Uint64(), func(a *actor) error { return a.deletes(2) })
+	w.Spawn("closer", rng.Uint64(), closer)
+	return nil
+}
+
+// voided is a process whose own entries turn out void while it collects, and sessions elsewhere that
+// count on what it finds dead.
+func voided(w *World, rng *rand.Rand) error {
+	if err := w.Begin("acz", "c"); err != nil {
+		return err
+	}
+	w.Spawn("owner", rng.Uint64(), func(a *actor) error {
+		p, err := a.open()
+		if err != nil {
+			return over(err)
+		}
+		commits := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 2))}
+		collects := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 3)), peek: true}
+		done := make(chan error)
+		go func() {
+			err := errOver
+			defer func() { done <- err }()
+			err = commits.commitPoints(sessionPlan{points: 4, need: "a", noBase: true})
+		}()
+		for range 4 {
+			if err = over(collects.collect()); err != nil {
+				break
+			}
+			a.sleep(time.Duration(collects.rng.IntN(10)) * time.Millisecond)
+		}
+		if e := <-done; over(e) != nil {
+			err = e
+		}
+		return err
+	})
+	for i := range 2 {
+		w.Spawn(fmt.Sprintf("session%d", i), rng.Uint64(), func(a *actor) error {
+			return a.sessions(sessionPlan{points: 3, need: "z", noBase: true})
+		})
+	}
 	w.Spawn("closer", rng.Uint64(), closer)
 	return nil
 }

@@ -231,3 +231,6 @@ func (l *Log) readPresent(ctx context.Context, name string, limit int) ([]byte, 
 		pause(ctx, wait)
 	}
 }
+
+// errNotNow reports an answer from a cache, which another call may correct.
+var errNotNow = errors.New("the store contradicts itself; it may not in a while")

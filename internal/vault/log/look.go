@@ -62,6 +62,9 @@ func (w *Writer) lookAfter(whole bool) error {
 // decide acknowledges or makes again all that was placed: rule R2.
 func (w *Writer) decide() error {
 	l := w.log
+	if err := w.catchUp(); err != nil {
+		return err
+	}
 	if len(w.placed) > 0 && w.placed[0].at.Volume == l.head.At.Volume && !l.closed {
 		err := w.persist(func() (err error) {
 			l.closed, err = l.lookNext(w.ctx, l.head.At.Volume)
@@ -78,8 +81,35 @@ func (w *Writer) decide() error {
 		if err := w.persist(func() error { return l.cross(w.ctx) }); err != nil {
 			return err
 		}
+		if err := w.catchUp(); err != nil {
+			return err
+		}
 	}
 	return w.knowOwn()
+}
+
+// catchUp reads on to the volume of what was placed, if the log was read anew from an older
+// checkpoint: nonces are judged by no state from before.
+func (w *Writer) catchUp() error {
+	return w.persist(func() error {
+		for _, f := range w.undecided() {
+			if f.at.Volume.Compare(w.log.head.At.Volume) <= 0 {
+				continue
+			}
+			if err := w.log.Read(w.ctx); err != nil {
+				return err
+			}
+			if f.at.Volume.Compare(w.log.head.At.Volume) > 0 {
+				return errNotNow
+			}
+		}
+		return nil
+	})
+}
+
+// undecided returns the entries of which it is not known yet whether they count.
+func (w *Writer) undecided() []*flight {
+	return append(w.doubted[:len(w.doubted):len(w.doubted)], w.placed...)
 }
 
 // wasCut goes on from an entry that was there and is not any more: its volume must be closed.
@@ -98,7 +128,7 @@ func (w *Writer) wasCut(at Position) error {
 // isBehind reports whether entries are undecided of a volume that the log has left: somebody has read
 // on, by Do. They are decided before anything else is put.
 func (w *Writer) isBehind() bool {
-	for _, f := range append(w.doubted[:len(w.doubted):len(w.doubted)], w.placed...) {
+	for _, f := range w.undecided() {
 		if f.at.Volume != w.log.head.At.Volume {
 			return true
 		}
@@ -112,7 +142,7 @@ func (w *Writer) knowOwn() error {
 	if !w.isBehind() {
 		return nil
 	}
-	flights := append(w.doubted[:len(w.doubted):len(w.doubted)], w.placed...)
+	flights := w.undecided()
 	placed := make([]bool, len(flights))
 	for i, f := range flights {
 		err := w.persist(func() (err error) {
@@ -153,7 +183,7 @@ func (w *Writer) failAll(err error) {
 		<-k.done
 		w.looking = nil
 	}
-	for _, f := range append(w.doubted, w.placed...) {
+	for _, f := range w.undecided() {
 		w.answerAll(f.requests, Position{}, fmt.Errorf("%w: %w", ErrInDoubt, err))
 	}
 	w.doubted, w.placed = nil, nil

@@ -239,8 +239,14 @@ func (l *Log) cross(ctx context.Context) error {
 		return fmt.Errorf("%w: volume %s does not begin where the one before ends", ErrDamaged, at.Volume)
 	}
 	err = l.goTo(ctx, b)
-	if errors.Is(err, blob.ErrNotExist) { // so old that its checkpoint was swept
-		return l.restart(ctx)
+	if errors.Is(err, blob.ErrNotExist) {
+		absent, askErr := l.store.Absent(ctx, CheckpointName(b.from))
+		if askErr == nil && absent { // so old that its checkpoint was swept
+			if err := l.restart(ctx); err != nil {
+				return err
+			}
+			return l.Read(ctx)
+		}
 	}
 	if err != nil {
 		return err
