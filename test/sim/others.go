@@ -36,6 +36,9 @@ func (w *worker) collect() error {
 	look := w.view
 	if w.peek {
 		look = w.glance
+		if err := w.awaitEntry(); err != nil {
+			return err
+		}
 	}
 	if err := look(func(ctx context.Context, st *state.State) (err error) {
 		c, move, err = w.mark(ctx, st)
@@ -74,6 +77,23 @@ func (w *worker) glance(f func(ctx context.Context, s *state.State) error) error
 	return w.actor.insist(func() error {
 		return w.Do(w.actor.ctx, func(*log.Log) error { return f(w.actor.ctx, w.state) })
 	})
+}
+
+// awaitEntry waits for a while until the process has folded in something.
+func (w *worker) awaitEntry() error {
+	var was, now uint64
+	for i := range 40 {
+		if err := w.glance(func(_ context.Context, st *state.State) error { now = st.Count(); return nil }); err != nil {
+			return err
+		}
+		if i == 0 {
+			was = now
+		} else if now != was {
+			return nil
+		}
+		w.actor.sleep(time.Millisecond)
+	}
+	return nil
 }
 
 // mark finds what no point needs, and what of the rest is in packs that are mostly dead.

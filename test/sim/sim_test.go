@@ -208,10 +208,10 @@ func takenOver(w *World, rng *rand.Rand) error {
 	return nil
 }
 
-// voided is a process whose own entries turn out void while it collects, and sessions elsewhere that
-// count on what it finds dead.
+// voided is a process whose own purges turn out void while it collects, and somebody elsewhere who
+// holds the points before they are purged again.
 func voided(w *World, rng *rand.Rand) error {
-	if err := w.Begin("acz", "c"); err != nil {
+	if err := w.Begin("abc"); err != nil {
 		return err
 	}
 	w.Spawn("owner", rng.Uint64(), func(a *actor) error {
@@ -219,19 +219,23 @@ func voided(w *World, rng *rand.Rand) error {
 		if err != nil {
 			return over(err)
 		}
-		commits := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 2))}
 		collects := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 3)), peek: true}
+		deletes := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 2))}
 		done := make(chan error)
 		go func() {
 			err := errOver
 			defer func() { done <- err }()
-			err = commits.commitPoints(sessionPlan{points: 4, need: "a", noBase: true})
+			for range 4 {
+				if err = over(deletes.deleteOne()); err != nil {
+					return
+				}
+			}
 		}()
-		for range 4 {
+		for range 8 {
 			if err = over(collects.collect()); err != nil {
 				break
 			}
-			a.sleep(time.Duration(collects.rng.IntN(10)) * time.Millisecond)
+			a.sleep(time.Millisecond)
 		}
 		if e := <-done; over(e) != nil {
 			err = e
@@ -239,11 +243,10 @@ func voided(w *World, rng *rand.Rand) error {
 		return err
 	})
 	for i := range 2 {
-		w.Spawn(fmt.Sprintf("session%d", i), rng.Uint64(), func(a *actor) error {
-			return a.sessions(sessionPlan{points: 3, need: "z", noBase: true})
-		})
+		w.Spawn(fmt.Sprintf("holder%d", i), rng.Uint64(), func(a *actor) error { return a.holds(3) })
+		w.Spawn(fmt.Sprintf("closer%d", i), rng.Uint64(), closer)
 	}
-	w.Spawn("closer", rng.Uint64(), closer)
+	w.Spawn("session", rng.Uint64(), func(a *actor) error { return a.sessions(sessionPlan{points: 3, noBase: true}) })
 	return nil
 }
 

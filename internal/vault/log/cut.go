@@ -16,16 +16,7 @@ func (l *Log) Cut(ctx context.Context, v Volume, verify func(context.Context, Ch
 	if v.Compare(l.head.At.Volume) >= 0 {
 		return fmt.Errorf("cut volume %s: it is not over", v)
 	}
-	at := Position{Volume: v.Next()}
-	raw, err := blob.Read(ctx, l.store, EntryName(at), MaxBegin)
-	if err != nil {
-		return fmt.Errorf("cut volume %s: read how the next begins: %w", v, err)
-	}
-	e, err := parse(raw, at, l.keys)
-	if err != nil {
-		return fmt.Errorf("cut volume %s: the beginning of the next: %w", v, err)
-	}
-	b, err := readBeginning(e.Ops[0].Body)
+	_, _, b, err := l.readBegin(ctx, v.Next())
 	if err != nil {
 		return fmt.Errorf("cut volume %s: %w", v, err)
 	}
@@ -33,7 +24,7 @@ func (l *Log) Cut(ctx context.Context, v Volume, verify func(context.Context, Ch
 		return fmt.Errorf("cut volume %s: the checkpoint at %s: %w", v, b.from.At, err)
 	}
 	if !l.opts.Without.Has(MarkBeforeCut) {
-		if err := l.store.Settle(ctx, EntryName(at)); err != nil {
+		if err := l.store.Settle(ctx, EntryName(Position{Volume: v.Next()})); err != nil {
 			return fmt.Errorf("cut volume %s: %w", v, err)
 		}
 		if err := l.putNext(ctx, v); err != nil {
@@ -79,23 +70,29 @@ func (l *Log) Confirm(ctx context.Context) error {
 // Begun returns the checkpoint that the present volume begins with, if it names one: what is older
 // and not named by it nobody needs any more.
 func (l *Log) Begun(ctx context.Context) (Checkpoint, bool, error) {
-	at := Position{Volume: l.head.At.Volume}
-	if at.Volume.Number == 0 {
+	if l.head.At.Volume.Number == 0 {
 		return Checkpoint{}, false, nil
 	}
-	raw, err := l.readObject(ctx, EntryName(at), MaxBegin)
-	if err != nil {
-		return Checkpoint{}, false, fmt.Errorf("read how volume %s begins: %w", at.Volume, err)
-	}
-	e, err := parse(raw, at, l.keys)
-	if err != nil {
-		return Checkpoint{}, false, err
-	}
-	b, err := readBeginning(e.Ops[0].Body)
+	_, _, b, err := l.readBegin(ctx, l.head.At.Volume)
 	if err != nil {
 		return Checkpoint{}, false, err
 	}
 	return b.from, true, nil
+}
+
+// readBegin reads the first entry of a volume that is not the first.
+func (l *Log) readBegin(ctx context.Context, v Volume) ([]byte, *Entry, *beginning, error) {
+	at := Position{Volume: v}
+	raw, err := l.readObject(ctx, EntryName(at), MaxBegin)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("read how volume %s begins: %w", v, err)
+	}
+	e, err := parse(raw, at, l.keys)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	b, err := readBeginning(e.Ops[0].Body)
+	return raw, e, b, err
 }
 
 // Stands reports whether an entry at a position counts: whether it is in the history as it was
@@ -141,16 +138,7 @@ func (l *Log) refoldFirst(ctx context.Context, v Volume) error {
 	if v.Number == 0 {
 		return l.startAtFirst(ctx)
 	}
-	at := Position{Volume: v}
-	raw, err := l.readObject(ctx, EntryName(at), MaxBegin)
-	if err != nil {
-		return err
-	}
-	e, err := parse(raw, at, l.keys)
-	if err != nil {
-		return err
-	}
-	b, err := readBeginning(e.Ops[0].Body)
+	first, e, b, err := l.readBegin(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -162,5 +150,5 @@ func (l *Log) refoldFirst(ctx context.Context, v Volume) error {
 			return err
 		}
 	}
-	return l.fold(e, raw)
+	return l.fold(e, first)
 }
