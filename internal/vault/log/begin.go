@@ -88,8 +88,12 @@ func Init(ctx context.Context, s blob.Store, k *Keys) error {
 // begin puts the first entry of the volume after the present one, which is closed and was read to
 // its end, and returns what stands there: it may be another's.
 func (l *Log) begin(ctx context.Context) ([]byte, error) {
+	was := l.head
 	if err := l.Settle(ctx); err != nil {
 		return nil, err
+	}
+	if l.head != was { // the log was read anew
+		return nil, errVanished
 	}
 	if !l.ended { // who put it may still be about to
 		if err := l.putNext(ctx, l.head.At.Volume); err != nil {

@@ -213,13 +213,18 @@ func (l *Log) cross(ctx context.Context) error {
 	at := Position{Volume: l.head.At.Volume.Next()}
 	raw, err := l.fetch(ctx, EntryName(at), MaxBegin)
 	if errors.Is(err, blob.ErrNotExist) {
+		raw, err = l.readPresent(ctx, EntryName(at), MaxBegin)
+	}
+	if errors.Is(err, blob.ErrNotExist) {
 		if err := l.readToEnd(ctx); err != nil {
 			return err
 		}
 		if l.suspect != nil {
 			return l.suspect // nothing was cut: it is damage
 		}
-		raw, err = l.begin(ctx)
+		if raw, err = l.begin(ctx); errors.Is(err, errVanished) {
+			return l.Read(ctx)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("go on to volume %s: %w", at.Volume, err)
