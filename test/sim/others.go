@@ -83,7 +83,10 @@ func (w *worker) glance(f func(ctx context.Context, s *state.State) error) error
 func (w *worker) awaitEntry() error {
 	var was, now uint64
 	for i := range 40 {
-		if err := w.glance(func(_ context.Context, st *state.State) error { now = st.Count(); return nil }); err != nil {
+		if err := w.glance(func(_ context.Context, st *state.State) error {
+			now = st.Count()
+			return nil
+		}); err != nil {
 			return err
 		}
 		if i == 0 {

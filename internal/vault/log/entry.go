@@ -50,7 +50,6 @@ const (
 	opSize     = 16
 	macSize    = 32
 	tagSize    = 16
-
 	flagSealed = 1
 	flagClear  = 2
 )

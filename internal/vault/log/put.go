@@ -10,11 +10,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/blob"
 )
 
-// How long to wait before a call that failed is made again.
-const (
-	waitFirst = 20 * time.Millisecond
-	waitMost  = 5 * time.Second
-)
+const waitFirst, waitMost = 20 * time.Millisecond, 5 * time.Second // before a call is made again
 
 // errCut reports an object that was there and is not any more: its volume is closed and was cut.
 var errCut = errors.New("the entry was cut")
