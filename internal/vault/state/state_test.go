@@ -27,7 +27,6 @@ type history struct {
 	points  []state.ID
 	packs   []log.ObjectID
 	at      log.Position
-	forget  log.Volume
 }
 
 func newHistory(seed uint64) *history {
