@@ -3,9 +3,9 @@
 //
 // A capture takes an instant (all disks in one), starts a new epoch of changed block tracking at
 // exactly that instant, and hands the bytes that must be read to a [Sink]. The older epoch goes on
-// recording until [Result.Commit], so that a capture that failed or was killed loses no change: the
-// next one counts from the older epoch again. A record of changes is evidence, trusted only if its
-// name is the one that the last committed point carries, it is recording, not busy, not
+// recording until [Result.DropOlder], so that a capture that failed or was killed loses no change:
+// the next one counts from the older epoch again. A record of changes is evidence, trusted only if
+// its name is the one that the last committed point carries, it is recording, not busy, not
 // inconsistent, and the disk's size and the granularity agree; in any doubt the disk is read whole
 // and the vault compares.
 //
@@ -133,10 +133,10 @@ type Result struct {
 	Instant time.Time
 	Disks   []DiskResult
 
-	// Commit drops older epochs. Call it once the vault has committed the point.
-	Commit func(ctx context.Context) error
-	// Abort drops the epoch that this capture began. Call it if the point was not committed.
-	Abort func(ctx context.Context) error
+	// DropOlder drops older epochs. Call it once the vault has committed the point.
+	DropOlder func(ctx context.Context) error
+	// DropNew drops the epoch that this capture began. Call it if the point was not committed.
+	DropNew func(ctx context.Context) error
 }
 
 // Capturer captures machines of one kind of host.

@@ -159,12 +159,12 @@ func (r *run) conclude(ctx context.Context, taken *capture.Result, sealed error)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	if sealed != nil {
-		if err := taken.Abort(ctx); err != nil {
+		if err := taken.DropNew(ctx); err != nil {
 			r.Log("undo the capture: %v (the next run does it)", err)
 		}
 		return sealed
 	}
-	if err := taken.Commit(ctx); err != nil {
+	if err := taken.DropOlder(ctx); err != nil {
 		r.Log("drop the older record of changes: %v (the next run does it)", err)
 	}
 	return nil

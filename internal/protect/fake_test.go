@@ -171,8 +171,8 @@ func (m *model) Capture(ctx context.Context, _ string, plan capture.Plan, hooks 
 		}
 		result.Disks = append(result.Disks, r)
 	}
-	result.Abort = abort
-	result.Commit = func(context.Context) error {
+	result.DropNew = abort
+	result.DropOlder = func(context.Context) error {
 		if m.killed || m.step("commit") != nil {
 			return errMade
 		}

@@ -50,7 +50,7 @@ func testFailedCaptureLosesNothing(l *lab) {
 
 	l.write("vda", 0, 4096, 1)
 	r := l.capture(l.plan(), capture.Hooks{})
-	l.ok(r.Abort(l.ctx))
+	l.ok(r.DropNew(l.ctx))
 	l.clean(first)
 
 	broken := errors.New("broken")

@@ -61,7 +61,7 @@ func defaultStateDir() string {
 	return filepath.Join(dir, "holdfast")
 }
 
-// capturing is one capture of one machine, from the lock on its state file to Commit or Abort.
+// capturing is one capture of one machine, from the lock on its state file to DropOlder or DropNew.
 type capturing struct {
 	host   *hostlibvirt.Host
 	client *rpc.Client
@@ -203,8 +203,8 @@ func (s *capturing) result() *capture.Result {
 	for _, d := range s.disks {
 		r.Disks = append(r.Disks, d.result())
 	}
-	r.Commit = func(ctx context.Context) error { return s.finish(ctx, s.dropOlder) }
-	r.Abort = func(ctx context.Context) error { return s.finish(ctx, s.dropNew) }
+	r.DropOlder = func(ctx context.Context) error { return s.finish(ctx, s.dropOlder) }
+	r.DropNew = func(ctx context.Context) error { return s.finish(ctx, s.dropNew) }
 	return r
 }
 

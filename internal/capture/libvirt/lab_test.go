@@ -295,7 +295,7 @@ func (l *lab) capture(p capture.Plan, hooks capture.Hooks) *capture.Result {
 
 func (l *lab) commit(r *capture.Result) {
 	l.Helper()
-	l.ok(r.Commit(l.ctx))
+	l.ok(r.DropOlder(l.ctx))
 	for _, d := range r.Disks {
 		l.last[d.Name] = d
 	}

@@ -35,7 +35,7 @@ func testRecordOfAnotherVault(l *lab) {
 			if err != nil {
 				return err
 			}
-			return r.Abort(l.ctx)
+			return r.DropNew(l.ctx)
 		}},
 	} {
 		bitmap := l.killedAt("uncommitted")

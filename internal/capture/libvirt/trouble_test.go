@@ -62,7 +62,7 @@ func die(text string) {
 		panic(err)
 	}
 	at("uncommitted")
-	if err := r.Commit(ctx); err != nil {
+	if err := r.DropOlder(ctx); err != nil {
 		panic(err)
 	}
 	at("committed")
@@ -411,7 +411,7 @@ func testLeftOut(l *lab) {
 	if left := l.bitmapNodes("hf-"); len(left) != 1 {
 		l.Errorf("bitmaps on %v", left)
 	}
-	l.ok(r.Abort(l.ctx))
+	l.ok(r.DropNew(l.ctx))
 	l.clean()
 }
 

@@ -89,7 +89,7 @@ func TestAbortedPointLosesNothing(t *testing.T) {
 	if _, err := c.Reconcile(t.Context(), "guest", vaultID, nil); !errors.Is(err, capture.ErrBusy) {
 		t.Errorf("reconcile while a capture runs: %v", err)
 	}
-	if err := res.Abort(t.Context()); err != nil {
+	if err := res.DropNew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	v.requireClean(w.keep()...)

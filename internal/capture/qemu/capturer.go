@@ -66,8 +66,8 @@ func defaultStateDir() string {
 // cleanupTime bounds the removal of what a failed capture left.
 const cleanupTime = 60 * time.Second
 
-// Capture implements [capture.Capturer]. Call the result's Commit or Abort: until then no other
-// capture of the machine begins.
+// Capture implements [capture.Capturer]. Call the result's DropOlder or DropNew: until then no
+// other capture of the machine begins.
 func (c *Capturer) Capture(ctx context.Context, machine string, plan capture.Plan, hooks capture.Hooks,
 	sink capture.Sink) (*capture.Result, error) {
 	res, err := c.capture(ctx, machine, withDefaults(plan), hooks, sink)

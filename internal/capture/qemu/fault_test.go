@@ -82,7 +82,7 @@ func die(t *testing.T, v *vm, w *vault, i int, limit int64) bool {
 		t.Fatalf("death at command %d, %s, leaves the guest held", i, f.log)
 	}
 	if err == nil {
-		err = res.Abort(t.Context())
+		err = res.DropNew(t.Context())
 	}
 	if (err == nil) != (f.log == "") {
 		t.Fatalf("command %d, %q: error is %v", i, f.log, err)
@@ -111,7 +111,7 @@ func TestBrokenConnectionLeavesNothing(t *testing.T) {
 		}
 		res, err := c.Capture(t.Context(), "guest", w.plan(v.scratch(), 0), capture.Hooks{}, newVault(t).take)
 		if err == nil {
-			if err := res.Abort(t.Context()); err != nil && f.log == "" {
+			if err := res.DropNew(t.Context()); err != nil && f.log == "" {
 				t.Fatal(err)
 			}
 			break
@@ -178,7 +178,7 @@ func TestQEMUDiesUnderSink(t *testing.T) {
 			if err != nil {
 				t.Fatalf("all had been read when QEMU died: %v", err)
 			}
-			if err := res.Abort(t.Context()); err != nil {
+			if err := res.DropNew(t.Context()); err != nil {
 				t.Errorf("abort with no QEMU: %v", err)
 			}
 		} else if err == nil || strings.Contains(err.Error(), "clean up") {

@@ -20,7 +20,7 @@ func killedAtTheEnd(t *testing.T, v *vm, w *vault) string {
 		t.Fatal(err)
 	}
 	c.open = func(context.Context) (monitor, error) { return nil, errors.New("dead") }
-	if err := res.Abort(t.Context()); err == nil {
+	if err := res.DropNew(t.Context()); err == nil {
 		t.Fatal("a dead process has cleaned up")
 	}
 	return res.Disks[0].Bitmap
@@ -49,7 +49,7 @@ func TestRecordOfAnotherVaultStays(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			return res.Abort(t.Context())
+			return res.DropNew(t.Context())
 		},
 	} {
 		bitmap := killedAtTheEnd(t, v, w)

@@ -63,7 +63,8 @@ func (s *session) capture(ctx context.Context, m hypervisor.Machine) (*capture.R
 	if err := s.state.captured(); err != nil { // from here on the vault may commit the point
 		return nil, err
 	}
-	res := &capture.Result{Rung: s.rung, Reason: s.reason, Instant: s.instant, Commit: s.commit, Abort: s.abort}
+	res := &capture.Result{Rung: s.rung, Reason: s.reason, Instant: s.instant, DropOlder: s.dropOlder,
+		DropNew: s.dropNew}
 	for _, d := range s.disks {
 		r := capture.DiskResult{Name: d.Name, Size: d.Size, Read: d.read, Tracked: d.tracked(), Reason: d.reason}
 		if d.tracking {

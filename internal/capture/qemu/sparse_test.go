@@ -59,7 +59,7 @@ func (v *vm) captureDisks(limit int64, names ...string) (*capture.Result, map[st
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	if err := res.Abort(v.t.Context()); err != nil {
+	if err := res.DropNew(v.t.Context()); err != nil {
 		v.t.Fatal(err)
 	}
 	return res, got

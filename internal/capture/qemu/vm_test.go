@@ -293,7 +293,7 @@ func (w *vault) commit(res *capture.Result) {
 	for _, d := range res.Disks {
 		w.last[d.Name] = capture.DiskPlan{LastBitmap: d.Bitmap, LastSize: d.Size}
 	}
-	if err := res.Commit(context.Background()); err != nil {
+	if err := res.DropOlder(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// commit drops the older epochs of the vault from the captured disks, but for those that other
+// dropOlder drops the older epochs of the vault from the captured disks, but for those that other
 // points count from.
-func (s *session) commit(ctx context.Context) error {
+func (s *session) dropOlder(ctx context.Context) error {
 	if s.plan.NoEpoch {
 		return s.state.finish()
 	}
@@ -32,9 +32,9 @@ func (s *session) commit(ctx context.Context) error {
 	return s.state.finish()
 }
 
-// abort drops the epoch that this capture began. If it can not, the state file is left to say that
-// the capture is unfinished.
-func (s *session) abort(ctx context.Context) error {
+// dropNew drops the epoch that this capture began. If it can not, the state file is left to say
+// that the capture is unfinished.
+func (s *session) dropNew(ctx context.Context) error {
 	err := s.removeBitmaps(ctx, func(name string) bool { return name == s.epoch() })
 	if err != nil && !machineOff(err) {
 		err = fmt.Errorf("drop the record of changes of machine %s: %w", s.plan.Machine, err)
