@@ -97,9 +97,7 @@ func (a *agentOfHost) Close() error {
 
 // addressOf returns how a guard opens the agent of m.
 func addressOf(ctx context.Context, h host, m hypervisor.Machine) agentAddress {
-	if s, ok := h.Host.(interface {
-		AgentSocket(ctx context.Context) string
-	}); ok {
+	if s, ok := h.Host.(hypervisor.AgentListener); ok {
 		if path := s.AgentSocket(ctx); path != "" {
 			return agentAddress{Socket: path}
 		}

@@ -192,9 +192,7 @@ func (p *Pool) settle(ctx context.Context, h Host, m hypervisor.Machine, d *Disk
 
 // makeReachable lets a machine of another user connect to the export.
 func (h *Hydration) makeReachable(ctx context.Context, host Host) error {
-	o, ok := host.(interface {
-		MachineOwner(ctx context.Context) (uid, gid int, err error)
-	})
+	o, ok := host.(hypervisor.Owner)
 	if !ok {
 		return nil
 	}

@@ -261,9 +261,7 @@ func (n note) removeMachine(ctx context.Context, host Host) error {
 	if err != nil && !errors.Is(err, hypervisor.ErrNoMachine) && !strings.HasPrefix(n.Host, hypervisor.PlainScheme) {
 		return err
 	}
-	if t, ok := host.(interface {
-		RemoveTraces(ctx context.Context, name string) error
-	}); ok {
+	if t, ok := host.(hypervisor.TraceRemover); ok {
 		return t.RemoveTraces(ctx, n.Name)
 	}
 	return n.endProcesses(ctx) // a plain QEMU may not have listened yet, or not any more

@@ -21,12 +21,6 @@ import (
 // discardTime is what the removal of everything may take.
 const discardTime = 2 * time.Minute
 
-// owner is a host whose machines run as another user, who must be able to connect to the export.
-type owner interface {
-	// MachineOwner returns the user and group that machines run as, -1 for this process' own.
-	MachineOwner(ctx context.Context) (uid, gid int, err error)
-}
-
 // disks serves the disks of the point to the machine.
 type disks struct {
 	server *export.Server
@@ -119,7 +113,7 @@ func (r *run) listen(ctx context.Context) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o, ok := r.host.(owner); ok {
+	if o, ok := r.host.(hypervisor.Owner); ok {
 		uid, gid, err := o.MachineOwner(ctx)
 		if err == nil {
 			err = os.Chown(path, uid, gid)

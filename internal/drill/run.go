@@ -304,9 +304,7 @@ func (r *run) watch(ctx context.Context) (hasAgent bool, err error) {
 // look asks for the machine alone where the host can do that: others may be many, or slow to
 // answer.
 func (r *run) look(ctx context.Context) ([]hypervisor.Machine, error) {
-	one, ok := r.host.(interface {
-		Machine(ctx context.Context, name string) (hypervisor.Machine, error)
-	})
+	one, ok := r.host.(hypervisor.Finder)
 	if !ok {
 		return r.host.Machines(ctx)
 	}

@@ -27,12 +27,6 @@ type InstantHost interface {
 	hypervisor.Remover
 }
 
-// owner is a host whose machines run as another user, who must be able to connect to the export.
-type owner interface {
-	// MachineOwner returns the user and group that machines run as, -1 for this process' own.
-	MachineOwner(ctx context.Context) (uid, gid int, err error)
-}
-
 // InstantOptions tunes the process that hydrates. The zero value of each field is its default.
 type InstantOptions struct {
 	RunDir   string // for the export's socket where Storage is too long a path for one; "" means /run/holdfast

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/holdfast-vm/holdfast/internal/export"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/nbd"
 )
 
@@ -93,7 +94,7 @@ func (i *instant) listen(ctx context.Context) (net.Listener, error) {
 		return nil, err
 	}
 	err = os.Chmod(path, 0o600)
-	if o, ok := i.host.(owner); ok && err == nil {
+	if o, ok := i.host.(hypervisor.Owner); ok && err == nil {
 		var uid, gid int
 		if uid, gid, err = o.MachineOwner(ctx); err == nil {
 			err = os.Chown(path, uid, gid)
