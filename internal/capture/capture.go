@@ -19,6 +19,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/extent"
@@ -88,6 +90,21 @@ func BitmapName(vault, epoch string) string { return "hf-" + vault + "-" + epoch
 
 // BitmapPrefix returns what the bitmaps of a vault begin with.
 func BitmapPrefix(vault string) string { return "hf-" + vault + "-" }
+
+// DefaultStateDir returns where unfinished captures are noted if no other directory was named:
+// $HOLDFAST_STATE, else /run/holdfast, or a per-user directory if not running as root.
+func DefaultStateDir() string {
+	if dir := os.Getenv("HOLDFAST_STATE"); dir != "" {
+		return dir
+	}
+	if os.Geteuid() == 0 {
+		return "/run/holdfast"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "holdfast")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("holdfast-%d", os.Geteuid()))
+}
 
 // Hooks are called around the instant. Any may be nil.
 type Hooks struct {

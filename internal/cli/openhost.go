@@ -24,7 +24,8 @@ func openHost(uri, stateDir string) (host, error) {
 		if err != nil {
 			return host{}, err
 		}
-		return host{h, capturelibvirt.New(h, stateDir).WithWatch("/proc/self/exe", watchName)}, nil
+		return host{h, capturelibvirt.New(h,
+			capturelibvirt.Options{StateDir: stateDir, Watch: []string{"/proc/self/exe", watchName}})}, nil
 	}
 	return host{}, withHint(fmt.Errorf("%q is not the URI of a host", uri),
 		"use a libvirt URI such as qemu:///system, or qmp:SOCKET[,qga=SOCKET] for a plain QEMU process")

@@ -15,8 +15,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -35,30 +33,27 @@ var _ capture.Capturer = (*Capturer)(nil)
 // Capturer captures the machines of one libvirtd. It is safe for concurrent use; captures of one
 // machine exclude each other.
 type Capturer struct {
-	host     *hostlibvirt.Host
-	stateDir string
-	watch    []string // see WithWatch
+	host *hostlibvirt.Host
+	opts Options
 }
 
-// New returns a Capturer that notes what it does in stateDir, which is made when it is needed. It
-// must be the same directory each time, on a local file system; "" means /run/holdfast, and a
-// directory of their own for who is not root.
-func New(host *hostlibvirt.Host, stateDir string) *Capturer {
-	if stateDir == "" {
-		stateDir = defaultStateDir()
-	}
-	return &Capturer{host: host, stateDir: stateDir}
+// Options tunes a Capturer. The zero value of each field is its default.
+type Options struct {
+	// StateDir is where unfinished captures are noted, made when it is needed. It must be the same
+	// directory each time, on a local file system; "" means capture.DefaultStateDir().
+	StateDir string
+	// Watch is the command, this program's, that runs [Watch] with two more arguments, the host's
+	// URI and the machine. Without it a machine stays suspended if this process dies at the wrong
+	// moment, until Reconcile.
+	Watch []string
 }
 
-func defaultStateDir() string {
-	if os.Geteuid() == 0 {
-		return "/run/holdfast"
+// New returns a Capturer of the machines of host.
+func New(host *hostlibvirt.Host, opts Options) *Capturer {
+	if opts.StateDir == "" {
+		opts.StateDir = capture.DefaultStateDir()
 	}
-	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if dir == "" {
-		dir = filepath.Join(os.TempDir(), fmt.Sprintf("holdfast-%d", os.Getuid()))
-	}
-	return filepath.Join(dir, "holdfast")
+	return &Capturer{host: host, opts: opts}
 }
 
 // capturing is one capture of one machine, from the lock on its state file to DropOlder or DropNew.
@@ -131,7 +126,7 @@ func (c *Capturer) begin(ctx context.Context, machine string, plan capture.Plan)
 	if err != nil {
 		return nil, fmt.Errorf("ask for QEMU's version: %w", err)
 	}
-	state, err := openState(c.stateDir, dom)
+	state, err := openState(c.opts.StateDir, dom)
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func newLab(t *testing.T) *lab {
 	l := &lab{T: t, daemon: d, client: d.Client(), host: h, ctx: ctx, state: t.TempDir(),
 		scratch: filepath.Join(d.Dir, "s"),
 		model:   map[string][]byte{}, replica: map[string][]byte{}, last: map[string]capture.DiskResult{}}
-	l.capturer = capturer.New(h, l.state)
+	l.capturer = capturer.New(h, capturer.Options{StateDir: l.state})
 	l.ok(os.Mkdir(l.scratch, 0o755))
 	var xml strings.Builder
 	for i, name := range disks {

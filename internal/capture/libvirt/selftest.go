@@ -34,7 +34,7 @@ func (c *Capturer) disconnectsSafely(ctx context.Context, emulator string) error
 	if err != nil {
 		return fmt.Errorf("hash QEMU: %w", err)
 	}
-	path := filepath.Join(c.stateDir, "pull-"+hash[:32]+".json")
+	path := filepath.Join(c.opts.StateDir, "pull-"+hash[:32]+".json")
 	var v verdict
 	if text, err := os.ReadFile(path); err != nil || json.Unmarshal(text, &v) != nil {
 		ctx, cancel := context.WithTimeout(ctx, selfTestTimeout)

@@ -53,11 +53,12 @@ func die(text string) {
 		}
 	}
 	ctx := context.Background()
-	r, err := capturer.New(h, v.State).WithWatch(v.Watch...).Capture(ctx, "one", v.Plan, capture.Hooks{
-		Quiesce: func(context.Context) error { at("quiesce"); return nil },
-		Frozen:  func(context.Context) error { at("frozen"); return nil },
-		Thaw:    func(context.Context) error { at("thaw"); return nil },
-	}, func(context.Context, capture.Read) error { at("sink"); return nil })
+	r, err := capturer.New(h, capturer.Options{StateDir: v.State, Watch: v.Watch}).Capture(ctx, "one", v.Plan,
+		capture.Hooks{
+			Quiesce: func(context.Context) error { at("quiesce"); return nil },
+			Frozen:  func(context.Context) error { at("frozen"); return nil },
+			Thaw:    func(context.Context) error { at("thaw"); return nil },
+		}, func(context.Context, capture.Read) error { at("sink"); return nil })
 	if err != nil {
 		panic(err)
 	}

@@ -24,7 +24,7 @@ func (c *Capturer) Reconcile(ctx context.Context, machine string, vault string, 
 	if err != nil {
 		return nil, err
 	}
-	st, err := openState(c.stateDir, dom)
+	st, err := openState(c.opts.StateDir, dom)
 	if errors.Is(err, capture.ErrBusy) {
 		return []string{"left alone: " + err.Error()}, nil
 	}

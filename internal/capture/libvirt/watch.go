@@ -46,14 +46,6 @@ const (
 var errWoken = errors.New("this process was stopped while the machine was suspended for the instant, and the " +
 	"machine was resumed meanwhile; back it up again")
 
-// WithWatch names the command, this program's, that runs [Watch] with two more arguments, the
-// host's URI and the machine. Without it this process watches itself: a machine stays suspended if
-// it dies at the wrong moment, until Reconcile.
-func (c *Capturer) WithWatch(command ...string) *Capturer {
-	c.watch = command
-	return c
-}
-
 // watcher is a running watch.
 type watcher struct {
 	in    io.WriteCloser
@@ -80,11 +72,11 @@ func (c *Capturer) startWatch(ctx context.Context, machine string) (*watcher, er
 }
 
 func (c *Capturer) runWatch(machine string) (*watcher, error) {
-	if len(c.watch) == 0 {
+	if len(c.opts.Watch) == 0 {
 		return watchHere(c.host.URI(), machine), nil
 	}
-	args := append(append([]string{}, c.watch[1:]...), c.host.URI(), machine)
-	cmd := child.Command(c.watch[0], args...)
+	args := append(append([]string{}, c.opts.Watch[1:]...), c.host.URI(), machine)
+	cmd := child.Command(c.opts.Watch[0], args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // what stops us must not stop it
 	in, err := cmd.StdinPipe()
 	if err != nil {

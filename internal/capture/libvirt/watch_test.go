@@ -116,8 +116,8 @@ func testPausedMeanwhile(l *lab) {
 	l.write("vda", 1<<20, 4096, 6)
 	usual := l.capturer
 	defer func() { l.capturer = usual }()
-	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c",
-		`virsh -q -c "$0" suspend one >&2; echo ready; read a; echo still`, l.daemon.URI)
+	l.capturer = capturer.New(l.host, capturer.Options{StateDir: l.state, Watch: []string{"sh", "-c",
+		`virsh -q -c "$0" suspend one >&2; echo ready; read a; echo still`, l.daemon.URI}})
 	r := l.capture(l.plan(), capture.Hooks{})
 	l.tracked(r, "vda", "vdb")
 	l.same(l.model)
@@ -135,7 +135,7 @@ func testInstantAgain(l *lab) {
 	l.write("vdb", 2<<20, 4096, 8)
 	once := filepath.Join(l.TempDir(), "once")
 	usual := l.capturer
-	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; echo suspended; read b; if [ -e `+once+` ]; then echo resumed; else : >`+once+`; echo woken; fi`)
+	l.capturer = capturer.New(l.host, capturer.Options{StateDir: l.state, Watch: []string{"sh", "-c", `echo ready; read a; echo suspended; read b; if [ -e ` + once + ` ]; then echo resumed; else : >` + once + `; echo woken; fi`}})
 	r := l.capture(l.plan(), capture.Hooks{})
 	l.tracked(r, "vda", "vdb")
 	l.same(l.model)
@@ -146,7 +146,7 @@ func testInstantAgain(l *lab) {
 	}
 
 	l.write("vda", 3<<20, 4096, 9)
-	l.capturer = capturer.New(l.host, l.state).WithWatch("sh", "-c", `echo ready; read a; echo suspended; read b; echo woken`)
+	l.capturer = capturer.New(l.host, capturer.Options{StateDir: l.state, Watch: []string{"sh", "-c", `echo ready; read a; echo suspended; read b; echo woken`}})
 	r = l.capture(l.plan(), capture.Hooks{}) // all is read, which needs no watch
 	if l.tracked(r); !strings.Contains(r.Disks[0].Reason, "too busy") {
 		l.Errorf("read whole because %q", r.Disks[0].Reason)

@@ -3,8 +3,6 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/holdfast-vm/holdfast/internal/capture"
@@ -39,7 +37,7 @@ var _ capture.Capturer = (*Capturer)(nil)
 // New returns a Capturer of the machine of host.
 func New(host Host, opts Options) *Capturer {
 	if opts.StateDir == "" {
-		opts.StateDir = defaultStateDir()
+		opts.StateDir = capture.DefaultStateDir()
 	}
 	if opts.Floor == 0 {
 		opts.Floor = 64 << 20
@@ -51,16 +49,6 @@ func New(host Host, opts Options) *Capturer {
 		}
 		return c, nil
 	}}
-}
-
-func defaultStateDir() string {
-	if dir := os.Getenv("HOLDFAST_STATE"); dir != "" {
-		return dir
-	}
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
-		return filepath.Join(dir, "holdfast")
-	}
-	return "/run/holdfast"
 }
 
 // cleanupTime bounds the removal of what a failed capture left.
