@@ -66,7 +66,7 @@ type Plan struct {
 	NoEpoch   bool     // begin no epoch: every record of changes stays as it is
 	Granule   int64    // bytes per tracked block: the vault's chunk size
 	Scratch   Scratch
-	AllowPull bool                             // pull may be used where push can not
+	AllowPull bool                             // pull may be used where push cannot
 	Log       func(format string, args ...any) // progress in words; nil discards
 	Progress  func(done, total int64)          // bytes copied into scratch or read; nil discards
 }

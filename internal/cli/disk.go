@@ -138,7 +138,7 @@ func (a *app) diskResize() *cobra.Command {
 		use: "resize NAME SIZE", short: "Make a managed disk larger", args: cobra.ExactArgs(2),
 		long: `
 A running machine that has the disk is told at once; the partitions and file systems in it
-are the guest's business. A disk can not be made smaller.
+are the guest's business. A disk cannot be made smaller.
 
 ` + poolHelp,
 		examples: "holdfast --pool /srv/images disk resize data 128GiB",

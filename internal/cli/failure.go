@@ -78,7 +78,7 @@ func withHint(err error, format string, args ...any) error {
 	return &hinted{err, fmt.Sprintf(format, args...)}
 }
 
-// usageError is a command line that can not be understood.
+// usageError is a command line that cannot be understood.
 type usageError struct{ text string }
 
 func (u *usageError) Error() string        { return u.text }

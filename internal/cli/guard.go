@@ -29,7 +29,7 @@ func (a *app) guardCommand() *cobra.Command {
 
 const watchName = "watch"
 
-// watchCommand is the process that resumes a machine if we can not; nobody types it.
+// watchCommand is the process that resumes a machine if we cannot; nobody types it.
 func (a *app) watchCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: watchName + " URI MACHINE", Hidden: true,

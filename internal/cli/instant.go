@@ -34,7 +34,7 @@ func (a *app) instantHost(uri string) (restore.InstantHost, func(), error) {
 	h, ok := hosts[0].Host.(restore.InstantHost)
 	if !ok {
 		closeHosts(hosts)
-		return nil, nil, fmt.Errorf("host %s can not restore a machine at once", uri)
+		return nil, nil, fmt.Errorf("host %s cannot restore a machine at once", uri)
 	}
 	return h, func() { closeHosts(hosts) }, nil
 }
@@ -121,7 +121,7 @@ func parseRate(s string) (int64, error) {
 
 const instantGuardName = "instant-guard"
 
-// instantGuardCommand is the process that lets a machine go on if we can not; nobody types it.
+// instantGuardCommand is the process that lets a machine go on if we cannot; nobody types it.
 func (a *app) instantGuardCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: instantGuardName + " URI DIR NAME", Hidden: true,

@@ -312,7 +312,7 @@ made for it: what the guest has written is lost. Nothing that was there before i
 	})
 }
 
-// abandonInstant gives an instant restore up. v is nil if the vault can not be opened.
+// abandonInstant gives an instant restore up. v is nil if the vault cannot be opened.
 func (a *app) abandonInstant(ctx context.Context, v *vault.Vault, storage, name string) error {
 	st, err := restore.ReadInstant(storage, name)
 	if err != nil {

@@ -224,7 +224,7 @@ func (a *app) pointDelete() *cobra.Command {
 		use: "delete POINT", short: "Delete a recovery point", args: cobra.ExactArgs(1), statuses: vaultStatuses,
 		long: pointArgHelp + `
 No other point needs it. Its space is freed by the next "holdfast vault gc". A point that an
-instant restore still needs is not deleted; with --force it is, and that machine can not be
+instant restore still needs is not deleted; with --force it is, and that machine cannot be
 finished any more. Use it where the restore is gone without having said so.`,
 		examples: "holdfast --vault /srv/vault point delete 3fa9c2d1",
 		run: func(cmd *cobra.Command, args []string) error {

@@ -150,7 +150,7 @@ func (a *app) drillHost(uri string) (drill.Host, error) {
 	h, ok := hosts[0].Host.(drill.Host)
 	if !ok {
 		closeHosts(hosts)
-		return nil, fmt.Errorf("host %s can not rehearse a recovery", uri)
+		return nil, fmt.Errorf("host %s cannot rehearse a recovery", uri)
 	}
 	return h, nil
 }

@@ -25,13 +25,13 @@ func (a *app) pointGet() *cobra.Command {
 ` + placeHelp + `
 
 Directories are fetched with all below them. Holes, times, permissions, links and attributes
-user.* are kept; what DIR can not keep is a warning. What would have power on this machine is
+user.* are kept; what DIR cannot keep is a warning. What would have power on this machine is
 not kept unless --as-stored is given, by root: owners (without it files are yours), setuid and
 setgid, devices, access control lists, and attributes such as security.capability. How much of
 it there was is told. Streams of NTFS files become files NAME:STREAM beside them. A PATH that is
 a symbolic link is followed, links below it stay links. Nothing is written outside DIR.
 
-A file appears when it is complete. Files that can not be read are named at the end, and the
+A file appears when it is complete. Files that cannot be read are named at the end, and the
 others are fetched. With --to - a single file goes to standard output.`,
 		examples: `
 holdfast --vault /srv/vault point get web@latest /etc/nginx /var/www --to /tmp/web

@@ -22,7 +22,7 @@ func (a *app) pointLs() *cobra.Command {
 		long: pointArgHelp + `
 
 Without a PATH, all that can hold files is listed: partitions, logical volumes, whole disks;
-what can not be read with the reason.
+what cannot be read with the reason.
 ` + placeHelp,
 		examples: `
 holdfast --vault /srv/vault point ls web@latest
@@ -71,7 +71,7 @@ type ListedGuest struct {
 type ListedMount struct {
 	Path   string `json:"path"`
 	Volume string `json:"volume,omitempty"` // missing where it is on none of the disks
-	Reason string `json:"reason,omitempty"` // why it can not be read
+	Reason string `json:"reason,omitempty"` // why it cannot be read
 }
 
 func (a *app) listVolumes(ctx context.Context, opened *files.Point) error {

@@ -115,7 +115,7 @@ func (a *app) printMounted(p *point.RecoveryPoint, dir string, opened *files.Poi
 		humanTime(p.Time), dir, counted(len(m.Disks), "disk"), counted(len(m.Volumes), "volume")))
 }
 
-// troubles returns what tells of files that can not be read, each once.
+// troubles returns what tells of files that cannot be read, each once.
 func (a *app) troubles() func(where string, err error) {
 	var mu sync.Mutex
 	told := map[string]bool{}

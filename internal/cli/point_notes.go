@@ -18,7 +18,7 @@ type shownNote struct {
 	Size     int64     `json:"size"`               // bytes
 	Verified *bool     `json:"verified,omitempty"` // of a drill
 	Reason   string    `json:"reason,omitempty"`   // of a drill: why not verified
-	Damaged  string    `json:"damaged,omitempty"`  // why it can not be read
+	Damaged  string    `json:"damaged,omitempty"`  // why it cannot be read
 
 	Result json.RawMessage `json:"result,omitempty"` // of a drill: all that is known
 }
@@ -60,7 +60,7 @@ func (n *shownNote) readDrill(body []byte) {
 		Reason   string `json:"reason"`
 	}
 	if err := json.Unmarshal(body, &result); err != nil || result.Verified == nil {
-		n.Damaged = "it can not be read as what came of a drill"
+		n.Damaged = "it cannot be read as what came of a drill"
 		return
 	}
 	n.Verified, n.Reason, n.Result = result.Verified, result.Reason, body

@@ -112,7 +112,7 @@ func (p *pooled) diskHost(uri string) (disks.Host, error) {
 	}
 	able, ok := h.Host.(disks.Host)
 	if !ok {
-		return nil, fmt.Errorf("host %s can not give disks to its machines", uri)
+		return nil, fmt.Errorf("host %s cannot give disks to its machines", uri)
 	}
 	return able, nil
 }

@@ -33,7 +33,7 @@ func Buffer(n int) []byte {
 // File is a file that is being filled. WriteAt may be called by many goroutines at once.
 type File struct {
 	*os.File          // through the cache
-	direct   *os.File // past it; nil where that can not be
+	direct   *os.File // past it; nil where that cannot be
 	off      atomic.Bool
 }
 
@@ -60,7 +60,7 @@ const worthReserving = 256 << 10
 
 // Reserve allocates the long ones of the ranges, so that many writers do not wait for one another
 // to allocate, and most of a full disk is noticed before anything is written. Where the file system
-// can not, nothing is done. The file must be long enough.
+// cannot, nothing is done. The file must be long enough.
 func (f *File) Reserve(data extent.Set) error {
 	for _, e := range data {
 		if e.Len < worthReserving {

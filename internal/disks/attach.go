@@ -70,7 +70,7 @@ func (p *Pool) attach(ctx context.Context, d *Disk, req AttachRequest) error {
 			return fmt.Errorf("%w, and nobody serves the snapshot it stands on", ErrHydrating)
 		}
 		if req.ReadOnly {
-			return fmt.Errorf("%w: until then it can not be attached read-only", ErrHydrating)
+			return fmt.Errorf("%w: until then it cannot be attached read-only", ErrHydrating)
 		}
 		if err := d.Hydration.makeReachable(ctx, req.Host); err != nil {
 			return err

@@ -46,11 +46,11 @@ var (
 	// ErrBased reports that another image stands on the disk.
 	ErrBased = errors.New("another image is based on the disk")
 	// ErrShrink reports that a disk would become smaller.
-	ErrShrink = errors.New("a disk can not be made smaller")
+	ErrShrink = errors.New("a disk cannot be made smaller")
 	// ErrHydrating reports that the disk still depends on a snapshot of a vault.
 	ErrHydrating = errors.New("the disk is still being filled")
-	// ErrHost reports that the host of the machine that has the disk can not be asked.
-	ErrHost = errors.New("the machine's host can not be asked")
+	// ErrHost reports that the host of the machine that has the disk cannot be asked.
+	ErrHost = errors.New("the machine's host cannot be asked")
 )
 
 // Host is what a pool needs of the host whose machines get disks.

@@ -327,7 +327,7 @@ func TestFillWaitsForRoom(t *testing.T) {
 			}
 			full := before
 			c.fail = func() error {
-				if !full && c.written.Load() > 2*mib { // as where the file system can not reserve
+				if !full && c.written.Load() > 2*mib { // as where the file system cannot reserve
 					full = true
 					return fmt.Errorf("write: %w", diskimage.ErrNoSpace)
 				}

@@ -29,7 +29,7 @@ func (f *filling) attached(ctx context.Context, d *Disk) error {
 	}
 	able, ok := h.(hypervisor.Hydrator)
 	if !ok {
-		return fmt.Errorf("host %s can not copy a disk while its machine runs: detach it", h.URI())
+		return fmt.Errorf("host %s cannot copy a disk while its machine runs: detach it", h.URI())
 	}
 	t := hypervisor.HydrationTarget{Disk: d.Attached.As, File: filepath.Join(f.pool.dir, d.Hydration.Final),
 		Format: d.Format, Size: d.Size}
@@ -166,7 +166,7 @@ func (p *Pool) letGo(ctx context.Context, h any, m hypervisor.Machine, d *Disk) 
 	}
 	able, ok := h.(hypervisor.Hydrator)
 	if !ok {
-		return fmt.Errorf("its host can not let machine %s go on", m.Name)
+		return fmt.Errorf("its host cannot let machine %s go on", m.Name)
 	}
 	if err := able.GoOn(ctx, m, *d.Attached.Held); err != nil {
 		return err

@@ -63,7 +63,7 @@ func (p *Pool) compare(ctx context.Context, d *Disk, reconcile string) (problem,
 		return "its image is missing: " + p.Path(d), "bring the image back, or forget the disk: holdfast disk delete " +
 			d.Name
 	case err != nil:
-		return fmt.Sprintf("its image can not be read: %v", err), "check the image: qemu-img check " + p.Path(d)
+		return fmt.Sprintf("its image cannot be read: %v", err), "check the image: qemu-img check " + p.Path(d)
 	case size != d.Size:
 		return fmt.Sprintf("its image has %d bytes, the record says %d", size, d.Size), reconcile
 	}

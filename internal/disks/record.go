@@ -209,7 +209,7 @@ func encode(d *Disk) ([]byte, error) {
 	return append(data, '\n'), err
 }
 
-// Disks returns the records of all disks by name. Those that can not be read are joined in the
+// Disks returns the records of all disks by name. Those that cannot be read are joined in the
 // error beside them.
 func (p *Pool) Disks() ([]*Disk, error) {
 	entries, err := p.fs.ReadDir(filepath.Join(p.dir, recordDir))

@@ -6,7 +6,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 )
 
-// checkRoom returns diskimage.ErrNoSpace if the pool can not take need bytes besides what the disks
+// checkRoom returns diskimage.ErrNoSpace if the pool cannot take need bytes besides what the disks
 // will need that are being filled.
 func (p *Pool) checkRoom(need int64) error {
 	all, _ := p.Disks() // what is wrong with the records of others is said elsewhere
@@ -19,7 +19,7 @@ func (p *Pool) checkRoom(need int64) error {
 	return p.freeFor(need, promised)
 }
 
-// freeFor returns diskimage.ErrNoSpace if the pool can not take need bytes besides those that are
+// freeFor returns diskimage.ErrNoSpace if the pool cannot take need bytes besides those that are
 // promised to others.
 func (p *Pool) freeFor(need, promised int64) error {
 	free, err := diskimage.Room(p.dir)

@@ -21,7 +21,7 @@ type runner interface {
 type pending struct {
 	role.Check
 	result *CheckResult
-	final  bool // trying again can not help
+	final  bool // trying again cannot help
 }
 
 // check tries all checks, round after round, until all have passed or the deadline has come.

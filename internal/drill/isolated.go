@@ -28,7 +28,7 @@ func (r *run) isolated(ctx context.Context) error {
 	if errors.Is(err, errEnded) {
 		return failed("%v", errEnded)
 	}
-	return failed("it can not be told whether the machine was isolated: %v", err)
+	return failed("it cannot be told whether the machine was isolated: %v", err)
 }
 
 // lookOut looks for ways out of the machine once, and counts it. A *failure is a way out.
@@ -78,7 +78,7 @@ func (r *run) guarded(ctx context.Context, work func(ctx context.Context) error)
 	switch {
 	case errors.As(cause, &leaked):
 		return leaked
-	case cause != nil && !errors.Is(cause, context.Canceled): // it can not be looked at any more
+	case cause != nil && !errors.Is(cause, context.Canceled): // it cannot be looked at any more
 		return cause
 	case lost(err):
 		return err
@@ -90,7 +90,7 @@ func (r *run) guarded(ctx context.Context, work func(ctx context.Context) error)
 }
 
 // keepLooking looks for ways out until ctx ends, and then returns nil. It returns a *failure when
-// the machine has a way out and was removed for it, or can not be looked at any more.
+// the machine has a way out and was removed for it, or cannot be looked at any more.
 func (r *run) keepLooking(ctx context.Context) error {
 	began := r.o.Now()
 	told := began
@@ -114,7 +114,7 @@ func (r *run) keepLooking(ctx context.Context) error {
 		case lost(err) && r.o.Now().Sub(told) > lostTime:
 			return fmt.Errorf("see that the machine is isolated, again and again for %v: %w", lostTime, err)
 		case !lost(err) && r.o.Now().Sub(told) > blindTime:
-			return failed("it can not be told whether the machine is isolated: %v", err)
+			return failed("it cannot be told whether the machine is isolated: %v", err)
 		}
 	}
 }

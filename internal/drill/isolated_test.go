@@ -64,18 +64,18 @@ func TestGuarded(t *testing.T) {
 		{"leaks later", leakAt(10), 0, nil, "the machine was not isolated, and was removed: network n", 9, 20},
 		{"leaks in the end", leakAt(50), 0, nil, "the machine was not isolated, and was removed: network n", 49, 0},
 		{"leaks, and a check fails", leakAt(50), 0, failed("check failed"), "the machine was not isolated", 49, 0},
-		{"can not be told for a while", func(n int) ([]string, error) {
+		{"cannot be told for a while", func(n int) ([]string, error) {
 			if n > 3 && n < 10 {
 				return nil, away
 			}
 			return nil, nil
 		}, 0, nil, "", 44, 0},
-		{"can not be told any more", func(n int) ([]string, error) {
+		{"cannot be told any more", func(n int) ([]string, error) {
 			if n > 3 {
 				return nil, away
 			}
 			return nil, nil
-		}, 0, nil, "it can not be told whether the machine is isolated: no answer", 3, 0},
+		}, 0, nil, "it cannot be told whether the machine is isolated: no answer", 3, 0},
 		{"has ended", func(n int) ([]string, error) {
 			if n > 3 {
 				return nil, hypervisor.ErrNoMachine

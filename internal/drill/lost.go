@@ -13,10 +13,10 @@ import (
 // restarted, before the drill ends without a verdict.
 const lostTime = time.Minute
 
-// lost reports whether err says nothing of a machine, but that its host can not be asked.
+// lost reports whether err says nothing of a machine, but that its host cannot be asked.
 func lost(err error) bool { return errors.Is(err, hypervisor.ErrUnreachable) }
 
-// persist does what asks the host, again and again while that can not be asked.
+// persist does what asks the host, again and again while that cannot be asked.
 func (r *run) persist(ctx context.Context, do func() error) error {
 	began := r.o.Now()
 	for {

@@ -17,7 +17,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// away is a host that can not be asked for a while: its libvirtd is restarted. Its guest is well
+// away is a host that cannot be asked for a while: its libvirtd is restarted. Its guest is well
 // all the time.
 type away struct {
 	Host
@@ -82,7 +82,7 @@ func (a awayAgent) Command(_ context.Context, name string, _ any) ([]byte, error
 	return json.Marshal(map[string]string{"id": "debian"})
 }
 
-// A host that can not be asked says nothing of the machine: a drill looks again until it can, and
+// A host that cannot be asked says nothing of the machine: a drill looks again until it can, and
 // only if that takes too long ends, without a verdict. That the machine is gone only the host says.
 func TestHostIsAway(t *testing.T) {
 	lost := fmt.Errorf("look up m: %w: connection to libvirtd is closed", hypervisor.ErrUnreachable)
@@ -100,9 +100,9 @@ func TestHostIsAway(t *testing.T) {
 		{"when the guest is asked", time.Second, 20 * time.Second, lost, true, "", false},
 		{"before it is let go", 0, 20 * time.Second, lost, false, "", false},
 		{"past the deadline", time.Second, 40 * time.Second, lost, false, "", false},
-		{"for good", time.Second, time.Hour, lost, false, "the host can not be asked", false},
-		{"for good, when the guest is asked", time.Second, time.Hour, lost, true, "the host can not be asked", false},
-		{"for good, before it is let go", 0, time.Hour, lost, false, "the host can not be asked", false},
+		{"for good", time.Second, time.Hour, lost, false, "the host cannot be asked", false},
+		{"for good, when the guest is asked", time.Second, time.Hour, lost, true, "the host cannot be asked", false},
+		{"for good, before it is let go", 0, time.Hour, lost, false, "the host cannot be asked", false},
 		{"an odd answer", time.Second, 20 * time.Second, odd, false, "", false},
 		{"an odd answer for good", time.Second, time.Hour, odd, false, "internal error", false},
 		{"the machine is gone", time.Second, time.Hour, gone, false, "the machine has ended by itself", true},

@@ -201,7 +201,7 @@ func (c *contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// discard removes everything, also when ctx has ended. What it can not remove stays noted.
+// discard removes everything, also when ctx has ended. What it cannot remove stays noted.
 func (r *run) discard(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardTime)
 	defer cancel()

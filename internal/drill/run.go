@@ -128,7 +128,7 @@ func (r *run) release(ctx context.Context) error {
 	return nil
 }
 
-// start has the host make and start the machine. It can not be interrupted, so that what was made
+// start has the host make and start the machine. It cannot be interrupted, so that what was made
 // is known.
 func (r *run) start(ctx context.Context) error {
 	rebuild, err := r.rebuild(ctx)

@@ -271,7 +271,7 @@ func (f *osFile) Run(off, n int64) (length int64, hole bool, err error) {
 	case errors.Is(err, unix.ENXIO):
 		return n, true, nil
 	case err != nil:
-		return n, false, nil // it can not tell: all is data
+		return n, false, nil // it cannot tell: all is data
 	case at > off:
 		return min(at-off, n), true, nil
 	}

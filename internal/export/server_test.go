@@ -426,7 +426,7 @@ func TestWritableExportsKeepWhatWasWritten(t *testing.T) {
 	}
 }
 
-// What can not be served is refused, and nothing else is hurt.
+// What cannot be served is refused, and nothing else is hurt.
 func TestAddRefuses(t *testing.T) {
 	l := newLab(t, someData(1, 10))
 	s := openServer(t, l, export.Options{})

@@ -97,7 +97,7 @@ func (g *getter) copy(ctx context.Context, out *os.File, f filesystem.File, size
 }
 
 // room refuses a file before anything of it is written: one that is behind the limit, and one that
-// can not fit where it is to go.
+// cannot fit where it is to go.
 func (g *getter) room(dir *target, n int64) error {
 	g.mu.Lock()
 	over := plus(g.report.Stored, n) > g.trail.limits.Bytes

@@ -5,7 +5,7 @@
 // `/path` is what the machine itself would find there, with its file systems mounted as its
 // /etc/fstab says. [Get] writes files below a directory and nowhere else, whatever names the guest
 // has made up: every step is a single name in a directory that is held open, and no symbolic link
-// is followed. A file appears complete or not at all. What can not be read is reported, and the
+// is followed. A file appears complete or not at all. What cannot be read is reported, and the
 // rest is done.
 //
 // Errors carry what they are: filesystem.ErrCorrupt and what reading the disks returned for damage,
@@ -27,9 +27,9 @@ import (
 var (
 	// ErrExists reports that something stands where a file was to be written.
 	ErrExists = errors.New("it exists already")
-	// ErrNoRoom reports a file that can not fit where it is to go; nothing of it was written.
+	// ErrNoRoom reports a file that cannot fit where it is to go; nothing of it was written.
 	ErrNoRoom = errors.New("it does not fit there")
-	// ErrName reports a place that can not be understood.
+	// ErrName reports a place that cannot be understood.
 	ErrName = errors.New("neither VOLUME:/path nor /path")
 	// ErrNoVolume reports that no volume has a name.
 	ErrNoVolume = errors.New("there is no such volume")

@@ -177,7 +177,7 @@ func TestGetStaysInside(t *testing.T) {
 	}
 }
 
-// A file that can not be read whole is named, leaves nothing behind, and keeps no other from being
+// A file that cannot be read whole is named, leaves nothing behind, and keeps no other from being
 // fetched.
 func TestGetNamesWhatIsDamaged(t *testing.T) {
 	bad := errors.New("a damaged chunk")
@@ -290,7 +290,7 @@ func TestGetStreams(t *testing.T) {
 	}
 }
 
-// What the target can not keep is told once for each kind, with the first file that it is of.
+// What the target cannot keep is told once for each kind, with the first file that it is of.
 func TestLosses(t *testing.T) {
 	f := newFS("ext4")
 	f.Dir("/d")

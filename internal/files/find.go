@@ -59,7 +59,7 @@ func (f *finder) everywhere(ctx context.Context, p *Point) error {
 	mounted := map[*volume.Volume]bool{}
 	if g, err := p.volumes.Guest(); err == nil {
 		for _, m := range g.Mounts {
-			mounted[m.Volume] = true // if it can not be read, that is found out on the way
+			mounted[m.Volume] = true // if it cannot be read, that is found out on the way
 		}
 		if err := f.in(ctx, g.Tree, ""); err != nil {
 			return err

@@ -71,7 +71,7 @@ type lister struct {
 	ListRequest
 	at     Place
 	failed failures
-	err    error // of telling of what can not be read
+	err    error // of telling of what cannot be read
 }
 
 func (l *lister) visit(path string, n volume.Node, attr filesystem.Attr) error {

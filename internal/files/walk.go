@@ -158,7 +158,7 @@ func childPath(dir, name string) string {
 // to leave a directory out.
 type visit func(path string, n volume.Node, attr filesystem.Attr) error
 
-// walker goes through a tree in the order of names. What can not be read is told to fail, and left
+// walker goes through a tree in the order of names. What cannot be read is told to fail, and left
 // out.
 type walker struct {
 	*trail

@@ -62,7 +62,7 @@ type FS interface {
 
 // File reads the data of one file. It is safe for concurrent use and needs no closing.
 type File interface {
-	// ReadAt reads as [io.ReaderAt] says; holes are zeros. A block that can not be had is an error,
+	// ReadAt reads as [io.ReaderAt] says; holes are zeros. A block that cannot be had is an error,
 	// never zeros.
 	io.ReaderAt
 	// Size returns the length in bytes, as the inode says.

@@ -64,7 +64,7 @@ type attempt struct {
 	out     Outcome
 }
 
-// settled reports whether the level can not get better than it is.
+// settled reports whether the level cannot get better than it is.
 func (a *attempt) settled() bool { return a.out.Level == point.Crash }
 
 // crash settles the attempt, unless an earlier reason did.
@@ -98,7 +98,7 @@ func (a *attempt) prepare(ctx context.Context) *point.GuestReport {
 		a.crash(reasonLostEarly, err)
 		return nil
 	}
-	report, _ := Report(ctx, a.agent) // what it can not tell, it leaves out
+	report, _ := Report(ctx, a.agent) // what it cannot tell, it leaves out
 	if !a.settled() && a.want == point.Application && a.known && !a.windows {
 		a.hooks = findHooks(ctx, &a.line)
 	}

@@ -175,7 +175,7 @@ func TestLevels(t *testing.T) {
 			Error: "failed to open file '/etc/qemu/qemu-ga.conf' (mode: 'r'): Permission denied",
 		}), app, Limits{}, 0, files,
 			"whether hooks of applications ran is not known: guest-file-open: guest agent: failed to open file"},
-		{"files can not be read", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
+		{"files cannot be read", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {
 			g.Disabled = []string{"guest-file-open"}
 		}), app, Limits{}, 0, files, "guest-file-open"},
 		{"the system is not known", with(withHooks(ourHook, "/x/a"), func(g *guesttest.Guest) {

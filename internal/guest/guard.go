@@ -19,7 +19,7 @@ import (
 // at its limit.
 const prepareTime = 45 * time.Second
 
-// Guard quiesces guests from a process of their own, so that the death or the stop of ours can not
+// Guard quiesces guests from a process of their own, so that the death or the stop of ours cannot
 // leave a guest held.
 type Guard struct {
 	Command  []string  // starts a process that calls [GuardMain]; nil means this very program with the argument "guard"
@@ -47,7 +47,7 @@ type Held struct {
 
 // Start starts a guard and prepares the quiesce, which takes some agent questions but holds nothing
 // yet. With a wish for crash consistency it starts nothing and leaves the guest alone. A guest that
-// can not be quiesced is no error: see Outcome. An error is ctx's. Call Close in the end.
+// cannot be quiesced is no error: see Outcome. An error is ctx's. Call Close in the end.
 func (g Guard) Start(ctx context.Context, spec GuardSpec) (*Held, error) {
 	if g.StateDir == "" {
 		g.StateDir = StateDir()
@@ -167,7 +167,7 @@ func (h *Held) thawDirectly(limit time.Duration) error {
 	return err
 }
 
-// Quiesce asks the guest to hold its writes, and returns when it does, or can not: Outcome then
+// Quiesce asks the guest to hold its writes, and returns when it does, or cannot: Outcome then
 // says why. An error is ctx's, and then the guest is released.
 func (h *Held) Quiesce(ctx context.Context) error {
 	if h.isOver() {

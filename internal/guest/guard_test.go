@@ -399,7 +399,7 @@ func TestGuardThatCanNotStart(t *testing.T) {
 	}
 }
 
-// Where the note can not be written, nothing is held.
+// Where the note cannot be written, nothing is held.
 func TestNoNoteNoQuiesce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

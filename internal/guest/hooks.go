@@ -30,7 +30,7 @@ func noHooks(format string, args ...any) hooks { return hooks{Why: fmt.Sprintf(f
 
 // findHooks looks for evidence that hooks run at a freeze, through the agent itself: its own
 // command line (it is the agent that reads /proc/self), its configuration, and the hook that these
-// name. Whatever can not be found out counts as no hooks.
+// name. Whatever cannot be found out counts as no hooks.
 func findHooks(ctx context.Context, l *line) hooks {
 	ctx, cancel := context.WithTimeout(ctx, evidenceTime)
 	defer cancel()

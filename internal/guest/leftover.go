@@ -105,7 +105,7 @@ func openClaim(path string) (*claim, Leftover, error) {
 	if err == nil {
 		var data []byte
 		data, err = io.ReadAll(io.LimitReader(f, 1<<16))
-		_ = json.Unmarshal(data, &l) // a note that can not be read is still a note
+		_ = json.Unmarshal(data, &l) // a note that cannot be read is still a note
 	}
 	if err != nil {
 		f.Close()

@@ -24,7 +24,7 @@ var (
 	ErrExists = errors.New("exists already")
 	// ErrUnreachable reports that a host could not be asked: nobody listens, permission is missing,
 	// or it does not answer.
-	ErrUnreachable = errors.New("the host can not be asked")
+	ErrUnreachable = errors.New("the host cannot be asked")
 	// ErrNoRoom reports that the copy of a disk stands still because its target's file system is
 	// full. It goes on with Hydrate.
 	ErrNoRoom = errors.New("no space is left for the copy")
@@ -90,7 +90,7 @@ type Description struct {
 	Definition point.Definition
 	Files      []point.File     // small files that belong to it: paths on this host, Root empty
 	NotHeld    []point.Omission // what of the machine a point does not hold
-	Warnings   []string         // what can not be kept besides, in words
+	Warnings   []string         // what cannot be kept besides, in words
 }
 
 // Agent talks to the guest agent of one machine.

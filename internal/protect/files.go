@@ -22,7 +22,7 @@ type memoryFile struct {
 // changing reports whether the machine writes the file while it runs.
 func changing(f point.File) bool { return f.Role == "nvram" || f.Role == "tpm" }
 
-// keepFiles reads the files that the machine writes, while it holds still. What can not be read is
+// keepFiles reads the files that the machine writes, while it holds still. What cannot be read is
 // a warning: a point without firmware variables is worth more than none.
 func (r *run) keepFiles() {
 	r.kept = nil

@@ -90,7 +90,7 @@ func requireRefused(t *testing.T, v *vault.Vault, m *model, err error, reason st
 	}
 }
 
-// Files that the machine writes are as they were at the instant; what can not be read is a warning.
+// Files that the machine writes are as they were at the instant; what cannot be read is a warning.
 func TestFilesBelongToTheInstant(t *testing.T) {
 	dir := t.TempDir()
 	m := newModel(rand.New(rand.NewPCG(1, 1)), 1)

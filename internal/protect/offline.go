@@ -46,7 +46,7 @@ func (r *run) offline(ctx context.Context) error {
 }
 
 // openOffline opens the images of all disks, also on error to be closed by the caller. While they
-// are open the machine can not be started, so that they show one instant. Their bitmaps go on being
+// are open the machine cannot be started, so that they show one instant. Their bitmaps go on being
 // the record of changes: they have everything since the last point, and so everything since this
 // one.
 func (r *run) openOffline(ctx context.Context) ([]imageRead, error) {
@@ -81,7 +81,7 @@ type imageRead struct {
 	granule int64      // bytes
 	bitmap  string     // the record of changes since the last point; "" if there is none
 	dirty   extent.Set // what it says
-	doubt   error      // why it can not be used
+	doubt   error      // why it cannot be used
 
 	secret []byte // opens the image, if it is encrypted
 	luks   bool   // the image is a volume of LUKS, which hypervisors call raw
@@ -173,7 +173,7 @@ func (s *intake) whyWhole(in imageRead) string {
 	case s.lineage.disk(in.name) == nil:
 		return "first point of this disk"
 	case in.doubt != nil:
-		return fmt.Sprintf("the record of changes can not be used: %v", in.doubt)
+		return fmt.Sprintf("the record of changes cannot be used: %v", in.doubt)
 	}
 	return "no record of changes; all allocated blocks were compared"
 }

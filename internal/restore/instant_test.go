@@ -595,7 +595,7 @@ func (l *instantLab) losePower(t *testing.T) {
 }
 
 // A restore can be abandoned after any death, and then nothing of it is left; once its disks are
-// local it can not.
+// local it cannot.
 func TestInstantAbandoned(t *testing.T) {
 	for at := 1; ; at++ {
 		l := newInstantLab(t, true)
@@ -685,7 +685,7 @@ func TestInstantIsLookedAfter(t *testing.T) {
 	l.requireNothing(t)
 }
 
-// What can not end well is refused before anything is changed.
+// What cannot end well is refused before anything is changed.
 func TestInstantRefusals(t *testing.T) {
 	l := newInstantLab(t, true)
 	blocked := filepath.Join(l.storage, "web-vda.qcow2"+hypervisor.OverlaySuffix)

@@ -288,7 +288,7 @@ func (i *instant) clean() error {
 }
 
 // hold keeps the point from being deleted also while no process serves the machine. A vault that
-// can not be written does not keep a lost machine from coming back.
+// cannot be written does not keep a lost machine from coming back.
 func (i *instant) hold(ctx context.Context) error {
 	if i.st.Hold == "" || i.st.Step == InstantCleaning || i.st.Step == InstantAbandoning {
 		return nil
@@ -304,7 +304,7 @@ func (i *instant) hold(ctx context.Context) error {
 	return nil
 }
 
-// release ends the hold. What can not be told to the vault now does not keep anything else from
+// release ends the hold. What cannot be told to the vault now does not keep anything else from
 // ending.
 func (i *instant) release() {
 	if i.st.Hold == "" {

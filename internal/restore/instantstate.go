@@ -110,7 +110,7 @@ type instantPlace struct {
 
 func placeOf(fsys durable.FS, dir, name string) (instantPlace, error) {
 	if name == "" || strings.ContainsAny(name, "/\x00\n") || strings.HasPrefix(name, ".") {
-		return instantPlace{}, fmt.Errorf("%q can not be the name of a machine", name)
+		return instantPlace{}, fmt.Errorf("%q cannot be the name of a machine", name)
 	}
 	dir, err := filepath.Abs(dir)
 	return instantPlace{fsys, dir, name}, err

@@ -82,13 +82,13 @@ func Machine(ctx context.Context, v *vault.Vault, host Host, req MachineRequest)
 	return out, nil
 }
 
-// check refuses what can not end well before anything is written.
+// check refuses what cannot end well before anything is written.
 func (r MachineRequest) check(uri string) error {
 	if err := hypervisor.Buildable(r.Point.Definition, uri); err != nil {
 		return err
 	}
 	if r.Name == "" || strings.ContainsAny(r.Name, "/\x00\n") || strings.HasPrefix(r.Name, ".") {
-		return fmt.Errorf("%q can not be the name of a machine", r.Name)
+		return fmt.Errorf("%q cannot be the name of a machine", r.Name)
 	}
 	for _, d := range r.Point.Disks {
 		err := r.Keys.check(d)

@@ -155,7 +155,7 @@ func TestDisksAreExact(t *testing.T) {
 	}
 }
 
-// What can not be restored leaves no trace, and what was there stays.
+// What cannot be restored leaves no trace, and what was there stays.
 func TestDiskRefusals(t *testing.T) {
 	l := newLab(t, rand.New(rand.NewPCG(1, 2)))
 	dir := t.TempDir()
@@ -337,7 +337,7 @@ func TestMachineFailures(t *testing.T) {
 	}
 }
 
-// Names in a point can not lead out of the directory.
+// Names in a point cannot lead out of the directory.
 func TestFilesStayInside(t *testing.T) {
 	l := newLab(t, rand.New(rand.NewPCG(6, 2)))
 	for _, f := range []point.File{{Role: "nvram", Name: "../x"}, {Role: "tpm", Name: "/etc/x"},

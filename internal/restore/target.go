@@ -49,7 +49,7 @@ func chooseFormat(path, asked string) (string, error) {
 	case asked == "raw" || asked == "qcow2":
 		return asked, nil
 	case asked != "":
-		return "", fmt.Errorf("format %q can not be written, only raw and qcow2", asked)
+		return "", fmt.Errorf("format %q cannot be written, only raw and qcow2", asked)
 	case strings.HasSuffix(path, ".qcow2"):
 		return "qcow2", nil
 	}

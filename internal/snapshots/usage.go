@@ -117,7 +117,7 @@ type TagPrice struct {
 	GiBMonth float64 `json:"gib_month"`
 }
 
-// Check returns an error for a table that can not be meant.
+// Check returns an error for a table that cannot be meant.
 func (p Prices) Check() error {
 	all := []float64{p.GiBMonth}
 	for _, t := range p.Tags {

@@ -26,7 +26,7 @@ type Damage struct {
 	What   string `json:"what"`   // in words
 }
 
-// Hit is a part of a point that can not be read.
+// Hit is a part of a point that cannot be read.
 type Hit struct {
 	Point  point.ID   `json:"point"`
 	VM     string     `json:"vm"`
@@ -282,7 +282,7 @@ func (c *checker) manifests(ctx context.Context) error {
 	return c.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
 		switch {
 		case damage(err):
-			c.damage(name, "the point can not be read: %v", err)
+			c.damage(name, "the point cannot be read: %v", err)
 			return nil
 		case err != nil:
 			return err

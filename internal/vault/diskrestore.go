@@ -46,7 +46,7 @@ func (f *fetch) end() int64 {
 }
 
 // Restore writes everything that is not a hole to w, whose other bytes must be zeros already. What is written has been
-// authenticated. The first chunk that can not be read ends it with ErrCorrupt. WriteAt is called from several goroutines for
+// authenticated. The first chunk that cannot be read ends it with ErrCorrupt. WriteAt is called from several goroutines for
 // ranges that do not overlap.
 func (d *Disk) Restore(ctx context.Context, w io.WriterAt, progress func(bytes int64)) error {
 	return d.RestorePart(ctx, extent.Of(extent.Extent{Len: d.size}), w, progress)

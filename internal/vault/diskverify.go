@@ -78,7 +78,7 @@ func (d *Disk) Verify(ctx context.Context, progress func(bytes int64)) (extent.S
 	return extent.Of(bad...), err
 }
 
-// walkLenient calls visit with every chunk of a tree, and returns the runs of chunks, in chunks, below nodes that can not be read.
+// walkLenient calls visit with every chunk of a tree, and returns the runs of chunks, in chunks, below nodes that cannot be read.
 func (v *Vault) walkLenient(ctx context.Context, root chunk.ID, chunks int64, visit func(at int64, id chunk.ID) error) (extent.Set, error) {
 	var lost extent.Set
 	var walk func(id chunk.ID, level int, first int64) error

@@ -37,7 +37,7 @@ type GCReport struct {
 // CollectGarbage deletes what no point needs, and rewrites packs of which little is needed. Sessions and readers go on meanwhile: a pack is first
 // condemned, which keeps later sessions from counting on it, and deleted when everybody who began before has ended, by this run or
 // the next. A run that was killed is continued by the next. It returns ErrBusy while another one runs, and ErrCorrupt, having changed
-// nothing, when a point can not be read whole: what that point needs is not known then.
+// nothing, when a point cannot be read whole: what that point needs is not known then.
 func (v *Vault) CollectGarbage(ctx context.Context, o GCOptions) (GCReport, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}

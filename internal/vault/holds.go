@@ -88,7 +88,7 @@ func (v *Vault) requireUnheld(ctx context.Context, id point.ID) error {
 }
 
 // deleteManifest deletes a point that nobody holds. Who holds it stores that first and looks for the manifest afterwards, so that one of the two sees the
-// other: a hold that appears meanwhile, or that can not be ruled out, brings the manifest back.
+// other: a hold that appears meanwhile, or that cannot be ruled out, brings the manifest back.
 func (v *Vault) deleteManifest(ctx context.Context, id point.ID) error {
 	if err := v.requireUnheld(ctx, id); err != nil {
 		return err

@@ -108,7 +108,7 @@ func TestHoldWhileDeleted(t *testing.T) {
 	}
 }
 
-// Who deletes a point and can not see whether somebody holds it by then brings it back.
+// Who deletes a point and cannot see whether somebody holds it by then brings it back.
 func TestHoldWhileDeletedUnseen(t *testing.T) {
 	ctx := context.Background()
 	store, key, v := memVault(t)

@@ -250,7 +250,7 @@ func isSession(s string) bool {
 	return err == nil && len(raw) == 12 && strings.ToLower(s) == s
 }
 
-// readLease tells garbage collection that somebody reads, and takes in what others did before. A store that can not be written is read
+// readLease tells garbage collection that somebody reads, and takes in what others did before. A store that cannot be written is read
 // without a lease.
 func (v *Vault) readLease(ctx context.Context) (release func(), err error) {
 	release, err = v.takeReadLease(ctx)

@@ -28,12 +28,12 @@ type pointLists struct {
 
 	mu       sync.Mutex
 	lists    map[string]*pointList // by the name of the list
-	bad      map[string]bool       // lists that can not be read
+	bad      map[string]bool       // lists that cannot be read
 	unlisted map[string]*summary   // points that no list has, by the name of their object
 }
 
 // Summaries returns the points that match, all if match is nil, oldest first, without their definitions, but for the kinds of these. It takes one
-// listing, and reading a few objects however many points there are. A manifest that can not be read, where one is, is an error. Match is called once for every
+// listing, and reading a few objects however many points there are. A manifest that cannot be read, where one is, is an error. Match is called once for every
 // point, in no order, and may not keep what it is given, nor anything below it. Nobody may change what is returned.
 func (v *Vault) Summaries(ctx context.Context, match func(summary *point.RecoveryPoint) bool) ([]*point.RecoveryPoint, error) {
 	all, err := v.summaries(ctx, match)
@@ -222,7 +222,7 @@ func (v *Vault) listPoint(ctx context.Context, p *point.RecoveryPoint) {
 
 // writeList writes a list of the points that are known and in none, together with those of the lists that are not longer, which it replaces: so lists are few, and a
 // point is written again about as often as the number of points doubles. If all is set it makes one of all lists, drops points that are gone, and
-// deletes lists that can not be read.
+// deletes lists that cannot be read.
 func (v *Vault) writeList(ctx context.Context, all bool) error {
 	v.lists.write.Lock()
 	defer v.lists.write.Unlock()

@@ -113,7 +113,7 @@ func (v *Vault) readPoint(ctx context.Context, name string) (*point.RecoveryPoin
 }
 
 // Points returns all points, oldest first, which takes reading the manifests of machines' points: Summaries is for who needs no definitions. A manifest
-// that can not be read is an error: `vault check` says what to do.
+// that cannot be read is an error: `vault check` says what to do.
 func (v *Vault) Points(ctx context.Context) ([]*point.RecoveryPoint, error) {
 	var points []*point.RecoveryPoint
 	for p, err := range v.points(ctx, nil, v.knownPoint) {

@@ -161,7 +161,7 @@ func TestRenewedLeaseIsNotOverlooked(t *testing.T) {
 }
 
 // A session whose parent was deleted under it, while packs were condemned that only the parent had come to need, makes no point: it
-// can not be read whole.
+// cannot be read whole.
 func TestParentDeletedUnderASession(t *testing.T) {
 	ctx := context.Background()
 	store, key, v := memVault(t)
@@ -194,7 +194,7 @@ func TestParentDeletedUnderASession(t *testing.T) {
 		}
 	}
 	if err := s.Commit(ctx, newPoint("vm", parent)); !errors.Is(err, vault.ErrNoPoint) {
-		t.Fatalf("committed a point that can not be read: %v", err)
+		t.Fatalf("committed a point that cannot be read: %v", err)
 	}
 }
 

@@ -24,7 +24,7 @@ type Wanted struct {
 const openTogether = 8
 
 // ReadChunks reads chunks, which should all be different, in the order of the store: neighbours in a pack are fetched at once, and opened on all workers. What
-// it returns as read has been authenticated. A chunk that is not where it was is looked for again; one that can not be read is ErrCorrupt, and does not keep
+// it returns as read has been authenticated. A chunk that is not where it was is looked for again; one that cannot be read is ErrCorrupt, and does not keep
 // the others from being read.
 func (r *Reader) ReadChunks(ctx context.Context, wanted []Wanted) {
 	if len(wanted) == 1 {

@@ -20,7 +20,7 @@ type Reader struct {
 	refresh singleflight.Group
 }
 
-// OpenReader begins to read. A store that can not be written is read without a lease: nobody may collect its garbage meanwhile.
+// OpenReader begins to read. A store that cannot be written is read without a lease: nobody may collect its garbage meanwhile.
 func (v *Vault) OpenReader(ctx context.Context) (*Reader, error) {
 	// The index is not refreshed: that takes longer the larger the vault is, and what is not where it says is looked for again.
 	release, err := v.takeReadLease(ctx)

@@ -162,7 +162,7 @@ func TestDamageHitsOnlyItsChunk(t *testing.T) {
 		}
 	}
 	if differ != 1 {
-		t.Fatalf("%d chunks can not be read, one is damaged", differ)
+		t.Fatalf("%d chunks cannot be read, one is damaged", differ)
 	}
 }
 

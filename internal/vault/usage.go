@@ -73,7 +73,7 @@ func GroupsOf(p *point.RecoveryPoint, d *point.Disk) []Group {
 // Usage accounts for every byte in packs that points need. Figures are exact: Alone of a point, or of a group of whole points, is by how much LiveBytes
 // of garbage collection falls when it is deleted. (Manifests and notes, a few KiB a point, are in no pack.) Each unique tree node is read a few
 // times, whatever the number of points; memory is 8 bytes for each stored chunk and 96 MiB at most besides. It
-// returns ErrCorrupt when a point can not be read whole.
+// returns ErrCorrupt when a point cannot be read whole.
 func (v *Vault) Usage(ctx context.Context, o UsageOptions) (UsageReport, error) {
 	if o.Groups == nil {
 		o.Groups = GroupsOf

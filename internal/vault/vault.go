@@ -50,7 +50,7 @@ type Key = keys.Key
 type Options struct {
 	Workers     int    // goroutines that hash, compress and seal, or open and write; 0 means one per CPU
 	Compression string // of new chunks: "fast" (or ""), "dense" or "none"
-	NoLease     bool   // take no lease as a reader: for stores that can not be written
+	NoLease     bool   // take no lease as a reader: for stores that cannot be written
 	PackSize    int64  // bytes at which a data pack is full; 0 means 64 MiB
 }
 

@@ -249,7 +249,7 @@ func qemuEnds(l *lab) {
 	p = l.takes("--consistency=crash")
 	words := "inconsistent"
 	if l.daemon != nil {
-		words = "can not be read"
+		words = "cannot be read"
 	}
 	l.untracked(p, "vdb", words)
 	l.writesGoOn(10)

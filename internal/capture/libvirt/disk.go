@@ -59,7 +59,7 @@ func (s *capturing) examine(ctx context.Context, h *hostlibvirt.Host) error {
 		case !ok:
 			return fmt.Errorf("it has no disk %s", p.Name)
 		case known.Size <= 0:
-			return fmt.Errorf("disk %s (%s): libvirt can not tell its size", p.Name, known.File)
+			return fmt.Errorf("disk %s (%s): libvirt cannot tell its size", p.Name, known.File)
 		}
 		if _, busy, err := s.client.BlockJobInfo(ctx, s.dom, p.Name); err != nil {
 			return fmt.Errorf("disk %s: look for other jobs on it: %w", p.Name, err)
@@ -123,7 +123,7 @@ func (s *capturing) judge(ctx context.Context, d *disk, checkpoints map[string]b
 	last := d.plan.LastBitmap
 	switch {
 	case !d.qcow2():
-		d.whole(d.Format + " images can not hold a record of changes under libvirt")
+		d.whole(d.Format + " images cannot hold a record of changes under libvirt")
 	case last == "":
 		d.whole("the vault has no earlier point with a record of changes")
 	case !ofVault(last, s.plan.Vault):
@@ -163,7 +163,7 @@ func (s *capturing) dirtyBytes(ctx context.Context, checkpoint, name string) (in
 		}
 		var n int64
 		if _, err := fmt.Sscan(el.SelectAttrValue("size", ""), &n); err != nil || n < 0 {
-			return 0, fmt.Errorf("the bitmap of checkpoint %s on disk %s can not be read", checkpoint, name)
+			return 0, fmt.Errorf("the bitmap of checkpoint %s on disk %s cannot be read", checkpoint, name)
 		}
 		return n, nil
 	}

@@ -46,7 +46,7 @@ func (s *capturing) instant(ctx context.Context, hooks capture.Hooks) error {
 // it: on a very busy host a try can take too long.
 const instantTries = 2
 
-// take begins the job. Where a record of changes turns out to be broken only then, or can not be
+// take begins the job. Where a record of changes turns out to be broken only then, or cannot be
 // had without holding the machine still for too long, it reads whole disks instead, for which the
 // machine need not be held still.
 func (s *capturing) take(ctx context.Context) error {
@@ -98,7 +98,7 @@ func (s *capturing) dropJobBitmaps(ctx context.Context) error {
 
 // takeWhole begins the job without the record of changes that could not be read.
 func (s *capturing) takeWhole(ctx context.Context, why error) error {
-	s.plan.Log("the changes since %s can not be read (%v): all is read", s.since(), why)
+	s.plan.Log("the changes since %s cannot be read (%v): all is read", s.since(), why)
 	if err := dropCheckpoint(ctx, s.client, s.dom, s.since()); err != nil {
 		return fmt.Errorf("drop the broken record of changes: %w", err)
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // Whether a point was committed only its own vault knows: until a run with that vault decides, its
-// record of changes stays, whoever else cleans up or captures. What was never read whole can not
+// record of changes stays, whoever else cleans up or captures. What was never read whole cannot
 // have been committed, and goes.
 func testRecordOfAnotherVault(l *lab) {
 	l.commit(l.capture(l.plan(), capture.Hooks{}))

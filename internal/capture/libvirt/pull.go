@@ -72,7 +72,7 @@ func (p *pull) prepare(ctx context.Context, s *capturing) error {
 func giveTo(dir, image string) error {
 	info, err := os.Stat(image)
 	if err != nil || os.Geteuid() != 0 {
-		return nil // QEMU runs as this user, or its own error will say that it can not make the socket
+		return nil // QEMU runs as this user, or its own error will say that it cannot make the socket
 	}
 	st := info.Sys().(*syscall.Stat_t)
 	return os.Chown(dir, int(st.Uid), int(st.Gid))

@@ -11,7 +11,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// Where scratch can not hold the read, disks without an iothread are pulled: first whole, then by
+// Where scratch cannot hold the read, disks without an iothread are pulled: first whole, then by
 // their changes, as of the instant although the guest writes on.
 func testPull(l *lab) {
 	plan := func() capture.Plan {

@@ -21,7 +21,7 @@ type push struct {
 	stop   func()
 }
 
-// prepare makes the scratch images and reserves their space, so that QEMU can not run out of it: a
+// prepare makes the scratch images and reserves their space, so that QEMU cannot run out of it: a
 // guest's write would fail.
 func (p *push) prepare(ctx context.Context, s *capturing) error {
 	if err := s.makeScratch(ctx); err != nil {

@@ -101,7 +101,7 @@ func (s *capturing) occupied(d *disk) (int64, bool) {
 	return 0, false
 }
 
-// clusterSize returns that of a qcow2 image, 0 if it can not be told. The header is read only, of
+// clusterSize returns that of a qcow2 image, 0 if it cannot be told. The header is read only, of
 // an image that QEMU writes.
 func clusterSize(path string) int64 {
 	img, err := qcow2.Open(path)

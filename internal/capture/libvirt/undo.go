@@ -174,7 +174,7 @@ func writesTo(text string, files []string) bool {
 	return false
 }
 
-// dropCheckpoint deletes a checkpoint and its bitmaps. Where libvirt can not, because a bitmap is
+// dropCheckpoint deletes a checkpoint and its bitmaps. Where libvirt cannot, because a bitmap is
 // missing or inconsistent, libvirt is made to forget it, and what is left of the bitmaps is removed
 // from QEMU.
 func dropCheckpoint(ctx context.Context, c *rpc.Client, dom rpc.Domain, name string) error {

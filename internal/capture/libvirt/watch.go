@@ -174,7 +174,7 @@ func Watch(ctx context.Context, in io.Reader, out io.Writer, uri, machine string
 		say(sayStill)
 		return nil
 	case err != nil:
-		say("it can not be suspended: " + oneLine(err))
+		say("it cannot be suspended: " + oneLine(err))
 		return errors.Join(err, wake(ctx, host, machine, mark, !answered(err)))
 	}
 	say(saySuspended)
@@ -248,7 +248,7 @@ func awake(ctx context.Context, host *hostlibvirt.Host, machine string, mark pau
 	case errors.Is(err, pause.ErrOthers):
 		return sayWoken, nil
 	case err != nil:
-		return "it can not be resumed: " + oneLine(err), err
+		return "it cannot be resumed: " + oneLine(err), err
 	}
 	return sayResumed, nil
 }

@@ -17,5 +17,5 @@
 //
 // Bitmaps and jobs are named by node, never by device: during a backup the device's name stands for
 // the filter above the disk, a bitmap added there vanishes with the filter, and QEMU 7.2 crashes
-// when a transaction asks to enable a bitmap it can not find.
+// when a transaction asks to enable a bitmap it cannot find.
 package qemu

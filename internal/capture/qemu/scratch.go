@@ -97,7 +97,7 @@ type image struct {
 // a job costs the guest its write.
 func (m *image) empty() error {
 	err := m.file.Truncate(0)
-	if err == nil || errors.Is(err, syscall.EINVAL) { // a descriptor for reading can not
+	if err == nil || errors.Is(err, syscall.EINVAL) { // a descriptor for reading cannot
 		return nil
 	}
 	return fmt.Errorf("empty scratch image: %w", err)

@@ -215,7 +215,7 @@ func doubt(n *node, size int64, p capture.DiskPlan, granule int64) string {
 	return ""
 }
 
-// stray reports whether b is of no use. A capture that counts from no bitmap can not tell; it must
+// stray reports whether b is of no use. A capture that counts from no bitmap cannot tell; it must
 // not take the record of changes from the next one, should it fail.
 func stray(b bitmap, p capture.DiskPlan, vault string, keep []string) bool {
 	if b.Busy || !strings.HasPrefix(b.Name, capture.BitmapPrefix(vault)) ||
@@ -252,7 +252,7 @@ func (s *session) prepareBitmaps(ctx context.Context, d *disk) error {
 		if !qmp.Refused(err) {
 			return err
 		}
-		s.plan.Log("disk %s: changes can not be recorded (persistent: %t): %v", d.Name, persistent, err)
+		s.plan.Log("disk %s: changes cannot be recorded (persistent: %t): %v", d.Name, persistent, err)
 	}
 	return nil
 }

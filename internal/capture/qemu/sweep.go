@@ -12,7 +12,7 @@ import (
 
 const (
 	sweepPause  = 5 * time.Millisecond // between two looks at a job that is being cancelled
-	brokenNodes = 64                   // scratch nodes that are tried where QEMU can not list them
+	brokenNodes = 64                   // scratch nodes that are tried where QEMU cannot list them
 )
 
 // sweep removes all that captures put into QEMU for their own duration and returns what it did, in

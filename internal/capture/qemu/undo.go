@@ -32,7 +32,7 @@ func (s *session) dropOlder(ctx context.Context) error {
 	return s.state.finish()
 }
 
-// dropNew drops the epoch that this capture began. If it can not, the state file is left to say
+// dropNew drops the epoch that this capture began. If it cannot, the state file is left to say
 // that the capture is unfinished.
 func (s *session) dropNew(ctx context.Context) error {
 	err := s.removeBitmaps(ctx, func(name string) bool { return name == s.epoch() })

@@ -202,7 +202,7 @@ func (v *vm) write(rng *rand.Rand, n int) {
 const slot = 64 << 10
 
 // writeDuring has the guest begin n writes while backup jobs run, in slots of the disks that are
-// even or odd. None overlaps another in flight: qemu-io can not wait for one without holding up the
+// even or odd. None overlaps another in flight: qemu-io cannot wait for one without holding up the
 // jobs, so that settle waits for them when the jobs have ended.
 func (v *vm) writeDuring(rng *rand.Rand, n int, odd int) {
 	v.t.Helper()

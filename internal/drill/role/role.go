@@ -1,7 +1,7 @@
 // Package role knows by what commands a system shows that it does what it is there for.
 //
 // Everything here is a pure function that returns commands to be run in the guest. An exit status
-// of 0 says yes, [Final] that trying again can not help, any other not yet. A Windows is asked by
+// of 0 says yes, [Final] that trying again cannot help, any other not yet. A Windows is asked by
 // PowerShell, in commands that no program between here and there has to quote; see windows.go.
 package role
 
@@ -44,7 +44,7 @@ func (c Check) For(windows bool) (inside.Command, error) {
 		return c.Unix, nil
 	}
 	if c.Windows.Path == "" {
-		return inside.Command{}, fmt.Errorf("it can not be checked in a Windows: %s", c.NotWindows)
+		return inside.Command{}, fmt.Errorf("it cannot be checked in a Windows: %s", c.NotWindows)
 	}
 	return c.Windows, nil
 }
@@ -216,7 +216,7 @@ func file(path string) (Check, error) {
 		return Check{}, errors.New("it needs a path")
 	}
 	return Check{
-		Unix:    shell("[ -r " + quote(path) + " ] && exit 0\necho 'it can not be read'\nexit 1"),
+		Unix:    shell("[ -r " + quote(path) + " ] && exit 0\necho 'it cannot be read'\nexit 1"),
 		Windows: powershell(readable(path)),
 	}, nil
 }

@@ -53,7 +53,7 @@ func TestRoles(t *testing.T) {
 	}{
 		{fmt.Sprintf("tcp=%d", open), 0, ""},
 		{fmt.Sprintf("tcp=%d", free), 1, fmt.Sprintf("nothing listens on TCP port %d", free)},
-		{"file=" + odd, 0, ""}, {"file=" + odd + "'", 1, "can not be read"},
+		{"file=" + odd, 0, ""}, {"file=" + odd + "'", 1, "cannot be read"},
 		{"sqlite=" + odd + "none", 1, "no such database"},
 	} {
 		c, err := role.Parse(tt.role)

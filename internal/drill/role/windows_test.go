@@ -149,7 +149,7 @@ func TestArgumentsAreStrings(t *testing.T) {
 	}
 }
 
-// What cmd.exe can not run is said before it is asked; what it can has room on the command line
+// What cmd.exe cannot run is said before it is asked; what it can has room on the command line
 // that PowerShell is started with.
 func TestCmdLine(t *testing.T) {
 	long := strings.Repeat("é\"", maxCmdLine/3)

@@ -42,7 +42,7 @@ type Options struct {
 	AllowOther bool      // other users than the caller may look, as far as the machine's own permissions let them
 	// Limits are of each directory: how deep it may be, and how many entries it may hold.
 	Limits files.Limits
-	// Trouble is told of files that can not be read, each time: programs only see an I/O error. It
+	// Trouble is told of files that cannot be read, each time: programs only see an I/O error. It
 	// is called from several goroutines; nil discards.
 	Trouble func(where string, err error)
 }

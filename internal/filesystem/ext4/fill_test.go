@@ -30,7 +30,7 @@ func (f *filler) must(err error) {
 	}
 }
 
-// may is must, where some file systems can not do it.
+// may is must, where some file systems cannot do it.
 func (f *filler) may(err error) {
 	f.t.Helper()
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.E2BIG) &&

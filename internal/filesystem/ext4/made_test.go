@@ -269,7 +269,7 @@ func TestCasefold(t *testing.T) {
 	}
 }
 
-// What can not be read says so, and says what it is.
+// What cannot be read says so, and says what it is.
 func TestUnsupported(t *testing.T) {
 	dir := t.TempDir()
 	f := &filler{t: t, dir: dir, rng: rand.New(rand.NewPCG(1, 1))}

@@ -15,7 +15,7 @@ const movedEnv = "HOLDFAST_TEST_OWN_MOUNTS"
 // OwnMounts runs the tests, if move says so in a mount namespace of their own, after prepare has
 // been called in it. Whatever ends the process, its mounts end with it, and the loop devices below
 // them. And nobody else can keep them: a process that moves into a namespace of its own while a
-// test has something mounted takes a copy of the mount along, and the image can not be mounted
+// test has something mounted takes a copy of the mount along, and the image cannot be mounted
 // again as long as that lives. It does not return.
 func OwnMounts(m *testing.M, move bool, prepare func() error) {
 	if move && os.Getenv(movedEnv) == "" {

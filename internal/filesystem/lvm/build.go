@@ -47,7 +47,7 @@ func build(m *meta, pvs []*PV, left *int) *Group {
 	return g
 }
 
-// absent says why a physical volume of the group can not be read.
+// absent says why a physical volume of the group cannot be read.
 func (b *builder) absent(name string) error {
 	p := b.m.pvs[name]
 	switch n := len(b.pvs[p.uuid]); {

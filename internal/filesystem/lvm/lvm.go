@@ -37,7 +37,7 @@ type Group struct {
 type Volume struct {
 	Name, UUID string
 	Size       int64
-	// Err is why it can not be read: filesystem.ErrUnsupported, filesystem.ErrCorrupt or
+	// Err is why it cannot be read: filesystem.ErrUnsupported, filesystem.ErrCorrupt or
 	// ErrMissing; nil where it can.
 	Err error
 	// PVs are the indexes, in what Assemble was given, of the physical volumes that it is read

@@ -160,7 +160,7 @@ func TestMissingDisk(t *testing.T) {
 	_, volumes = assemble(t, b)
 	check(t, volumes["only-b"], "only-b")
 
-	// Two disks that say that they are the same one: which is right can not be known.
+	// Two disks that say that they are the same one: which is right cannot be known.
 	_, volumes = assemble(t, a, b, bytes.Clone(b))
 	check(t, volumes["only-a"], "only-a")
 	if v := volumes["only-b"]; !errors.Is(v.Err, filesystem.ErrCorrupt) {

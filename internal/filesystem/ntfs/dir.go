@@ -46,7 +46,7 @@ func (f *FS) ReadDir(id filesystem.ID) iter.Seq2[filesystem.Entry, error] {
 	}
 }
 
-// typeOf tells what an entry is; only where the index can not know is the file looked at.
+// typeOf tells what an entry is; only where the index cannot know is the file looked at.
 func (f *FS) typeOf(e dirEntry) (fs.FileMode, error) {
 	const indexDir = 1 << 28
 	if e.attrs&(fileReparse|fileSystem) != 0 {

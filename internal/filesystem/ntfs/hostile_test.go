@@ -276,8 +276,8 @@ func (r failingAt) ReadAt(p []byte, off int64) (int, error) {
 	return r.ReaderAt.ReadAt(p, off)
 }
 
-// Parts of the table that can not be found are done without while it is put together, those that
-// can not be read are an error; and that is over after some time, wherever they lead.
+// Parts of the table that cannot be found are done without while it is put together, those that
+// cannot be read are an error; and that is over after some time, wherever they lead.
 func TestTableInParts(t *testing.T) {
 	e := edit(t)
 	table, err := e.f.inode(recMFT, false)
@@ -296,7 +296,7 @@ func TestTableInParts(t *testing.T) {
 	}
 	at := e.place(e.f.mft, int64(uint64(e.find("small"))&refMask)*e.f.recordSize)
 	if _, err := Open(failingAt{bytes.NewReader(e.image), at}, int64(len(e.image))); !errors.Is(err, errDisk) {
-		t.Errorf("a part that can not be read: %v", err)
+		t.Errorf("a part that cannot be read: %v", err)
 	}
 	e.f.opening = 100
 	for range 200 {

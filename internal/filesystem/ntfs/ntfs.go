@@ -251,7 +251,7 @@ func (f *FS) readUpCase() {
 	}
 }
 
-// used counts the clusters in use; 0 if that can not be read.
+// used counts the clusters in use; 0 if that cannot be read.
 func (f *FS) used() int64 {
 	ino, err := f.inode(recBitmap, false)
 	if err != nil {

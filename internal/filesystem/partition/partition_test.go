@@ -46,7 +46,7 @@ func run(t *testing.T, stdin, name string, args ...string) []byte {
 	return out
 }
 
-// fdisk makes a GPT of sectors of 4096 bytes, which sfdisk can not.
+// fdisk makes a GPT of sectors of 4096 bytes, which sfdisk cannot.
 func fdisk(t *testing.T, size int64) string {
 	t.Helper()
 	path := makeDisk(t, size, "label: dos\n")

@@ -120,7 +120,7 @@ func (v *Volumes) byPosition(name string) (*Volume, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("%s: which disk that is can not be known from the disks alone", name)
+	return nil, fmt.Errorf("%s: which disk that is cannot be known from the disks alone", name)
 }
 
 // tagged finds a volume by what is written on it. Several that match are an error: which one the

@@ -14,7 +14,7 @@ import (
 // ErrNoGuest reports that no volume looks like the root of an operating system.
 var ErrNoGuest = errors.New("no operating system was found on the disks")
 
-// ErrNotMounted reports a directory where something belongs that can not be read.
+// ErrNotMounted reports a directory where something belongs that cannot be read.
 var ErrNotMounted = errors.New("what is mounted there")
 
 // Guest is the machine's own view: its file systems mounted where its /etc/fstab says.
@@ -29,7 +29,7 @@ type Guest struct {
 type Mount struct {
 	Path   string  // in the guest
 	Volume *Volume // nil where it is not known which
-	Err    error   // why it can not be read; paths below return it
+	Err    error   // why it cannot be read; paths below return it
 }
 
 // Guest finds the root file system and mounts the others in it. It returns ErrNoGuest where there

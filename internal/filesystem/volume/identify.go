@@ -16,7 +16,7 @@ import (
 type finding struct {
 	kind        string // "" is nothing known
 	label, uuid string
-	open        func(io.ReaderAt, int64) (filesystem.FS, error) // nil where it can not be read
+	open        func(io.ReaderAt, int64) (filesystem.FS, error) // nil where it cannot be read
 	reason      error                                           // why not
 }
 

@@ -237,7 +237,7 @@ func (b broken) ReadAt(p []byte, off int64) (int, error) {
 	return b.ReaderAt.ReadAt(p, off)
 }
 
-// A disk that can not be read in one place is that volume's trouble alone.
+// A disk that cannot be read in one place is that volume's trouble alone.
 func TestUnreadable(t *testing.T) {
 	data := made(t, 16*mebi, "printf 'label: gpt\nsize=4M\nsize=4M\n' | sfdisk -q %s")
 	copy(data[mebi:], made(t, 4*mebi, "mkfs.vfat %s"))

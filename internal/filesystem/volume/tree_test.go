@@ -112,7 +112,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A mount that can not be had says why, for whatever is below it, and is never taken for an empty
+// A mount that cannot be had says why, for whatever is below it, and is never taken for an empty
 // directory.
 func TestMountsThatAreNotThere(t *testing.T) {
 	for _, tt := range []struct {

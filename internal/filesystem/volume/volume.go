@@ -2,7 +2,7 @@
 // logical volumes, whole disks.
 //
 // [Scan] looks at all disks together, since LVM spans them, and reads only what says what is where.
-// A file system is opened when it is first asked for, once. What can not be read is listed too,
+// A file system is opened when it is first asked for, once. What cannot be read is listed too,
 // with the reason. [Volumes.Guest] puts file systems together as the guest's own /etc/fstab does,
 // so that a path means what it means inside.
 //
@@ -63,7 +63,7 @@ type Volume struct {
 	open func(io.ReaderAt, int64) (filesystem.FS, error)
 
 	mu  sync.Mutex
-	err error // why it can not be opened, known from the scan or from trying
+	err error // why it cannot be opened, known from the scan or from trying
 	fs  filesystem.FS
 }
 
@@ -71,7 +71,7 @@ type Volume struct {
 // something else.
 var ErrNoFiles = errors.New("it holds no files")
 
-// Open opens the file system, unless it is open. The error says why it can not be read:
+// Open opens the file system, unless it is open. The error says why it cannot be read:
 // filesystem.ErrUnsupported, filesystem.ErrCorrupt, lvm.ErrMissing, ErrNoFiles, or what reading the
 // disk returned.
 func (v *Volume) Open() (filesystem.FS, error) {
@@ -117,7 +117,7 @@ func (v *Volume) Info() (filesystem.Info, error) {
 	return f.Info(), nil
 }
 
-// Scan looks at disks. What can not be read of one is the error of that volume; the others are
+// Scan looks at disks. What cannot be read of one is the error of that volume; the others are
 // found. Ctx ends what is done with what it returns, too.
 func Scan(ctx context.Context, disks []Disk) *Volumes {
 	v := &Volumes{ctx: ctx, disks: disks}

@@ -97,7 +97,7 @@ func crashes(t testing.TB, rng *rand.Rand, path, mkfs, options string) []string 
 	image := path + "image"
 	makeImage(t, image, 100<<20, strings.Fields(mkfs)...)
 	dir, unmount := mount(t, image, "noatime,nodev,"+options)
-	// Without a reverse map, Linux can not replay such exchanges: it checks a checksum before it
+	// Without a reverse map, Linux cannot replay such exchanges: it checks a checksum before it
 	// has computed it.
 	b := busy{dir: dir, rng: rng, fsr: strings.Contains(mkfs, "rmapbt=1")}
 	var images []string

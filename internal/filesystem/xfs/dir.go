@@ -29,7 +29,7 @@ var kinds = [...]fs.FileMode{
 	5: fs.ModeNamedPipe, 6: fs.ModeSocket, 7: fs.ModeSymlink, 8: fs.ModeDevice | fs.ModeCharDevice,
 }
 
-// entryType returns what an entry names, from the inode where the entry does not say. What can not
+// entryType returns what an entry names, from the inode where the entry does not say. What cannot
 // be told is irregular.
 func (f *FS) entryType(e entry) fs.FileMode {
 	if e.kind != 0 && int(e.kind) < len(kinds) {

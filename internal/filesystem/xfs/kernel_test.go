@@ -22,7 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	filesystemtest.OwnMounts(m, os.Geteuid() == 0, func() error { return nil }) // others can not mount at all
+	filesystemtest.OwnMounts(m, os.Geteuid() == 0, func() error { return nil }) // others cannot mount at all
 }
 
 // known is everything the tests compare of one file.

@@ -44,7 +44,7 @@ func record(t testing.TB, file *os.File, size int64) (*recorder, string) {
 	if err != nil {
 		t.Fatalf("serve a disk by FUSE: %v", err)
 	}
-	// That the server ends can not be waited for: another program may have a copy of the mount.
+	// That the server ends cannot be waited for: another program may have a copy of the mount.
 	t.Cleanup(func() { poll(t, func() error { return unmountAll(dir) }) })
 	return r, filepath.Join(dir, "disk")
 }

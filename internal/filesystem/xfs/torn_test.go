@@ -118,7 +118,7 @@ func cutPower(t testing.TB, rng *rand.Rand, image string, events []diskEvent, wa
 // all of it.
 type verdict struct {
 	refused bool // Linux does not mount it
-	damaged bool // Linux mounts it and can not read something
+	damaged bool // Linux mounts it and cannot read something
 	doubted bool // this package refuses it, or something in it
 	differs bool // both read all of it, and differ
 }

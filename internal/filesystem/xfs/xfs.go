@@ -6,7 +6,7 @@
 // when it is read, except the checksum of what the log replaced, which the log does not have;
 // records of the log have checksums of their own. Of a disk that lost power, writes that it was not
 // told to keep may be there, or not, or in part, and the log makes up for it; of one that lost what
-// it was told to keep, metadata newer than the log or torn in a way that the log can not mend is
+// it was told to keep, metadata newer than the log or torn in a way that the log cannot mend is
 // refused when it is met.
 //
 // Attributes come with the names a mount gives them. POSIX ACLs are system.posix_acl_access and

@@ -76,5 +76,5 @@ func (r Row) Omit(name, source string) point.Omission {
 	return point.Omission{Kind: r.Kind, What: r.What, Name: name, Source: source, Why: r.Why}
 }
 
-// ReadOnlyDisk returns the row of disks that the machine can not write.
+// ReadOnlyDisk returns the row of disks that the machine cannot write.
 func ReadOnlyDisk() Row { return find("disk/readonly", func(r Row) string { return r.Libvirt }) }

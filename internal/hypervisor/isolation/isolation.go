@@ -94,7 +94,7 @@ func readLinks(proc string) (map[string]string, error) {
 	return links, nil
 }
 
-// writable reports whether a descriptor can be written to; one that is gone can not.
+// writable reports whether a descriptor can be written to; one that is gone cannot.
 func writable(proc, fd string) bool {
 	text, err := os.ReadFile(proc + "/fdinfo/" + fd)
 	if err != nil {

@@ -72,7 +72,7 @@ func hold(what string) (keep any, err error) {
 	case "read":
 		return os.Open(arg)
 	}
-	return nil, fmt.Errorf("it can not hold %q", what)
+	return nil, fmt.Errorf("it cannot hold %q", what)
 }
 
 func acceptAll(l net.Listener) {
@@ -158,7 +158,7 @@ func TestInspect(t *testing.T) {
 		t.Run(strings.ReplaceAll(tt.what, dir, ""), func(t *testing.T) {
 			if _, path, _ := strings.Cut(tt.what, " "); strings.HasPrefix(path, "/dev/net/") {
 				if _, err := os.Stat(path); err != nil {
-					path = filepath.Dir(path) // what this host lacks can not be held
+					path = filepath.Dir(path) // what this host lacks cannot be held
 					tt.what, tt.found = "read "+path, ""
 					if _, err := os.Stat(path); err != nil {
 						tt.what = "nothing"

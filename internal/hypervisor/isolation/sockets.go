@@ -150,7 +150,7 @@ func (l look) socket(fd string, inode uint64) []string {
 func (l look) connected(inode uint64) []string {
 	peer, connected, err := unixPeer(inode)
 	if err != nil {
-		return []string{fmt.Sprintf("a unix socket whose other end can not be told (%v)", err)}
+		return []string{fmt.Sprintf("a unix socket whose other end cannot be told (%v)", err)}
 	}
 	if !connected {
 		return nil
@@ -209,7 +209,7 @@ func (l look) stranger(inode uint64) string {
 		}
 	}
 	if !found {
-		return "a process that can not be told"
+		return "a process that cannot be told"
 	}
 	return ""
 }

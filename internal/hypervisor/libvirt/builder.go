@@ -341,7 +341,7 @@ func (b *builder) consoles() {
 	}
 }
 
-// console turns a console that the new machine can not have into a pty.
+// console turns a console that the new machine cannot have into a pty.
 func (b *builder) console(tag string, el *etree.Element) {
 	kind := el.SelectAttrValue("type", "pty")
 	switch kind {

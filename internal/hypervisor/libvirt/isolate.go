@@ -167,7 +167,7 @@ func (h *Host) inspect(ctx context.Context, m hypervisor.Machine) (isolation.Rep
 	return report.Add(isolation.Backends(info, linksDown(l.live)...)...), nil
 }
 
-// Mark returns the mark of a domain as it was looked up a moment ago. Of one whose process can not
+// Mark returns the mark of a domain as it was looked up a moment ago. Of one whose process cannot
 // be seen from here, as in another container, only libvirt's number is known.
 func Mark(dom rpc.Domain) pause.Mark {
 	var m pause.Mark

@@ -342,7 +342,7 @@ func TestDefineInPlaceWithoutConsole(t *testing.T) {
 	}
 }
 
-// Definitions that this host can not run are refused before anything is made.
+// Definitions that this host cannot run are refused before anything is made.
 func TestDefineRefusals(t *testing.T) {
 	l := newLab(t)
 	good := l.rebuild("new").Point.Definition.InactiveXML

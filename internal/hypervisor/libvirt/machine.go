@@ -146,7 +146,7 @@ func diskOf(ctx context.Context, c *rpc.Client, dom rpc.Domain, doc, el *etree.E
 	if index := attr(el, "source", "index"); index != "" {
 		d.Node = "libvirt-" + index + "-format"
 	}
-	// An image that can not be looked at has size 0: that is the business of who wants to read it.
+	// An image that cannot be looked at has size 0: that is the business of who wants to read it.
 	if info, err := c.DomainBlockInfo(ctx, dom, d.Name); err == nil {
 		d.Size, d.Allocated = int64(info.Capacity), int64(info.Allocation)
 	}
@@ -188,7 +188,7 @@ func sourceOf(el *etree.Element) string {
 	return ""
 }
 
-// allocated returns the bytes that a file occupies, 0 if it can not be told.
+// allocated returns the bytes that a file occupies, 0 if it cannot be told.
 func allocated(path string) int64 {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() {

@@ -7,7 +7,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
-// While libvirtd is restarted a machine that runs can not be asked about: nobody says that there is
+// While libvirtd is restarted a machine that runs cannot be asked about: nobody says that there is
 // none.
 func TestMachineIsThereWhileLibvirtdRestarts(t *testing.T) {
 	l := newLab(t)

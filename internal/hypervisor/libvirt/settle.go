@@ -169,7 +169,7 @@ func (h *Host) pivot(ctx context.Context, m hypervisor.Machine, t hypervisor.Hyd
 }
 
 // pivoted waits until a copy has taken the place of its disk, or has failed, and reports which. As
-// long as that is not known the machine can not go on: what it wrote would be in the image that the
+// long as that is not known the machine cannot go on: what it wrote would be in the image that the
 // definition does not name.
 func (h *Host) pivoted(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget) (bool, error) {
 	for {

@@ -7,7 +7,7 @@
 // it is the same process of the same boot, and its virtual processors have not run since. A machine
 // that somebody else has stopped later, or started anew, is his.
 //
-// What can not be known here, as of a process in another container, says nothing against a mark.
+// What cannot be known here, as of a process in another container, says nothing against a mark.
 // Who stops a machine that stands still already leaves no trace at all.
 package pause
 

@@ -24,7 +24,7 @@ const (
 )
 
 // Describe returns the command line of m and the facts that pin it down, the firmware variables,
-// TPM state, kernel and initrd, and what of the machine can not be kept.
+// TPM state, kernel and initrd, and what of the machine cannot be kept.
 func (h *Host) Describe(ctx context.Context, m hypervisor.Machine) (hypervisor.Description, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()

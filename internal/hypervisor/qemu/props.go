@@ -80,7 +80,7 @@ func (p *props) String() string {
 	if p.object != nil {
 		out, err := json.Marshal(p.object)
 		if err != nil {
-			panic(fmt.Sprintf("what was decoded from JSON can not be encoded: %v", err))
+			panic(fmt.Sprintf("what was decoded from JSON cannot be encoded: %v", err))
 		}
 		return string(out)
 	}

@@ -23,7 +23,7 @@ func (h *Host) Remove(ctx context.Context, m hypervisor.Machine) error {
 	}
 	pid := c.PeerPID()
 	if pid <= 0 {
-		return fmt.Errorf("remove machine %s: which process it is can not be told", m.Name)
+		return fmt.Errorf("remove machine %s: which process it is cannot be told", m.Name)
 	}
 	if err := kill(ctx, pid); err != nil {
 		return fmt.Errorf("remove machine %s: kill QEMU (process %d): %w", m.Name, pid, err)

@@ -24,7 +24,7 @@ type rewriter struct {
 	uuid     string
 	tpm      *tpmStart
 	copies   []fileCopy // to be made before the machine is started
-	refused  error      // why the machine can not be built
+	refused  error      // why the machine cannot be built
 	warnings []string
 }
 

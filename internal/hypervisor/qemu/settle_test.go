@@ -142,7 +142,7 @@ func TestMoveOfDeadMachine(t *testing.T) {
 	}
 }
 
-// A machine that was paused stays paused, and one whose start script can not be changed stands
+// A machine that was paused stays paused, and one whose start script cannot be changed stands
 // still until it can.
 func TestMoveStandsStill(t *testing.T) {
 	i := newInstant(t)

@@ -70,7 +70,7 @@ type Index struct {
 	listed   bool               // packs has all that there were at the last Refresh
 	looks    int                // packs that were looked for since the last Reload
 	packs    map[pack.Ref]int64 // packs that are known to be there, with their size
-	bad      map[pack.Ref]error // packs whose table can not be read
+	bad      map[pack.Ref]error // packs whose table cannot be read
 	young    map[pack.Ref]young // packs that no segment covers
 	delta    map[chunk.ID][]youngLoc
 	damaged  []string // names of segments that could not be read

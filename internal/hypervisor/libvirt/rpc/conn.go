@@ -120,7 +120,7 @@ func (c *conn) read() {
 func (c *conn) dispatch(m message) {
 	switch {
 	case m.prog == programKeepalive && m.proc == keepalivePing:
-		// Answered apart, so that a full socket can not hold up the reader.
+		// Answered apart, so that a full socket cannot hold up the reader.
 		go c.write(context.Background(), header{prog: programKeepalive, vers: 1, proc: keepalivePong, typ: typeMessage},
 			nil)
 	case m.typ == typeReply:
