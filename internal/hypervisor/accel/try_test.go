@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 )
 
@@ -99,6 +100,20 @@ func TestTryLeavesNothing(t *testing.T) {
 	left, err := filepath.Glob(dir + "/*")
 	if err != nil || len(left) != 1 {
 		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+// QEMU's end and the order to end come in any order: what is killed at the caller's word is not
+// taken for a QEMU that does not run the guest.
+func TestTryBrokenOffIsNoVerdict(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 {
+		g := &guest{letters: make(chan byte), cmd: child.Command("true")}
+		close(g.letters)
+		if err := g.watch(ctx, Trial{Time: time.Minute}, &Result{}); !errors.Is(err, context.Canceled) {
+			t.Fatalf("broken off: %v", err)
+		}
 	}
 }
 

@@ -52,6 +52,8 @@ func (g *guest) watch(ctx context.Context, t Trial, r *Result) error {
 			late.Reset(lookPause)
 		case letter, more := <-g.letters:
 			switch {
+			case !more && ctx.Err() != nil: // that is what QEMU was killed for
+				return context.Cause(ctx)
 			case !more:
 				r.Verdict, r.Said = Refused, g.lastWords()
 			case letter == letterEnd:
