@@ -85,7 +85,7 @@ func (c *Capturer) capture(ctx context.Context, machine string, plan capture.Pla
 	if err != nil {
 		return nil, err
 	}
-	s := &session{capturer: c, plan: plan, hooks: hooks, sink: sink, state: state}
+	s := &capturing{capturer: c, plan: plan, hooks: hooks, sink: sink, state: state}
 	res, err := s.capture(ctx, m)
 	if err == nil {
 		return res, nil

@@ -31,7 +31,7 @@ func (c *diskCopy) job() string { return fmt.Sprint(ours, "j", c.index) }
 // copyOut runs the copies: scratch images, then take with the actions that begin the jobs, then the
 // jobs, and when nothing of them is in QEMU any more, the sink. When it returns nil or an error of
 // the scratch, QEMU has nothing of them left.
-func (s *session) copyOut(ctx context.Context, copies []*diskCopy, take func(context.Context, []action) error) error {
+func (s *capturing) copyOut(ctx context.Context, copies []*diskCopy, take func(context.Context, []action) error) error {
 	var actions []action
 	for i, c := range copies {
 		c.index = i
@@ -61,7 +61,7 @@ func (s *session) copyOut(ctx context.Context, copies []*diskCopy, take func(con
 
 // unlessShort passes err on; if it says that scratch was short, so that another way will be tried,
 // it first removes everything from QEMU.
-func (s *session) unlessShort(ctx context.Context, err error) error {
+func (s *capturing) unlessShort(ctx context.Context, err error) error {
 	if !errors.Is(err, capture.ErrScratch) {
 		return err
 	}
@@ -81,7 +81,7 @@ func (s *session) unlessShort(ctx context.Context, err error) error {
 	return err
 }
 
-func (s *session) backup(c *diskCopy) action {
+func (s *capturing) backup(c *diskCopy) action {
 	a := args{"job-id": c.job(), "device": c.disk.Node, "target": c.image.node, "sync": "full", "auto-dismiss": false,
 		"filter-node-name": fmt.Sprint(ours, "f", c.index)}
 	switch {
@@ -97,7 +97,7 @@ func (s *session) backup(c *diskCopy) action {
 }
 
 // finish removes the ended job and its scratch node from QEMU.
-func (s *session) finish(ctx context.Context, c *diskCopy) error {
+func (s *capturing) finish(ctx context.Context, c *diskCopy) error {
 	if err := run(ctx, s.mon, "job-dismiss", args{"id": c.job()}, nil); err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (s *session) finish(ctx context.Context, c *diskCopy) error {
 }
 
 // deliver hands the images to the sink, two at a time.
-func (s *session) deliver(ctx context.Context, copies []*diskCopy) error {
+func (s *capturing) deliver(ctx context.Context, copies []*diskCopy) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(2)
 	for _, c := range copies {
@@ -123,7 +123,7 @@ func (s *session) deliver(ctx context.Context, copies []*diskCopy) error {
 	return g.Wait()
 }
 
-func (s *session) deliverOne(ctx context.Context, c *diskCopy) error {
+func (s *capturing) deliverOne(ctx context.Context, c *diskCopy) error {
 	img, err := qcow2.Open(c.image.path())
 	if err != nil {
 		return fmt.Errorf("open scratch image: %w", err)

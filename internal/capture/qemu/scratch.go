@@ -48,7 +48,7 @@ func freeBytes(dir string) (int64, error) {
 // need returns how much scratch a push of d takes at most. For a whole disk it is an estimate:
 // compressed images hold more than they occupy, and sparse ones are copied in larger blocks; the
 // copy is watched.
-func (s *session) need(d *disk) int64 {
+func (s *capturing) need(d *disk) int64 {
 	if d.tracked() {
 		return s.needFor(d, d.dirty)
 	}
@@ -64,14 +64,14 @@ func (s *session) need(d *disk) int64 {
 }
 
 // needFor returns the scratch that dirty marked bytes of d take at most.
-func (s *session) needFor(d *disk, dirty int64) int64 {
+func (s *capturing) needFor(d *disk, dirty int64) int64 {
 	data := min(d.Size, dirty*max(1, backupBlock/s.plan.Granule))
 	return data + s.overhead(d.Size, data) + s.keyBytes(d)
 }
 
 // overhead returns what a qcow2 image of a disk of size bytes occupies beside data bytes, wherever
 // on the disk they are.
-func (s *session) overhead(size, data int64) int64 {
+func (s *capturing) overhead(size, data int64) int64 {
 	g := s.plan.Granule
 	perTable := g / 8 * g // bytes of disk that one table maps
 	tables := min(size/perTable+1, data/g+1)
@@ -133,7 +133,7 @@ func newKey(d *disk) (*key, error) {
 }
 
 // keyBytes is what the header of an encrypted scratch image takes.
-func (s *session) keyBytes(d *disk) int64 {
+func (s *capturing) keyBytes(d *disk) int64 {
 	if d.Encrypted == "" {
 		return 0
 	}
@@ -141,7 +141,7 @@ func (s *session) keyBytes(d *disk) int64 {
 }
 
 // addScratch makes the scratch image of c, reserves its space and gives it to QEMU.
-func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
+func (s *capturing) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
 	k, err := newKey(c.disk)
 	if err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func (s *session) addScratch(ctx context.Context, c *diskCopy) (*image, error) {
 
 // newImage makes an image of the disk's size. It is open until emptyImages or closeImages, and has
 // no name but where QEMU is to open it by its name.
-func (s *session) newImage(d *disk, node string, flag int, o qcow2.CreateOptions) (*image, error) {
+func (s *capturing) newImage(d *disk, node string, flag int, o qcow2.CreateOptions) (*image, error) {
 	path := filepath.Join(s.plan.Scratch.Dir, scratchPrefix(s.plan)+d.Name+node+".qcow2")
 	if err := qcow2.Create(path, d.Size, o); err != nil {
 		return nil, fmt.Errorf("make scratch image: %w", err)
@@ -184,7 +184,7 @@ func (s *session) newImage(d *disk, node string, flag int, o qcow2.CreateOptions
 }
 
 // reserve takes n bytes from the file system ahead, where it can.
-func (s *session) reserve(img *image, n int64) error {
+func (s *capturing) reserve(img *image, n int64) error {
 	err := unix.Fallocate(int(img.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
 	switch {
 	case err == nil:
@@ -199,7 +199,7 @@ func (s *session) reserve(img *image, n int64) error {
 }
 
 // emptyImages empties and closes all images, none of which is a node of QEMU any more.
-func (s *session) emptyImages() error {
+func (s *capturing) emptyImages() error {
 	var errs []error
 	for _, img := range s.images {
 		errs = append(errs, img.empty())
@@ -208,7 +208,7 @@ func (s *session) emptyImages() error {
 }
 
 // closeImages closes all images.
-func (s *session) closeImages() error {
+func (s *capturing) closeImages() error {
 	var errs []error
 	for _, img := range s.images {
 		errs = append(errs, img.file.Close())
@@ -218,7 +218,7 @@ func (s *session) closeImages() error {
 }
 
 // addImage makes the image a node of QEMU. From then on it has no name.
-func (s *session) addImage(ctx context.Context, img *image, readOnly bool) error {
+func (s *capturing) addImage(ctx context.Context, img *image, readOnly bool) error {
 	name := img.name
 	if !s.byName {
 		cmdCtx, cancel := context.WithTimeout(ctx, commandTime)
@@ -241,7 +241,7 @@ func (s *session) addImage(ctx context.Context, img *image, readOnly bool) error
 }
 
 // addNode makes the node. QEMU needs the secret of an encrypted image only while it opens it.
-func (s *session) addNode(ctx context.Context, img *image, a args) error {
+func (s *capturing) addNode(ctx context.Context, img *image, a args) error {
 	if img.key == nil {
 		return run(ctx, s.mon, "blockdev-add", a, nil)
 	}
@@ -256,7 +256,7 @@ func (s *session) addNode(ctx context.Context, img *image, a args) error {
 }
 
 // removeImage takes the image away from QEMU; the file stays open here.
-func (s *session) removeImage(ctx context.Context, img *image) error {
+func (s *capturing) removeImage(ctx context.Context, img *image) error {
 	if err := run(ctx, s.mon, "blockdev-del", args{"node-name": img.node}, nil); err != nil {
 		return fmt.Errorf("take scratch image from QEMU: %w", err)
 	}

@@ -22,7 +22,7 @@ const (
 )
 
 // copySlices copies all disks through the scratch that there is, and takes the instant at the end.
-func (s *session) copySlices(ctx context.Context, need int64) error {
+func (s *capturing) copySlices(ctx context.Context, need int64) error {
 	if s.have < s.capturer.opts.Floor {
 		return s.short(min(need, s.capturer.opts.Floor))
 	}
@@ -49,7 +49,7 @@ func (s *session) copySlices(ctx context.Context, need int64) error {
 }
 
 // copyDisk copies what must be read of d, at no particular instant.
-func (s *session) copyDisk(ctx context.Context, d *disk) error {
+func (s *capturing) copyDisk(ctx context.Context, d *disk) error {
 	todo := extent.Set{{Len: d.Size}}
 	if d.tracked() {
 		var err error
@@ -86,7 +86,7 @@ func (s *session) copyDisk(ctx context.Context, d *disk) error {
 }
 
 // room returns how many bytes of d surely fit into the scratch.
-func (s *session) room(d *disk) int64 {
+func (s *capturing) room(d *disk) int64 {
 	n := roundUp(s.have, s.plan.Granule)
 	for n > s.plan.Granule && s.needFor(d, n) > s.have {
 		n -= max(s.plan.Granule, n/16/s.plan.Granule*s.plan.Granule)
@@ -112,7 +112,7 @@ func cut(set extent.Set, n int64) (head, rest extent.Set) {
 }
 
 // copyWindow copies the parts of d in set and returns how much scratch that took.
-func (s *session) copyWindow(ctx context.Context, d *disk, set extent.Set) (used int64, err error) {
+func (s *capturing) copyWindow(ctx context.Context, d *disk, set extent.Set) (used int64, err error) {
 	if err := s.setWindow(ctx, d, set); err != nil {
 		return 0, err
 	}
@@ -128,7 +128,7 @@ func (s *session) copyWindow(ctx context.Context, d *disk, set extent.Set) (used
 
 // setWindow gives d's node a bitmap that marks set. QEMU has no command for that; it merges bitmaps
 // that an image brings.
-func (s *session) setWindow(ctx context.Context, d *disk, set extent.Set) error {
+func (s *capturing) setWindow(ctx context.Context, d *disk, set extent.Set) error {
 	bits := qcow2.Bitmap{Name: "w", Granularity: s.plan.Granule, Set: set}
 	img, err := s.newImage(d, helperNode, os.O_RDONLY,
 		qcow2.CreateOptions{ClusterSize: int(s.plan.Granule), Bitmaps: []qcow2.Bitmap{bits}})
@@ -149,13 +149,13 @@ func (s *session) setWindow(ctx context.Context, d *disk, set extent.Set) error 
 	return s.removeImage(ctx, img)
 }
 
-func (s *session) merge(ctx context.Context, node, into, fromNode, from string) error {
+func (s *capturing) merge(ctx context.Context, node, into, fromNode, from string) error {
 	bitmaps := []args{{"node": fromNode, "name": from}}
 	return run(ctx, s.mon, "block-dirty-bitmap-merge", args{"node": node, "target": into, "bitmaps": bitmaps}, nil)
 }
 
 // readDirty returns what the trusted bitmap of d marks. QEMU stores it into an image for us.
-func (s *session) readDirty(ctx context.Context, d *disk) (extent.Set, error) {
+func (s *capturing) readDirty(ctx context.Context, d *disk) (extent.Set, error) {
 	img, err := s.newImage(d, helperNode, os.O_RDWR, qcow2.CreateOptions{ClusterSize: int(s.plan.Granule)})
 	if err != nil {
 		return nil, err
@@ -187,7 +187,7 @@ func (s *session) readDirty(ctx context.Context, d *disk) (extent.Set, error) {
 }
 
 // meanwhileBytes asks how much of every disk was written since it was last asked to be copied.
-func (s *session) meanwhileBytes(ctx context.Context) (dirty []int64, need int64, err error) {
+func (s *capturing) meanwhileBytes(ctx context.Context) (dirty []int64, need int64, err error) {
 	nodes, err := queryNodes(ctx, s.mon)
 	if err != nil {
 		return nil, 0, err
@@ -209,7 +209,7 @@ func (s *session) meanwhileBytes(ctx context.Context) (dirty []int64, need int64
 
 // catchUp copies what was written meanwhile if that is more than limit bytes, and says whether it
 // was.
-func (s *session) catchUp(ctx context.Context, limit int64) (copied bool, err error) {
+func (s *capturing) catchUp(ctx context.Context, limit int64) (copied bool, err error) {
 	dirty, _, err := s.meanwhileBytes(ctx)
 	if err != nil {
 		return false, err
@@ -238,7 +238,7 @@ func (s *session) catchUp(ctx context.Context, limit int64) (copied bool, err er
 }
 
 // settle catches up until little is left, and takes the instant.
-func (s *session) settle(ctx context.Context) error {
+func (s *capturing) settle(ctx context.Context) error {
 	limit := min(s.have/4, smallEnough)
 	for range catchUpRounds {
 		copied, err := s.catchUp(ctx, limit)

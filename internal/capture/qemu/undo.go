@@ -17,7 +17,7 @@ import (
 
 // dropOlder drops the older epochs of the vault from the captured disks, but for those that other
 // points count from.
-func (s *session) dropOlder(ctx context.Context) error {
+func (s *capturing) dropOlder(ctx context.Context) error {
 	if s.plan.NoEpoch {
 		return s.state.finish()
 	}
@@ -34,7 +34,7 @@ func (s *session) dropOlder(ctx context.Context) error {
 
 // dropNew drops the epoch that this capture began. If it cannot, the state file is left to say
 // that the capture is unfinished.
-func (s *session) dropNew(ctx context.Context) error {
+func (s *capturing) dropNew(ctx context.Context) error {
 	err := s.removeBitmaps(ctx, func(name string) bool { return name == s.epoch() })
 	if err != nil && !machineOff(err) {
 		err = fmt.Errorf("drop the record of changes of machine %s: %w", s.plan.Machine, err)
@@ -43,7 +43,7 @@ func (s *session) dropNew(ctx context.Context) error {
 	return s.state.finish()
 }
 
-func (s *session) removeBitmaps(ctx context.Context, match func(name string) bool) error {
+func (s *capturing) removeBitmaps(ctx context.Context, match func(name string) bool) error {
 	mon, err := s.reopen(ctx)
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func machineOff(err error) bool {
 
 // reopen returns a monitor that answers. While QEMU is ending its socket still takes connections,
 // which are not greeted or closed.
-func (s *session) reopen(ctx context.Context) (monitor, error) {
+func (s *capturing) reopen(ctx context.Context) (monitor, error) {
 	for {
 		mon, err := s.capturer.open(ctx)
 		if err == nil {
@@ -94,7 +94,7 @@ func (s *session) reopen(ctx context.Context) (monitor, error) {
 }
 
 // cleanUp removes what a failed capture left. The older epoch is not touched.
-func (s *session) cleanUp(ctx context.Context) error {
+func (s *capturing) cleanUp(ctx context.Context) error {
 	defer s.closeImages()
 	mon, err := s.reopen(ctx)
 	if err != nil && !machineOff(err) {

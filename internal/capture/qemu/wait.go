@@ -16,7 +16,7 @@ const watchPause = 50 * time.Millisecond
 
 // waitJobs waits until every copy's job has ended well. It ends early if a job fails, QEMU goes
 // away, or the scratch threatens to overflow; then jobs may still run.
-func (s *session) waitJobs(ctx context.Context, copies []*diskCopy) error {
+func (s *capturing) waitJobs(ctx context.Context, copies []*diskCopy) error {
 	events := s.mon.Subscribe()
 	defer events.Close()
 	for {
@@ -38,7 +38,7 @@ func (s *session) waitJobs(ctx context.Context, copies []*diskCopy) error {
 }
 
 // look reports whether all jobs have ended well.
-func (s *session) look(copies []*diskCopy, jobs map[string]job) (ended bool, err error) {
+func (s *capturing) look(copies []*diskCopy, jobs map[string]job) (ended bool, err error) {
 	var done, total int64
 	ended = true
 	for _, c := range copies {
@@ -58,19 +58,19 @@ func (s *session) look(copies []*diskCopy, jobs map[string]job) (ended bool, err
 }
 
 // jobError tells a full scratch from other failures.
-func (s *session) jobError(c *diskCopy, text string) error {
+func (s *capturing) jobError(c *diskCopy, text string) error {
 	if used, err := c.image.size(); err == nil && used >= c.need {
 		return fmt.Errorf("disk %s: copy into scratch: %s: %w", c.disk.Name, text, s.short(used+s.plan.Granule))
 	}
 	return fmt.Errorf("disk %s: copy into scratch: %s", c.disk.Name, text)
 }
 
-func (s *session) short(need int64) error {
+func (s *capturing) short(need int64) error {
 	return &capture.NeedScratch{Dir: s.plan.Scratch.Dir, Need: need, Have: s.have}
 }
 
 // watch looks at the space that the images take.
-func (s *session) watch(copies []*diskCopy) error {
+func (s *capturing) watch(copies []*diskCopy) error {
 	var used, beyond int64
 	for _, c := range copies {
 		n, err := c.image.size()

@@ -16,8 +16,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// session is one capture. Only deliver uses several goroutines.
-type session struct {
+// capturing is one capture. Only deliver uses several goroutines.
+type capturing struct {
 	capturer *Capturer
 	plan     capture.Plan
 	hooks    capture.Hooks
@@ -37,7 +37,7 @@ type session struct {
 	reason  string
 }
 
-// disk is one disk of the session.
+// disk is one disk of a capture.
 type disk struct {
 	hypervisor.Disk
 	plan    capture.DiskPlan
@@ -53,7 +53,7 @@ type disk struct {
 
 func (d *disk) tracked() bool { return d.reason == "" }
 
-func (s *session) capture(ctx context.Context, m hypervisor.Machine) (*capture.Result, error) {
+func (s *capturing) capture(ctx context.Context, m hypervisor.Machine) (*capture.Result, error) {
 	if err := s.prepare(ctx, m); err != nil {
 		return nil, err
 	}
@@ -75,10 +75,10 @@ func (s *session) capture(ctx context.Context, m hypervisor.Machine) (*capture.R
 	return res, nil
 }
 
-func (s *session) epoch() string { return capture.BitmapName(s.plan.Vault, s.plan.Epoch) }
+func (s *capturing) epoch() string { return capture.BitmapName(s.plan.Vault, s.plan.Epoch) }
 
 // copyAll pushes everything at once if it fits, in slices otherwise.
-func (s *session) copyAll(ctx context.Context) error {
+func (s *capturing) copyAll(ctx context.Context) error {
 	s.rung = point.Push
 	var need int64
 	for _, d := range s.disks {
@@ -97,7 +97,7 @@ func (s *session) copyAll(ctx context.Context) error {
 }
 
 // push copies all disks in one instant.
-func (s *session) push(ctx context.Context) error {
+func (s *capturing) push(ctx context.Context) error {
 	var copies []*diskCopy
 	for _, d := range s.disks {
 		c := &diskCopy{disk: d, need: s.need(d), whole: !d.tracked()}
@@ -111,7 +111,7 @@ func (s *session) push(ctx context.Context) error {
 
 // prepare does all that is slow, cleans what an earlier capture left, and decides which records of
 // changes to trust.
-func (s *session) prepare(ctx context.Context, m hypervisor.Machine) error {
+func (s *capturing) prepare(ctx context.Context, m hypervisor.Machine) error {
 	var err error
 	if s.mon, err = s.capturer.open(ctx); err != nil {
 		return err
@@ -154,7 +154,7 @@ func (s *session) prepare(ctx context.Context, m hypervisor.Machine) error {
 }
 
 // findProcess asks what decides how QEMU can be given files.
-func (s *session) findProcess(ctx context.Context) error {
+func (s *capturing) findProcess(ctx context.Context) error {
 	var status struct{ Running bool }
 	if err := run(ctx, s.mon, "query-status", nil, &status); err != nil {
 		return err
@@ -166,7 +166,7 @@ func (s *session) findProcess(ctx context.Context) error {
 	return nil
 }
 
-func (s *session) findDisks(ctx context.Context, m hypervisor.Machine) error {
+func (s *capturing) findDisks(ctx context.Context, m hypervisor.Machine) error {
 	nodes, err := queryNodes(ctx, s.mon)
 	if err != nil {
 		return err
@@ -227,7 +227,7 @@ func stray(b bitmap, p capture.DiskPlan, vault string, keep []string) bool {
 
 // prepareBitmaps removes our bitmaps that are of no use and finds out how the new epoch can be
 // recorded. A bitmap that QEMU refuses must not be found out while the guest holds its writes.
-func (s *session) prepareBitmaps(ctx context.Context, d *disk) error {
+func (s *capturing) prepareBitmaps(ctx context.Context, d *disk) error {
 	if s.plan.NoEpoch {
 		return nil
 	}
@@ -257,7 +257,7 @@ func (s *session) prepareBitmaps(ctx context.Context, d *disk) error {
 	return nil
 }
 
-func (s *session) tryBitmap(ctx context.Context, d *disk, persistent bool) error {
+func (s *capturing) tryBitmap(ctx context.Context, d *disk, persistent bool) error {
 	a := addBitmap(s.epoch(), d.Node, s.plan.Granule, persistent).Data
 	a["disabled"] = true
 	if err := run(ctx, s.mon, "block-dirty-bitmap-add", a, nil); err != nil {
@@ -268,7 +268,7 @@ func (s *session) tryBitmap(ctx context.Context, d *disk, persistent bool) error
 
 // takeInstant is the transaction at the point in time, with the hooks around it and the new epoch
 // begun in it.
-func (s *session) takeInstant(ctx context.Context, actions []action) error {
+func (s *capturing) takeInstant(ctx context.Context, actions []action) error {
 	for _, d := range s.disks {
 		if d.tracking {
 			actions = append(actions, addBitmap(s.epoch(), d.Node, s.plan.Granule, d.persistent))
@@ -294,7 +294,7 @@ func (s *session) takeInstant(ctx context.Context, actions []action) error {
 	return err
 }
 
-func (s *session) transaction(ctx context.Context, actions []action) error {
+func (s *capturing) transaction(ctx context.Context, actions []action) error {
 	if err := run(ctx, s.mon, "transaction", args{"actions": actions}, nil); err != nil {
 		return fmt.Errorf("take the instant: %w", err)
 	}
