@@ -310,7 +310,7 @@ func TestDecisionsAreListed(t *testing.T) {
 	}
 }
 
-// Lines of documents are at most 120 characters wide, but for tables, code and what cannot be
+// Lines of documents are at most 120 characters wide, except for tables, code and what cannot be
 // broken.
 func TestDocumentsAreWrapped(t *testing.T) {
 	for _, l := range documents(t) {

@@ -13,7 +13,7 @@ import (
 )
 
 // imageFiles is how many bytes of real files the image holds at least, and randomFiles how many of
-// random bytes besides.
+// random bytes in addition.
 const (
 	imageFiles  = 2600 << 20
 	randomFiles = 400 << 20

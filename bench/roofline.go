@@ -103,7 +103,7 @@ func (s *stages) print(what string, bytes int64, took float64, wanted string) {
 	fmt.Printf("        one core, MB/s of image: %s\n", strings.Join(rates, ", "))
 }
 
-var roofAAD [44]byte // as long as what a pack authenticates besides
+var roofAAD [44]byte // as long as the associated data of a pack
 
 func (r *roof) nonce(i int) []byte {
 	var n [12]byte

@@ -89,7 +89,7 @@ type Store interface {
 	// answer never comes from a cache: an object whose Commit had returned before the call, in
 	// whichever process, is seen.
 	Absent(ctx context.Context, name string) (bool, error)
-	// Delete removes the object. Deleting what does not exist is no error.
+	// Delete removes the object. Deleting what does not exist is not an error.
 	// Once it returns nil the object stays away after power loss.
 	Delete(ctx context.Context, name string) error
 }

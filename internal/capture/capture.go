@@ -84,8 +84,8 @@ type Scratch struct {
 	Limit int64 // bytes that one capture may use; 0 means what the file system has free, less a tenth
 }
 
-// BitmapName returns the name of the dirty bitmap of an epoch of a vault. Everything of ours in a
-// QEMU begins with "hf".
+// BitmapName returns the name of the dirty bitmap of an epoch of a vault. All our names in a QEMU
+// begin with "hf".
 func BitmapName(vault, epoch string) string { return "hf-" + vault + "-" + epoch }
 
 // BitmapPrefix returns what the bitmaps of a vault begin with.

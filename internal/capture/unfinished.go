@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// MayDrop reports whether who cleans up after a capture that came to no end may remove the record
+// MayDrop reports whether cleaning up after an unfinished capture may remove the record
 // of changes that it began. vault and keep are what he knows: a vault, "" if none, and the records
 // that its points count from. read says that the capture had read everything: then the vault that
 // it was for may have committed the point, and only that one knows.

@@ -3,9 +3,9 @@
 //
 // What this process knows stays here. A child gets an environment of its own, made of names that
 // programs need and that hold no secret, and no descriptor but those that it is handed: whoever
-// breaks out of a guest into its QEMU finds nothing of ours there. A secret that another process of
-// this program needs is handed over on a pipe, by [Hand] and [Receive], and is never in an
-// environment, an argument or a file.
+// breaks out of a guest into its QEMU finds none of our secrets there. A secret that another
+// process of this program needs is handed over on a pipe, by [Hand] and [Receive], and is never in
+// an environment, an argument or a file.
 //
 // Call [Seal] first of all in a program. A [Cmd] is used as package os/exec says.
 package child
@@ -39,7 +39,7 @@ func CommandContext(ctx context.Context, name string, args ...string) *Cmd {
 }
 
 // Self returns a command that runs this very program, also if its file was replaced since it was
-// started. It gets what this program is told by its environment too, but for secrets.
+// started. It gets what this program is told by its environment too, except for secrets.
 func Self(args ...string) *Cmd {
 	cmd := ready(exec.Command("/proc/self/exe", args...), pick(os.Environ(), forAll, forSelf))
 	cmd.Args[0] = os.Args[0]
@@ -80,7 +80,7 @@ var forAll = []string{
 	"QEMU_MODULE_DIR",
 }
 
-// forSelf are the names that this program reads, but for the one that holds a secret.
+// forSelf are the names that this program reads, except for the one that holds a secret.
 var forSelf = []string{
 	"HOLDFAST_VAULT", "HOLDFAST_KEY_FILE", "HOLDFAST_PASSPHRASE_FILE", "HOLDFAST_CONNECT", "HOLDFAST_SCRATCH",
 	"HOLDFAST_POOL",

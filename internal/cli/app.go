@@ -64,7 +64,7 @@ Without any of the key options, a vault's key is looked for in
 ${XDG_CONFIG_HOME:-~/.config}/holdfast/<first 8 digits of the vault's ID>.key,
 where "vault init" puts it.`
 
-// command is what every command of ours has: help that ends with examples and the exit status.
+// command is what all our commands have: help that ends with examples and the exit status.
 type command struct {
 	use, short, long, examples string
 	statuses                   string // beyond the usual 0, 1 and 2

@@ -8,7 +8,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/child"
 )
 
-// A process in the background is told all that this one is told by its environment, but for the
+// A process in the background is told all that this one is told by its environment, except for the
 // secret itself.
 func TestTheBackgroundKnowsTheEnvironment(t *testing.T) {
 	names := slices.Compact(slices.Sorted(slices.Values(regexp.MustCompile(`HOLDFAST_[A-Z_]+`).FindAllString(environmentHelp, -1))))

@@ -40,7 +40,7 @@ func (a *app) watchCommand() *cobra.Command {
 	}
 }
 
-// agentAddress tells another process of ours how to open the agent of a machine.
+// agentAddress tells another of our processes how to open the agent of a machine.
 type agentAddress struct {
 	Socket  string `json:"socket,omitempty"` // of the agent itself, where we know it: a plain QEMU's monitor takes only one client
 	Host    string `json:"host,omitempty"`

@@ -250,7 +250,7 @@ func (a *app) knownDisks(m hypervisor.Machine, s *protect.Snapshot) {
 		return
 	}
 	a.withPool(context.Background(), func(p *pooled) error {
-		all, _ := p.Disks() // who is no managed disk is taken all the same
+		all, _ := p.Disks() // a disk that is not managed is taken all the same
 		for _, d := range all {
 			for _, have := range m.Disks {
 				if d.Attached != nil && have.File == p.Path(d) && slices.Contains(s.Disks, have.Name) {

@@ -23,7 +23,7 @@ type AttachRequest struct {
 }
 
 // Attach gives a disk to a machine. When it returns nil the machine has it and the record says so;
-// on error the machine has it not, unless the error is [ErrUnfinished].
+// on error the machine does not have it, unless the error is [ErrUnfinished].
 //
 // Errors that callers decide by: [ErrAttached], [ErrBusy], [ErrUnfinished], [ErrHydrating] if
 // nobody serves what the disk stands on, and those of hypervisor.Attacher.

@@ -105,7 +105,7 @@ func TestFillOfAnAttachedDisk(t *testing.T) {
 			c := sparse(2 * mib)
 			d, err := p.CreateOverlay(ctx, CreateRequest{Name: "data", Format: "raw", Content: c})
 			ok(t, err)
-			kill(t, p, 3, HydrateRequest{Content: c, Serve: unserved}) // something is there of a copy of ours
+			kill(t, p, 3, HydrateRequest{Content: c, Serve: unserved}) // a part of our own copy is there
 			h.has[p.Path(d)] = "vdb"
 			ok(t, p.change("data", func(d *Disk) error {
 				m := h.machine()

@@ -42,7 +42,7 @@ func (p *Pool) lock(name, kind string) (unlock func(), err error) {
 	}
 }
 
-// Who fills a disk takes the lock of work for moments, to record how far it is: others wait for
+// Whoever fills a disk takes the lock of work for moments, to record how far it is: others wait for
 // that, for so long.
 const (
 	fillerPatience = 5 * time.Second

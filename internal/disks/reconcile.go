@@ -180,7 +180,7 @@ func (p *Pool) reconcileAttach(ctx context.Context, d *Disk) (string, error) {
 	return fmt.Sprintf("machine %s has it as %s: it is attached", to.VM, as), p.save(d)
 }
 
-// attachedAs returns the name under which a machine has the disk, "" if it has it not.
+// attachedAs returns the name under which a machine has the disk, "" if it does not have it.
 func (p *Pool) attachedAs(ctx context.Context, d *Disk, to *Attachment) (string, error) {
 	h, m, err := p.machineOf(ctx, to)
 	if errors.Is(err, hypervisor.ErrNoMachine) {

@@ -54,10 +54,10 @@ type Host interface {
 // Request says what to rehearse and where.
 type Request struct {
 	Point    *point.RecoveryPoint
-	Host     string        // URI of the host for a machine of libvirt's; a plain QEMU is started by the drill itself
+	Host     string        // URI of the host for a libvirt machine; a plain QEMU is started by the drill itself
 	Storage  string        // directory for what the machine writes meanwhile
 	StateDir string        // where it is noted what runs
-	Checks   []role.Check  // besides that of the file systems
+	Checks   []role.Check  // in addition to that of the file systems
 	Timeout  time.Duration // from the start until all checks have passed; 0 means 5 minutes
 	Accel    string        // what runs the machine, kvm or tcg; "" means what did
 }
@@ -151,8 +151,8 @@ type CheckResult struct {
 	Seconds float64 `json:"seconds"` // from the start of the machine until it had passed, or was last tried
 }
 
-// Run rehearses the recovery of a point. A point that does not pass is no error: the result says
-// why. An error means that no verdict was reached, because the host, the vault or the caller's
+// Run rehearses the recovery of a point. A point that does not pass is not an error: the result
+// says why. An error means that no verdict was reached, because the host, the vault or the caller's
 // context ended it, or something could not be removed; then nothing is written on the point. First
 // it removes what killed drills have left.
 func Run(ctx context.Context, v *vault.Vault, req Request, o Options) (Result, error) {

@@ -124,7 +124,7 @@ func TestGuarded(t *testing.T) {
 	}
 }
 
-// Who interrupts gets no verdict.
+// An interrupted drill has no verdict.
 func TestGuardedInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -81,7 +81,7 @@ func makePlace(stateDir string, n note) (*place, error) {
 	}
 	p := &place{note: n, file: filepath.Join(dir, n.Name+".json"), lock: filepath.Join(dir, n.Name+".lock")}
 	var err error
-	// who cleans up may have it for a moment, before there is a note
+	// a process that cleans up may have it for a moment, before there is a note
 	if p.held, err = lockFile(p.lock, true); err != nil {
 		return nil, fmt.Errorf("note the drill: %w", err)
 	}

@@ -84,8 +84,8 @@ func (r *run) round(ctx context.Context, guest runner, list []*pending, deadline
 	return open, nil
 }
 
-// leastTime is how long a check may take at least, however late it comes.
-const leastTime = 5 * time.Second
+// minCheckTime is the least time any check is given, even near the deadline.
+const minCheckTime = 5 * time.Second
 
 // try runs a check once. An error is ctx's, or a verdict.
 func (r *run) try(ctx context.Context, guest runner, c *pending, deadline time.Time) error {
@@ -96,7 +96,7 @@ func (r *run) try(ctx context.Context, guest runner, c *pending, deadline time.T
 		return nil
 	}
 	res.Command = command.Shown
-	limited, cancel := context.WithTimeout(ctx, r.left(deadline, leastTime))
+	limited, cancel := context.WithTimeout(ctx, r.left(deadline, minCheckTime))
 	defer cancel()
 	out, err := guest.Run(limited, command)
 	res.Tries++

@@ -126,7 +126,7 @@ func TestChecks(t *testing.T) {
 	}
 }
 
-// Who interrupts gets no verdict.
+// An interrupted drill has no verdict.
 func TestChecksInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)

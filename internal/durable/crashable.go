@@ -53,7 +53,7 @@ func (c *Crashable) CrashAt(n int) {
 }
 
 // Restart lets the next process use the file system: it was not the power that failed, but the one
-// before that was killed. What that one wrote is seen, and is no more durable than before.
+// before that was killed. What that one wrote is seen, and is not more durable than before.
 func (c *Crashable) Restart() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -249,8 +249,8 @@ func MkdirAll(fsys FS, dir string) error {
 			return err
 		}
 	}
-	// Also what was there already may have been made a moment ago by one who has not synced it yet.
-	// Where its parent is not ours to sync, it was not us who made it.
+	// Also what was there already may have been made a moment ago by a process that has not synced
+	// it yet. Where its parent is not ours to sync, it was not us who made it.
 	err = fsys.SyncDir(parent)
 	if existed && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) ||
 		errors.Is(err, syscall.EINVAL)) {

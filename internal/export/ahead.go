@@ -98,8 +98,8 @@ func (d *Disk) fetchAhead(from, to int64) {
 	}
 }
 
-// prefetch brings chunks [first, end) into the cache. Faults are no news: whoever reads the chunk
-// is told.
+// prefetch brings chunks [first, end) into the cache. Faults are not reported here: whoever reads
+// the chunk is told.
 func (d *Disk) prefetch(first, end int64) {
 	var ids []chunk.ID
 	for at := first; at < min(end, d.disk.Chunks()) && d.life.Err() == nil; at++ {

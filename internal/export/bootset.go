@@ -17,8 +17,8 @@ import (
 
 const (
 	bootSetVersion = 1
-	// maxBootBytes is how much of a disk a boot set holds at most: what reads more is no boot, but
-	// a copy.
+	// maxBootBytes is how much of a disk a boot set holds at most: what reads more is not a boot,
+	// but a copy.
 	maxBootBytes = 4 << 30
 	// maxBootExtents keeps a note well below what a vault takes.
 	maxBootExtents = 64 << 10

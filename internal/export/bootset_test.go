@@ -9,7 +9,7 @@ import (
 )
 
 // A record holds what was read, in order and once, and ends at its limit, by the clock or when
-// told; a copy is no boot.
+// told; a copy is not a boot.
 func TestRecorder(t *testing.T) {
 	var got []bootSet
 	ended := func(s bootSet) { got = append(got, s) }

@@ -36,7 +36,7 @@ type Layer struct {
 	have  *blockMap
 	size  int64
 
-	// fill is held by who gives a block that is not here yet its first bytes in part, and for
+	// fill is held by whatever gives a block that is not here yet its first bytes in part, and for
 	// reading by all other writers: neither may undo the other.
 	fill sync.RWMutex
 
@@ -272,8 +272,8 @@ func (l *Layer) Trim(_ context.Context, off, n int64) error {
 	return l.zeroBlocks(off, max(end-off, 0), true)
 }
 
-// FastZeroes implements nbd.FastZeroer: only holes are certain to be fast, and who asks may want no
-// hole.
+// FastZeroes implements nbd.FastZeroer: only holes are certain to be fast, and the caller may want
+// no hole.
 func (l *Layer) FastZeroes() bool { return false }
 
 // Flush implements nbd.WritableBackend. Bytes come before the map: what the map has is there. A

@@ -119,7 +119,7 @@ func openLayer(dir, name string, below nbd.Backend, of LayerOf) (l *Layer, err e
 	if err != nil {
 		return nil, err
 	}
-	// Who made the layer may have been killed before its names were on disk.
+	// The process that made the layer may have been killed before its names were on disk.
 	if err = (durable.OS{}).SyncDir(dir); err == nil {
 		l, err = newLayer(below, &osFile{data}, &osFile{meta})
 	}

@@ -423,7 +423,7 @@ func crashLayer(t *testing.T, seed uint64, n int) bool {
 	return err != nil
 }
 
-// A full disk is told to who writes or flushes; nothing acknowledged is lost, and a later flush
+// Whoever writes or flushes is told of a full disk; nothing acknowledged is lost, and a later flush
 // makes it good.
 func TestAFullDiskLosesNothing(t *testing.T) {
 	for n := 0; ; n++ {

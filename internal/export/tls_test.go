@@ -76,7 +76,7 @@ func (a *authority) sign(t *testing.T, dir, name string, usage x509.ExtKeyUsage)
 	}
 }
 
-// Only who shows a certificate of the authority is served over TLS.
+// Only clients that show a certificate of the authority are served over TLS.
 func TestTLSWantsACertificateOfTheClient(t *testing.T) {
 	dir, other := t.TempDir(), t.TempDir()
 	ca := newAuthority(t)

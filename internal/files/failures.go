@@ -14,8 +14,8 @@ type Failure struct {
 	Err  error
 }
 
-// Incomplete is the error of work that was done but for some files. It is what the errors of these
-// files are.
+// Incomplete is the error of work that was done except for some files. It is what the errors of
+// these files are.
 type Incomplete struct {
 	What     string // was done: "fetched"
 	Failures []Failure

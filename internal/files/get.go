@@ -109,7 +109,7 @@ func (p *Point) locate(list []string) ([]Place, error) {
 	return places, nil
 }
 
-// getter does the fetching. Its methods are safe for concurrent use but for those that walk.
+// getter does the fetching. Its methods are safe for concurrent use except for those that walk.
 type getter struct {
 	GetRequest
 	trail  trail
@@ -226,7 +226,7 @@ func (g *getter) one(ctx context.Context, dir *target, name, path string, n volu
 	return nil
 }
 
-// fatal reports whether there is no use in going on.
+// fatal reports whether going on would be pointless.
 func fatal(err error) bool {
 	var l *LimitError
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) ||
@@ -307,8 +307,7 @@ func (g *getter) look(dir volume.Node, e filesystem.Entry) (volume.Node, filesys
 	return child, attr, err
 }
 
-// leaf fetches what is no directory: made under a name of its own, and put in its place when it is
-// complete.
+// leaf fetches a non-directory into a temporary name and renames it when complete.
 func (g *getter) leaf(ctx context.Context, dir *target, name, path string, n volume.Node, attr filesystem.Attr) error {
 	id := dirID{n.Volume, n.ID}
 	if attr.Links > 1 {
@@ -364,7 +363,7 @@ func (g *getter) link(dir *target, name, path string, id dirID) (bool, error) {
 	return true, err
 }
 
-// make makes a file that is no directory in its place.
+// make makes a file that is not a directory in its place.
 func (g *getter) make(ctx context.Context, dir *target, name, path string, n volume.Node, attr filesystem.Attr) error {
 	switch attr.Mode.Type() {
 	case 0:

@@ -90,7 +90,7 @@ func TestDirectoriesOfTwoNames(t *testing.T) {
 		t.Errorf("%d listed, %v", len(list), err)
 	}
 
-	// What is asked for twice is no second name.
+	// What is asked for twice does not get a second name.
 	two := newFS("ext4")
 	two.Name("/", "d2", two.Dir("/d1"))
 	two.Text("/d1/x", "x")
@@ -168,7 +168,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// What there is by default does not depend on the disk but for bytes.
+// What there is by default does not depend on the disk except for bytes.
 func TestDefaultLimits(t *testing.T) {
 	for size, want := range map[int64]int64{0: 1 << 30, 1 << 20: 1 << 30, 1 << 40: 16 << 40,
 		math.MaxInt64: math.MaxInt64 &^ 15} {
@@ -265,7 +265,8 @@ func TestManyFailures(t *testing.T) {
 	}
 }
 
-// Names that are none are named where they are found so that nobody takes them for a path.
+// Impossible names are reported with the place where they are found so that nobody takes them for a
+// path.
 func TestNamesThatAreNone(t *testing.T) {
 	f := newFS("ntfs")
 	f.Dir("/d")

@@ -130,7 +130,8 @@ func byName(list []filesystem.Entry) []filesystem.Entry {
 	return list
 }
 
-// CheckName refuses what is no name of a file: no guest has it but by damage, or to lead us astray.
+// CheckName refuses a name that no file can have: a guest has it only by damage, or to lead us
+// astray.
 func CheckName(name string) error {
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
 		return fmt.Errorf("%w: %q is no name of a file", filesystem.ErrCorrupt, name)
@@ -138,7 +139,7 @@ func CheckName(name string) error {
 	return nil
 }
 
-// brokenPath returns where something with a name that is none was found; without a name it is the
+// brokenPath returns where something with an impossible name was found; without a name it is the
 // directory.
 func brokenPath(dir, name string) string {
 	if name == "" {

@@ -1,4 +1,4 @@
-// Package filesystem says what a file system inside a disk looks like to who reads it: read-only,
+// Package filesystem says what a file system inside a disk looks like to its readers: read-only,
 // without root, mount or kernel.
 //
 // Its children read real ones: ext4 (and ext2, ext3), xfs, ntfs and fat, each from an [io.ReaderAt]

@@ -41,7 +41,7 @@ func (l *line) connect(ctx context.Context) error {
 	}()
 	select {
 	case o := <-done:
-		if o.err != nil { // whatever came with it, a typed nil perhaps, is no agent
+		if o.err != nil { // whatever came with it, perhaps a typed nil, is not an agent
 			return o.err
 		}
 		l.agent = o.agent

@@ -46,8 +46,8 @@ type Outcome struct {
 }
 
 // attempt is one quiesce of one guest: prepare, hold, release, in this order, by one goroutine. A
-// level below what is wanted is no error; once it is settled at crash, nothing more is asked of the
-// guest but its release.
+// level below what is wanted is not an error; once it is settled at crash, nothing more is asked of
+// the guest but its release.
 type attempt struct {
 	line
 	want    point.Consistency

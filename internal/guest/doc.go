@@ -10,7 +10,7 @@
 //     [ThawLeftover] thaws at the next start.
 //   - A guest that somebody else holds is left alone.
 //   - The level of consistency that is reported is the one that was reached, and its reason says
-//     why it is no higher. Doubt lowers the level. A guest that cannot be quiesced is no error:
+//     why it is no higher. Doubt lowers the level. A guest that cannot be quiesced is not an error:
 //     the point is crash-consistent, and says why.
 //
 // A [Conn] speaks to the agent over the unix socket of a QEMU character device; hypervisors that

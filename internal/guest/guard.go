@@ -19,8 +19,8 @@ import (
 // at its limit.
 const prepareTime = 45 * time.Second
 
-// Guard quiesces guests from a process of their own, so that the death or the stop of ours cannot
-// leave a guest held.
+// Guard quiesces guests from a process of its own, so that a guest is not left held if ours dies or
+// is stopped.
 type Guard struct {
 	Command  []string  // starts a process that calls [GuardMain]; nil means this very program with the argument "guard"
 	Env      []string  // added to the environment of that process
@@ -47,7 +47,7 @@ type Held struct {
 
 // Start starts a guard and prepares the quiesce, which takes some agent questions but holds nothing
 // yet. With a wish for crash consistency it starts nothing and leaves the guest alone. A guest that
-// cannot be quiesced is no error: see Outcome. An error is ctx's. Call Close in the end.
+// cannot be quiesced is not an error: see Outcome. An error is ctx's. Call Close in the end.
 func (g Guard) Start(ctx context.Context, spec GuardSpec) (*Held, error) {
 	if g.StateDir == "" {
 		g.StateDir = StateDir()

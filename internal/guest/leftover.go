@@ -21,9 +21,9 @@ var ErrHeldByUs = errors.New(reasonHeldByUs)
 // StateEnv names the environment variable for the directory of state files.
 const StateEnv = "HOLDFAST_STATE"
 
-// StateDir returns where it is noted which guests are held: $HOLDFAST_STATE, or /run/holdfast, or
-// for who is not root a directory of their own. It must not survive a reboot of the host: held
-// guests do not either.
+// StateDir returns where it is noted which guests are held: $HOLDFAST_STATE, or /run/holdfast, or a
+// per-user directory if not running as root. It must not survive a reboot of the host: held guests
+// do not either.
 func StateDir() string {
 	if dir := os.Getenv(StateEnv); dir != "" {
 		return dir
@@ -148,7 +148,7 @@ func Leftovers(stateDir string) ([]Leftover, error) {
 	return all, nil
 }
 
-// ThawLeftover releases a guest that a process of ours held when it died. It reports whether the
+// ThawLeftover releases a guest that one of our processes held when it died. It reports whether the
 // guest had to be released. The agent is not opened if nothing is noted of the machine, and a guest
 // that a live guard holds is left to it. On error the note stays.
 func ThawLeftover(ctx context.Context, open Opener, stateDir, machine string) (bool, error) {

@@ -37,8 +37,8 @@ type Attacher interface {
 	// ErrExists if the name is taken; on error the machine is as it was.
 	Attach(ctx context.Context, m Machine, a Attachment) (string, error)
 	// Detach takes the disk of that image from m, from the running machine and its definition,
-	// whichever has it. A machine that has it not is no error. ErrNotReleased if the guest holds on
-	// to it.
+	// whichever has it. It is not an error if the machine does not have it. ErrNotReleased if the
+	// guest holds on to it.
 	Detach(ctx context.Context, m Machine, file string) error
 	// Attached returns the name of the disk that is backed by the image file, "" if there is none.
 	// Read-only disks are found too. Running says whether the running machine has it, rather than

@@ -90,7 +90,7 @@ type Description struct {
 	Definition point.Definition
 	Files      []point.File     // small files that belong to it: paths on this host, Root empty
 	NotHeld    []point.Omission // what of the machine a point does not hold
-	Warnings   []string         // what cannot be kept besides, in words
+	Warnings   []string         // what else cannot be kept, in words
 }
 
 // Agent talks to the guest agent of one machine.
@@ -263,8 +263,10 @@ func (t HydrationTarget) Overlay() string { return t.File + OverlaySuffix }
 
 // Settlement says which disks of a machine become local.
 type Settlement struct {
-	Targets    []HydrationTarget
-	StorageDir string // as in the machine's Rebuild; "" for disks that were attached to a machine of somebody else's
+	Targets []HydrationTarget
+	// as in the machine's Rebuild; "" for disks that were attached to a machine that we did not
+	// define
+	StorageDir string
 	// Held is what was noted of an earlier attempt that has stopped the machine, nil if there was
 	// none. Only a machine that stands still because of it is let go on in the end: one that
 	// somebody else has stopped stays so.
@@ -288,8 +290,8 @@ func (s Settlement) Noted(m pause.Mark) error {
 }
 
 var (
-	// ErrOff reports that a machine was found to be off, so that what its targets lack is known to
-	// nobody.
+	// ErrOff reports that a machine was found to be off, so it is unknown which writes its targets
+	// miss.
 	ErrOff = errors.New("the machine is off")
 	// ErrStandsStill reports that a machine was stopped for the move to its local disks and has not
 	// gone on: what its guest would write now might be lost if it died. Finishing the move lets it

@@ -139,7 +139,7 @@ func describe(h, key []byte) error {
 	return nil
 }
 
-// lockKey puts the volume's key into the first slot, for who has the secret.
+// lockKey puts the volume's key into the first slot, for whoever has the secret.
 func lockKey(h, key, secret []byte, iterations int) error {
 	slot := h[slotsAt:]
 	binary.BigEndian.PutUint32(slot, slotEnabled)

@@ -58,7 +58,7 @@ type Client struct {
 	export  exportInfo
 
 	window   chan struct{} // holds a token per request under way
-	sending  chan struct{} // held by who writes to conn
+	sending  chan struct{} // held by whatever writes to conn
 	received chan struct{} // closed when receive has ended
 
 	mu      sync.Mutex

@@ -316,7 +316,7 @@ func TestDialErrors(t *testing.T) {
 	}
 }
 
-// When the server dies, everyone who waits learns of it, and so does who comes later.
+// When the server dies, every waiting caller learns of it, and so does every later one.
 func TestServerKilled(t *testing.T) {
 	s := nbdkit(t, "--filter=delay", "memory", "1M", "delay-read=1000")
 	c := s.dial(t, nbd.Options{Window: 4})

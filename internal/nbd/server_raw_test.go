@@ -190,7 +190,7 @@ func (r *raw) rest(h []byte, n int, mode byte) chunk {
 	return chunk{be.Uint16(h[4:])&1 != 0, be.Uint16(h[6:]), be.Uint64(h[8:]), string(r.hear(n))}
 }
 
-// errno returns the error of c, 0 if it is none.
+// errno returns the error of c, 0 if it is not one.
 func (c chunk) errno() syscall.Errno {
 	if c.kind&0x8000 == 0 {
 		return 0

@@ -232,7 +232,8 @@ func TestFullVault(t *testing.T) {
 	}
 }
 
-// While one backup of a machine runs, another is refused and says who is at work.
+// While one backup of a machine runs, another is refused, and the error says which process is at
+// work.
 func TestOneBackupAtATime(t *testing.T) {
 	m := newModel(rand.New(rand.NewPCG(1, 1)), 1)
 	v := newVault(t, mem.New())

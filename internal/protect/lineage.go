@@ -14,7 +14,7 @@ type lineage struct {
 	disks map[string]point.Disk // the latest state of each disk, in whichever point that is
 }
 
-// lineageOf picks the backups of m from points, oldest first. A snapshot of some disks is no
+// lineageOf picks the backups of m from points, oldest first. A snapshot of some disks is not a
 // backup.
 func lineageOf(points []*point.RecoveryPoint, m hypervisor.Machine) lineage {
 	return collect(points, func(p *point.RecoveryPoint) bool { return !p.IsSnapshot() && isOf(p, m) })

@@ -35,8 +35,8 @@ var (
 
 // Guest holds and releases the writes of one machine; *guest.Held is one.
 type Guest interface {
-	// Quiesce asks the guest to flush and hold its writes. A guest that cannot be quiesced is no
-	// error: Outcome says why.
+	// Quiesce asks the guest to flush and hold its writes. A guest that cannot be quiesced is not
+	// an error: Outcome says why.
 	Quiesce(ctx context.Context) error
 	// Thaw releases the guest.
 	Thaw(ctx context.Context) error

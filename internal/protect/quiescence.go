@@ -32,7 +32,7 @@ type quiescence struct {
 	outcome guest.Outcome
 }
 
-// openQuiescence opens the guest of the machine, unless there is no use in asking it.
+// openQuiescence opens the guest of the machine, unless asking it would be pointless.
 func (r *run) openQuiescence(ctx context.Context) (*quiescence, error) {
 	q := &quiescence{want: r.req.Consistency, require: r.req.Require, log: r.Log}
 	m := r.req.Machine

@@ -81,8 +81,8 @@ func (r records) all() []string {
 	return append(names(r.backups, nil), names(r.snapshots, nil)...)
 }
 
-// besides returns the bitmaps that stay when a snapshot, or else a backup, of disks is done: all of
-// the other kind, and those of its own kind that are of other disks.
+// besides returns the bitmaps to keep when a snapshot, or else a backup, of disks is done: all of
+// the other kind, and this kind's bitmaps of disks not in this run.
 func (r records) besides(snapshot bool, disks []string) []string {
 	if snapshot {
 		return append(names(r.backups, nil), names(r.snapshots, disks)...)

@@ -41,7 +41,7 @@ func Create(path string, size int64, o CreateOptions) error {
 
 // NewWriter begins an image of size bytes, rounded up to whole sectors of 512 bytes, at path, which
 // must not exist. Exactly the clusters that data touches are allocated, in order; all else reads as
-// zeros. Until Close has succeeded, the file has no header and is no image.
+// zeros. Until Close has succeeded, the file has no header and is not an image.
 func NewWriter(path string, size int64, data extent.Set, o CreateOptions) (*Writer, error) {
 	l, err := plan(size, data, o)
 	if err != nil {
@@ -143,7 +143,7 @@ func (w *Writer) StartWriteBack() {
 // Sync makes what was written so far durable. The directory's entry is the caller's to sync.
 func (w *Writer) Sync() error { return w.f.Sync() }
 
-// Leave closes the file, which is no image yet, and leaves it for ReopenWriter. After Close and
+// Leave closes the file, which is not an image yet, and leaves it for ReopenWriter. After Close and
 // Abort it does nothing.
 func (w *Writer) Leave() error {
 	var err error

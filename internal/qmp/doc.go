@@ -6,5 +6,5 @@
 // so with [ErrInUse] when another client is being served.
 //
 // The package knows nothing of disks or machines. It trusts nothing that comes over the socket: a
-// line longer than [MaxLine] or one that is no message ends the connection.
+// line longer than [MaxLine] or one that is not a message ends the connection.
 package qmp

@@ -85,8 +85,8 @@ type instant struct {
 
 // Instant brings a machine back at once: it defines the machine on overlays over an export of the
 // point, starts it if asked, and copies its disks to local images while it runs. It returns when
-// the machine depends on nothing of ours. Until then this process serves the export. A process that
-// ends before leaves the machine waiting for its disks and all that is needed to go on with
+// the machine does not depend on us. Until then this process serves the export. A process that ends
+// before leaves the machine waiting for its disks and all that is needed to go on with
 // [ResumeInstant], or with the same request.
 //
 // What fails before the machine is defined leaves nothing behind. Errors that callers decide by:

@@ -189,7 +189,7 @@ func (h *hydration) copyFromPoint(ctx context.Context, d *InstantDisk) error {
 	return writeDisk(ctx, h.v, *stored, target{path: d.File, format: d.Format}, h.paced(ctx, d))
 }
 
-// paced tells of progress, and holds up who reports it as the wishes of others ask.
+// paced reports progress, and holds up the copy as the wishes of others ask.
 func (h *hydration) paced(ctx context.Context, d *InstantDisk) func(string, int64, int64) {
 	var mu sync.Mutex
 	var told int64

@@ -32,7 +32,7 @@ const (
 	lockPause  = 100 * time.Millisecond
 )
 
-// run takes one step after the other until the machine depends on nothing of ours.
+// run takes one step after the other until the machine does not depend on us.
 func (i *instant) run(ctx context.Context) (RestoredMachine, error) {
 	export, err := i.serve(ctx)
 	if err != nil {
@@ -85,7 +85,7 @@ func (i *instant) steps(ctx context.Context, export *instantExport) error {
 	}
 }
 
-// prepare makes overlays, files and the definition. What an earlier process of ours may have made
+// prepare makes overlays, files and the definition. What an earlier process may have made
 // is made anew: the machine has never run. An error takes everything back.
 func (i *instant) prepare(ctx context.Context) error {
 	err := i.makeAnew(ctx)
@@ -379,7 +379,7 @@ func removeHalfWritten(path string) error {
 // AbandonInstant gives an instant restore up: the machine is stopped and removed, with its disks
 // and all that was made for it. Nothing that was there before is touched. A process that hydrates
 // it does that itself; await tells that one does, and AbandonInstant then returns at once. It
-// returns [ErrTooLate] once the machine depends on nothing of ours.
+// returns [ErrTooLate] once the machine does not depend on us.
 //
 // v may be nil; then the vault keeps the mark that the point is needed.
 func AbandonInstant(ctx context.Context, v *vault.Vault, host InstantHost, storage, name string,

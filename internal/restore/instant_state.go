@@ -26,12 +26,12 @@ var (
 	ErrInstantBusy = errors.New("another holdfast works on this instant restore")
 	// ErrAbandoned reports that the instant restore was given up and all of it removed.
 	ErrAbandoned = errors.New("the instant restore was abandoned")
-	// ErrTooLate reports that the machine depends on nothing of ours any more, so that there is
+	// ErrTooLate reports that the machine does not depend on us any more, so that there is
 	// nothing to abandon.
 	ErrTooLate = errors.New("the machine's disks are local already")
 )
 
-// InstantStep is how far an instant restore is. The steps follow each other, but for abandoning,
+// InstantStep is how far an instant restore is. The steps follow each other, except for abandoning,
 // and for switching, which may lead back.
 type InstantStep string
 
@@ -41,14 +41,14 @@ const (
 	InstantPreparing  InstantStep = "preparing"
 	InstantHydrating  InstantStep = "hydrating"  // the machine may run, on overlays; its disks are copied
 	InstantSwitching  InstantStep = "switching"  // the machine stands still and moves to the copies
-	InstantCleaning   InstantStep = "cleaning"   // the machine depends on nothing; what is left of ours is removed
+	InstantCleaning   InstantStep = "cleaning"   // the machine depends on nothing; what we left is removed
 	InstantAbandoning InstantStep = "abandoning" // everything is removed
 )
 
 const instantVersion = 1
 
 // InstantState is all that is known of an instant restore. It lies beside the machine's disks until
-// the machine needs nothing of ours.
+// the machine does not need us any more.
 type InstantState struct {
 	Version      int                 `json:"version"`
 	Name         string              `json:"name"` // of the machine

@@ -291,7 +291,7 @@ func (w *world) FinishHydration(_ context.Context, _ hypervisor.Machine, s hyper
 		w.mu.Lock()
 		left, running := w.jobs[t.Disk]
 		switch {
-		case !on: // who calls has seen to that
+		case !on: // the caller has seen to that
 			w.holds[t.File] = w.wrote
 		case w.live[t.Disk] == t.File:
 		case running && left == 0:
@@ -529,7 +529,7 @@ func TestInstantTriesAgain(t *testing.T) {
 	}
 }
 
-// Who resumes right after a kill in the middle of the move waits for the process that lets the
+// A resume right after a kill in the middle of the move waits for the process that lets the
 // machine go on.
 func TestInstantWaitsForRescue(t *testing.T) {
 	for at := 1; ; at++ {

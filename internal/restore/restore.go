@@ -4,7 +4,7 @@
 // machine and has the hypervisor define it, as the lost one come back or as a new one beside it.
 // Every byte is verified while it is written; what was written is durable before either returns
 // nil; and when either fails, what it created is removed, and what was there before it looked is as
-// it was, but for a target that was to be overwritten by force.
+// it was, except for a target that was to be overwritten by force.
 package restore
 
 import (

@@ -25,7 +25,7 @@ type Lifetime struct {
 // LifetimeDisk is a disk of a snapshot.
 type LifetimeDisk struct {
 	Name      string
-	Managed   string // name of the managed disk that it is, "" if it is none
+	Managed   string // name of the managed disk that it is, "" if it is not one
 	ManagedID string
 	Size      int64 // bytes
 	Used      int64 // bytes

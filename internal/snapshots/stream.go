@@ -31,7 +31,7 @@ const (
 )
 
 var (
-	// ErrNotStream reports bytes that are no diff stream of a version that this program knows.
+	// ErrNotStream reports bytes that are not a diff stream of a version that this program knows.
 	ErrNotStream = errors.New("not a diff stream")
 	// ErrDamagedStream reports a diff stream that is cut or altered.
 	ErrDamagedStream = errors.New("the diff stream is damaged")

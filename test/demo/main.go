@@ -288,7 +288,7 @@ func (d *demo) instant() error {
 	return d.hydrated(storage)
 }
 
-// hydrated waits until the machine depends on nothing of ours.
+// hydrated waits until the machine does not depend on us.
 func (d *demo) hydrated(storage string) error {
 	ctx, cancel := context.WithTimeout(d.ctx, 2*time.Minute)
 	defer cancel()

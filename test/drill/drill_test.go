@@ -21,7 +21,7 @@ func TestDrill(t *testing.T) {
 			[]byte("#!/bin/sh\n# is run inside\necho script in $(hostname)\nls /sys/class/net\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		// A libvirtd that is restarted meanwhile is no machine that has ended.
+		// A restart of libvirtd does not mean that the machine has ended.
 		r := l.start("point", "drill", name+"@latest", "--json", "--role", "sqlite=/var/lib/app/app.db", "--check",
 			"lab check | grep -qx ok", "--script", script)
 		if libvirt {

@@ -109,8 +109,8 @@ func (l *lab) processes() map[int]string {
 	return program.Processes(func(args string) bool { return strings.Contains(args, l.dir+"/scratch") })
 }
 
-// files returns what lies in the lab's directory, but for what belongs to the vault and the running
-// guest.
+// files returns what lies in the lab's directory, except for what belongs to the vault and the
+// running guest.
 func (l *lab) files() map[string]bool {
 	found := map[string]bool{}
 	filepath.Walk(l.dir, func(path string, info os.FileInfo, err error) error {

@@ -271,7 +271,7 @@ func (l *lab) paused() bool {
 	return list[0].State == "paused"
 }
 
-// ownDisks fails the test unless the machine depends on nothing of ours, and its disks hold all
+// ownDisks fails the test if the machine still depends on us, and its disks hold all
 // that was ever durable. It ends the machine.
 func (l *lab) ownDisks() {
 	l.t.Helper()

@@ -198,7 +198,8 @@ func twoAtOnce(l *lab) {
 	first.Signal(syscall.SIGSTOP)
 	words := "another backup of this machine is running"
 	if l.daemon == nil {
-		words = "monitor is in use by another client" // who does not get in does not learn which machine it is
+		// a client that does not get in does not learn which machine it is
+		words = "monitor is in use by another client"
 	}
 	l.unchanged(func() { l.fails(1, []string{words, `"busy"`}, l.backupArgs()...) })
 	first.Signal(syscall.SIGCONT)

@@ -10,8 +10,8 @@ import (
 	"github.com/holdfast-vm/holdfast/test/vm/program"
 )
 
-// smallDisk mounts a file system of that many MiB, and returns what fills it up but for some MiB,
-// and frees it again.
+// smallDisk mounts a file system of that many MiB, and returns what fills it up except for some
+// MiB, and frees it again.
 func (l *lab) smallDisk(mib int) (dir string, fill func(leave int64), free func()) {
 	l.t.Helper()
 	dir = filepath.Join(l.dir, fmt.Sprintf("small%d", mib))

@@ -46,8 +46,8 @@ func DefineLibvirt(t testing.TB, uri string, o Options) *VM {
 	return v
 }
 
-// LaunchLibvirt is [DefineLibvirt] for a program that is no test: the caller closes the guest, and
-// gives the directory of its disks.
+// LaunchLibvirt is [DefineLibvirt] for a program that is not a test: the caller closes the guest,
+// and gives the directory of its disks.
 func LaunchLibvirt(uri string, image Image, o Options) (*VM, error) {
 	v, definition, err := prepareLibvirt(uri, image, o)
 	if err != nil {
@@ -200,7 +200,7 @@ func (d *domain) destroy() error {
 	return err
 }
 
-// remove leaves no trace of the domain; it is no error that it is off or gone already.
+// remove leaves no trace of the domain; it is not an error if it is off or gone already.
 func (d *domain) remove() error {
 	if _, err := d.virsh("dominfo", d.uuid); err != nil {
 		return nil

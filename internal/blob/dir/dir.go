@@ -175,7 +175,8 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	}
 	err := s.fs.Remove(s.path(name))
 	s.files.drop(s.path(name))
-	// Who finds the object gone syncs too: the one who removed it may not have come to that yet.
+	// A caller that finds the object gone syncs too: the one that removed it may not have done so
+	// yet.
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		err = s.fs.SyncDir(path.Dir(s.path(name)))
 	}
@@ -193,7 +194,7 @@ func check(ctx context.Context, name string) error {
 	return ctx.Err()
 }
 
-// notExist adds blob.ErrNotExist to what a file system says of a name that is no object's.
+// notExist adds blob.ErrNotExist to what a file system says of a name that no object has.
 func notExist(err error) error {
 	if errors.Is(err, fs.ErrNotExist) ||
 		errors.Is(err, syscall.ENOTDIR) || // a/b where a is an object

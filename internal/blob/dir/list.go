@@ -16,7 +16,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/durable"
 )
 
-// List implements [blob.Store]. Names that are no object's are passed over.
+// List implements [blob.Store]. Names that cannot be an object's are skipped.
 func (s *Store) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
 	return func(yield func(blob.Info, error) bool) {
 		l := lister{store: s, ctx: ctx, prefix: prefix, after: after, sizes: true, yield: yield}

@@ -1,8 +1,8 @@
 // Package fault wraps a store and lets its calls fail, for tests.
 //
 // Calls are counted from 0: Create, Write, Commit, ReadAt, Stat, Settle, Absent, Delete, each step
-// of a List and its end. Abort is none. A test fails call i for i = 0, 1, 2... until [Store.Calls]
-// says that there were no more than i.
+// of a List and its end. Abort is not counted. A test fails call i for i = 0, 1, 2... until
+// [Store.Calls] says that there were no more than i.
 package fault
 
 import (

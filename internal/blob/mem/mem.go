@@ -1,7 +1,7 @@
 // Package mem keeps objects in memory, for tests.
 //
-// It keeps the contract of package blob but for power loss: nothing outlives the Store. Objects can
-// be damaged with [Store.Corrupt].
+// It keeps the contract of package blob except for power loss: nothing outlives the Store. Objects
+// can be damaged with [Store.Corrupt].
 package mem
 
 import (

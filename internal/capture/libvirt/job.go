@@ -12,7 +12,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/libvirt/rpc"
 )
 
-// pollEvery is how often a job is looked at, besides the event of its end.
+// pollEvery is how often a job is looked at, in addition to waiting for the event of its end.
 const pollEvery = 200 * time.Millisecond
 
 // errNoJob reports that the job is gone and libvirt does not say how it ended.

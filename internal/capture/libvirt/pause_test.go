@@ -41,8 +41,8 @@ func (l *lab) lookUp() {
 	l.ok(err)
 }
 
-// Only who has paused a machine may let it go on: what a killed capture noted is resumed if it is
-// that very pause, and nothing that an administrator has paused, whenever that was.
+// Only the process that paused a machine may let it go on: what a killed capture noted is resumed
+// if it is that very pause, and nothing that an administrator has paused, whenever that was.
 func testWhosePause(l *lab) {
 	about := func() pause.Mark { return libvirt.Mark(l.dom) }
 	stopped := func(m pause.Mark) pause.Mark {

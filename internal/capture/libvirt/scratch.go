@@ -169,8 +169,8 @@ func (s *capturing) scratchUsed() (n int64, err error) {
 }
 
 // makeScratch makes an empty image per disk, of the disk's size. The cluster size is what QEMU
-// copies at a time, so a scratch image holds whole granules. What is made besides is noted to be
-// removed with them.
+// copies at a time, so a scratch image holds whole granules. Other files that are made are noted
+// and removed with them.
 func (s *capturing) makeScratch(ctx context.Context, besides ...string) error {
 	dir := s.plan.Scratch.Dir
 	var paths []string

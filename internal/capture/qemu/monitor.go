@@ -117,7 +117,7 @@ type job struct {
 
 const concluded = "concluded"
 
-// queryJobs returns the jobs of ours.
+// queryJobs returns our jobs.
 func queryJobs(ctx context.Context, m monitor) (map[string]job, error) {
 	var list []job
 	if err := run(ctx, m, "query-jobs", nil, &list); err != nil {

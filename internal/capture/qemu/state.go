@@ -96,7 +96,7 @@ func (s *stateFile) begin(p capture.Plan) error {
 		Prefix: scratchPrefix(p)})
 }
 
-// captured notes that everything was read. A record that is cut off by a kill meanwhile is none,
+// captured notes that everything was read. A record truncated by a kill meanwhile counts as absent,
 // and its epoch stays until a run with its vault.
 func (s *stateFile) captured() error {
 	r, err := s.read()
@@ -121,8 +121,8 @@ func (s *stateFile) write(r record) error {
 	return nil
 }
 
-// read returns the unfinished capture, nil if there is none. What is cut off by a kill in begin is
-// none: nothing was begun.
+// read returns the unfinished capture, nil if there is none. A record truncated by a kill during
+// begin counts as absent: nothing had started.
 func (s *stateFile) read() (*record, error) {
 	line, err := io.ReadAll(io.NewSectionReader(s.f, 0, 1<<20))
 	if err != nil {
@@ -135,9 +135,9 @@ func (s *stateFile) read() (*record, error) {
 	return &r, nil
 }
 
-// recover removes what an unfinished capture left, in QEMU if m is not nil and on disk, but for the
-// record of changes if a point may count from it: vault and keep are what is known of points. The
-// file then says that nothing is unfinished.
+// recover removes what an unfinished capture left, in QEMU if m is not nil and on disk, except for
+// the record of changes if a point may count from it: vault and keep are what is known of points.
+// The file then says that nothing is unfinished.
 func (s *stateFile) recover(ctx context.Context, m monitor, vault string, keep []string) ([]string, error) {
 	r, err := s.read()
 	if err != nil {

@@ -26,7 +26,7 @@ func sweep(ctx context.Context, m monitor) ([]string, error) {
 	return append(done, more...), err
 }
 
-// sweepJobs removes jobs with their filters, exports, nodes and descriptors of ours.
+// sweepJobs removes our jobs with their filters, exports, nodes and descriptors.
 func sweepJobs(ctx context.Context, m monitor) ([]string, error) {
 	var done []string
 	for _, step := range []func(context.Context, monitor) ([]string, error){cancelJobs, dropExports, dropNodes,
@@ -40,7 +40,7 @@ func sweepJobs(ctx context.Context, m monitor) ([]string, error) {
 	return done, nil
 }
 
-// cancelJobs cancels and dismisses jobs until none of ours is left.
+// cancelJobs cancels and dismisses our jobs until none is left.
 func cancelJobs(ctx context.Context, m monitor) ([]string, error) {
 	var done []string
 	told := make(map[string]bool)

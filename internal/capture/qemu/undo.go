@@ -15,8 +15,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/qmp"
 )
 
-// dropOlder drops the older epochs of the vault from the captured disks, but for those that other
-// points count from.
+// dropOlder drops the older epochs of the vault from the captured disks, except for those that
+// other points count from.
 func (s *capturing) dropOlder(ctx context.Context) error {
 	if s.plan.NoEpoch {
 		return s.state.finish()

@@ -329,7 +329,7 @@ func (v *vm) capturer() *Capturer {
 
 func (v *vm) scratch() string { return filepath.Join(v.dir, "scratch") }
 
-// requireClean demands that nothing of ours is left but the bitmaps that are named.
+// requireClean fails the test if anything that we made is left, except the named bitmaps.
 func (v *vm) requireClean(bitmaps ...string) {
 	v.t.Helper()
 	for _, command := range []string{"query-jobs", "query-named-block-nodes", "query-block-exports"} {

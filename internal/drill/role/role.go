@@ -1,8 +1,9 @@
 // Package role knows by what commands a system shows that it does what it is there for.
 //
 // Everything here is a pure function that returns commands to be run in the guest. An exit status
-// of 0 says yes, [Final] that trying again cannot help, any other not yet. A Windows is asked by
-// PowerShell, in commands that no program between here and there has to quote; see windows.go.
+// of 0 passes, [Final] fails for good, and with any other the check is tried again. In Windows the
+// commands are PowerShell scripts, passed in a form that nothing on the way has to quote; see
+// windows.go.
 package role
 
 import (

@@ -38,7 +38,7 @@ const immutable = 24 * time.Hour
 // Options tunes a Mount. The zero value of each field is its default.
 type Options struct {
 	Source     string    // what df shows; "" means holdfast
-	Time       time.Time // of directories and disks that are no files of the machine; the zero time means now
+	Time       time.Time // of directories and disks that are not files of the machine; the zero time means now
 	AllowOther bool      // other users than the caller may look, as far as the machine's own permissions let them
 	// Limits are of each directory: how deep it may be, and how many entries it may hold.
 	Limits files.Limits
@@ -168,7 +168,7 @@ type shared struct {
 	places *placing
 
 	mu   sync.Mutex
-	inos map[inoKey]uint64 // of files whose ID is no inode number that fits
+	inos map[inoKey]uint64 // of files whose ID does not fit an inode number
 }
 
 func (s *shared) trouble(where string, err error) {

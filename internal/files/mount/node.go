@@ -161,7 +161,7 @@ func fill(out *fuse.Attr, a filesystem.Attr, n volume.Node) {
 	out.Blksize = 4096
 	out.Blocks = (out.Size + 511) / 512
 	if a.Mode.IsRegular() && a.Size >= measured {
-		if f, err := n.FS.Open(n.ID); err == nil { // else who reads it is told
+		if f, err := n.FS.Open(n.ID); err == nil { // else whoever reads it is told
 			if set, err := f.Extents(); err == nil {
 				out.Blocks = uint64(set.Bytes()+511) / 512
 			}

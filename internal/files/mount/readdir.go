@@ -100,9 +100,9 @@ func (l *listing) Seekdir(_ context.Context, off uint64) syscall.Errno {
 // Releasedir closes the directory.
 func (l *listing) Releasedir(context.Context, uint32) { l.stop() }
 
-// nameCache knows what names mean in directories that were listed lately: who lists one looks at
-// each file of it next, and a directory that is not indexed would be read from its beginning for
-// each. It is safe for concurrent use.
+// nameCache knows what names mean in directories that were listed lately: a program that lists one
+// looks at each file of it next, and a directory that is not indexed would be read from its
+// beginning for each. It is safe for concurrent use.
 type nameCache struct {
 	mu    sync.Mutex
 	dirs  map[inoKey]map[string]filesystem.ID

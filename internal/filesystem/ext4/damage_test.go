@@ -35,7 +35,7 @@ func smallTree(t testing.TB) string {
 	return dir
 }
 
-// described is a view but for the content of files, which carries no checksum.
+// described is a view except for the content of files, which carries no checksum.
 func described(v view) map[string]string {
 	all := map[string]string{}
 	for path, s := range v {
@@ -66,8 +66,8 @@ func viewBytes(r io.ReaderAt, size int64) (view, error) {
 	return v, walk(f, "/", f.Root(), v)
 }
 
-// With checksums, whatever byte is changed: what is shown, but for the content of files, is right
-// or is an error.
+// With checksums, whatever byte is changed: what is shown, except for the content of files, is
+// right or is an error.
 func TestChecksumsTellDamage(t *testing.T) {
 	t.Parallel()
 	image := readImage(t, 4<<20, "-t", "ext4", "-O", "inline_data", "-b", "1024", "-N", "64", "-d", smallTree(t))

@@ -160,7 +160,7 @@ func (f *FS) direntsOf(in *inode, b []byte, yield func(dirent, error) bool) bool
 }
 
 // parseDirent decodes the entry that b begins with and returns its length. A name that no mount
-// would show is damage: it could lead who writes files by these names to somewhere else.
+// would show is damage: it could lead a caller that writes files by these names somewhere else.
 func (f *FS) parseDirent(b []byte) (dirent, int, error) {
 	if len(b) < direntHeader {
 		return dirent{}, 0, damaged("a directory entry is cut off")

@@ -150,7 +150,7 @@ func (d *disk) entry(number int64) *chunk {
 	return c
 }
 
-// forget drops a chunk that could not be read, so that the next who asks tries again.
+// forget drops a chunk that could not be read, so that the next caller tries again.
 func (d *disk) forget(c *chunk) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -84,7 +84,7 @@ func (s *fastScanner) block(b []byte) (bool, error) {
 	return true, nil
 }
 
-// tail ends one fast commit. It returns false where it is not a whole one of ours.
+// tail ends one fast commit. It returns false if it is not whole, or of another file system.
 func (s *fastScanner) tail(summed, value []byte) bool {
 	if le32(value, 0) != s.sequence || le32(value, 4) != crc32c(s.sum, summed) {
 		return false

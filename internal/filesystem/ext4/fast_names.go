@@ -81,7 +81,7 @@ func (c *fastCommits) dir(f *FS, n uint32) (*fastDir, error) {
 	return d, nil
 }
 
-// names yields the entries of a directory: those that base yields, but for the names that fast
+// names yields the entries of a directory: those that base yields, except for the names that fast
 // commits touched.
 func (c *fastCommits) names(in *inode, base func(func(dirent, error) bool), yield func(dirent, error) bool) {
 	if c == nil || c.dirs[in.number] == nil {

@@ -16,8 +16,8 @@ const (
 //
 // The kernel replays into its usual functions, which allocate blocks and move entries. Here the
 // changes are kept as what they mean: fields and ranges of inodes, names in directories. All reads
-// the same but for what only the kernel's own work on directories makes: their times are those of
-// the mount there, and their size may differ.
+// the same except for what only the kernel's own work on directories makes: their times are those
+// of the mount there, and their size may differ.
 type fastCommits struct {
 	inodes map[uint64]*fastState
 	dirs   map[uint64]*fastDir

@@ -142,8 +142,8 @@ func TestDirectoryOfOneBlock(t *testing.T) {
 	}
 }
 
-// A file all of whose blocks are one, or all of the disk many times over, is no way to fill another
-// disk; a tree of extents below itself ends.
+// A file all of whose blocks are one, or all of the disk many times over, cannot be used to fill
+// another disk; a tree of extents below itself ends.
 func TestFilesWithoutEnd(t *testing.T) {
 	le := binary.LittleEndian
 	e := edit(t, "ext2")
@@ -228,8 +228,8 @@ func TestAttributesOverEachOther(t *testing.T) {
 	}
 }
 
-// Directories that are in each other, or in two places, are shown as they are written: who walks
-// through them is told their numbers. Names that none can be are not shown.
+// Directories that are in each other, or in two places, are shown as they are written: whoever
+// walks through them is told their numbers. Names that none can be are not shown.
 func TestDirectoriesByHand(t *testing.T) {
 	le := binary.LittleEndian
 	e := edit(t, "ext2")

@@ -307,7 +307,7 @@ func TestUnsupported(t *testing.T) {
 	}
 }
 
-// An external journal is no matter after a clean unmount, and not to be had after a crash.
+// An external journal does not matter after a clean unmount, and is missing after a crash.
 func TestExternalJournal(t *testing.T) {
 	image := makeImage(t, 8<<20, "-t", "ext4", "-O", "^has_journal,^metadata_csum")
 	debug(t, image, "set_super_value feature_compat 0x3c", "set_super_value journal_dev 0x810")

@@ -301,7 +301,7 @@ func (f *FS) Stat(id filesystem.ID) (filesystem.Attr, error) {
 	return a, nil
 }
 
-// fatTime returns the zero time for a date that is none. Hundredths count from the even second.
+// fatTime returns the zero time for an impossible date. Hundredths count from the even second.
 func fatTime(date, clock uint16, hundredths byte) time.Time {
 	year, month, day := 1980+int(date>>9), time.Month(date>>5&15), int(date&31)
 	if month < 1 || month > 12 || day < 1 {
@@ -316,7 +316,7 @@ func (f *FS) ReadLink(id filesystem.ID) (string, error) {
 	return "", fmt.Errorf("FAT: file %d is no symbolic link: %w", id, fs.ErrInvalid)
 }
 
-// Xattrs returns none: there are none.
+// Xattrs returns an empty map: FAT has none.
 func (f *FS) Xattrs(id filesystem.ID) (map[string][]byte, error) { return map[string][]byte{}, nil }
 
 // Streams returns none.

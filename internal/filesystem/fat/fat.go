@@ -144,7 +144,7 @@ func (f *FS) identify(boot []byte) error {
 	}
 	label, err := f.rootLabel()
 	switch {
-	case errors.Is(err, filesystem.ErrCorrupt): // who reads the directory is told
+	case errors.Is(err, filesystem.ErrCorrupt): // whoever reads the directory is told
 	case err != nil:
 		return err
 	case label != "":

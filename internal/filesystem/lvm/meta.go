@@ -114,7 +114,8 @@ func (m *meta) parseVolume(name string, s *section) error {
 	return nil
 }
 
-// validName tells whether LVM gives such names. Who shows volumes as files relies on it.
+// validName tells whether LVM gives such names. Package mount, which shows volumes as files, relies
+// on it.
 func validName(name string) bool {
 	const most = 127
 	if name == "" || name == "." || name == ".." || name[0] == '-' || len(name) > most {

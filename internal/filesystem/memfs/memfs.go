@@ -1,5 +1,5 @@
-// Package memfs is a file system in memory, for the tests of those who read file systems: it is all
-// that they must bear, names that no guest can have and damage included.
+// Package memfs is a file system in memory, for the tests of those who read file systems: it shows
+// them all that they must cope with, including damage and names that no guest can have.
 package memfs
 
 import (
@@ -18,7 +18,7 @@ import (
 type File struct {
 	filesystem.Attr
 	Data    []byte
-	Stored  extent.Set // ranges that are no holes; nil means all
+	Stored  extent.Set // ranges that are not holes; nil means all
 	Sparse  bool       // the file is as large as Size says, and zeros behind Data
 	Target  string
 	Attrs   map[string][]byte

@@ -100,7 +100,7 @@ func (f *FS) Stat(id filesystem.ID) (filesystem.Attr, error) {
 	return a, nil
 }
 
-// names counts the names that a mount shows; a DOS name beside a long one is none of its own.
+// names counts the names that a mount shows; a DOS name beside a long one does not count.
 func (ino *inode) names() uint32 {
 	n := uint32(0)
 	for _, a := range ino.attrs {
@@ -220,7 +220,7 @@ func (ino *inode) linux(name string) []byte {
 	return nil
 }
 
-// reparse returns the tag and the data of a reparse point; 0 if the file is none.
+// reparse returns the tag and the data of a reparse point; 0 if the file is not one.
 func (ino *inode) reparse() (tag uint32, data []byte, err error) {
 	p, err := ino.value(attrReparse, maxSmall)
 	if err != nil || p == nil {

@@ -3,10 +3,10 @@
 // Every record's update sequence, every reference's sequence number and every stream's runs against
 // its sizes are checked when they are read: bytes that come without an error are those of the file.
 // Compressed and sparse files, attribute lists, hard links, named streams, symbolic links and
-// junctions are read. Not supported, and said so per file: encryption, and content that something
-// else than NTFS keeps (system compression, deduplication, cloud placeholders). The journal is not
-// replayed: a file system that was not unmounted is read as it is, Info says so, and what
-// contradicts itself is an error.
+// junctions are read. Not supported, and reported for each file: encryption, and content that
+// something else than NTFS keeps (system compression, deduplication, cloud placeholders). The
+// journal is not replayed: a file system that was not unmounted is read as it is, Info says so, and
+// what contradicts itself is an error.
 //
 // NTFS has no owners and modes as Linux has: files are root's, 0644, directories 0755, unless Linux
 // (WSL) has stored them. Names are UTF-8, unpaired surrogates as three bytes each, so that no two

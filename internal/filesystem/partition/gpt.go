@@ -101,7 +101,7 @@ func backups(r io.ReaderAt, size int64) []place {
 	return out
 }
 
-// tryGPT reads the table whose header is at lba. ErrNotThis is no header at all.
+// tryGPT reads the table whose header is at lba. ErrNotThis means no header at all.
 func tryGPT(r io.ReaderAt, size, sectorSize, lba int64) (*Table, error) {
 	h, err := readHeader(r, size, sectorSize, lba)
 	if err != nil {

@@ -37,7 +37,7 @@ type Table struct {
 	Notes      []string    // in words: what was wrong and passed over
 }
 
-// Partition is a part of a disk. Extended partitions, which only hold others, are none.
+// Partition is a part of a disk. Extended partitions, which only hold others, are not listed.
 type Partition struct {
 	Number       int // as Linux counts: logical ones from 5
 	Offset, Size int64

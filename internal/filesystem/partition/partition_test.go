@@ -233,7 +233,7 @@ func TestWhichTableCounts(t *testing.T) {
 	}
 }
 
-// A whole disk may be a file system: its boot sector is no table.
+// A whole disk may be a file system: its boot sector is not a table.
 func TestFileSystemsAreNoTables(t *testing.T) {
 	for _, cmd := range []string{"mkfs.vfat -C %s 8192", "mkfs.vfat --mbr=y -C %s 8192", "mkntfs -qFf %s",
 		"mkfs.ext4 -qF %s", "mkswap -q %s"} {

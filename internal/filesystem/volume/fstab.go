@@ -22,7 +22,7 @@ const (
 	maxMounts  = 512 // of file systems that are on disks
 )
 
-// parseFstab returns the lines that mount something; what is no such line is passed over, as mount
+// parseFstab returns the lines that mount something; other lines are skipped, as mount
 // does.
 func parseFstab(text []byte) []fstabEntry {
 	var out []fstabEntry

@@ -85,7 +85,7 @@ func (v *Volume) opened() (filesystem.FS, error) {
 		return v.fs, v.err
 	}
 	f, err := v.open(v.r, v.Size)
-	if errors.Is(err, filesystem.ErrNotThis) { // it said it was, and is none
+	if errors.Is(err, filesystem.ErrNotThis) { // it claimed to be one and is not
 		err = fmt.Errorf("%w: it begins as %s does, and is none", filesystem.ErrCorrupt, v.Type)
 	}
 	if err != nil {

@@ -13,7 +13,7 @@
 // system.posix_acl_default in the kernel's form, and are not shown a second time as
 // trusted.SGI_ACL_FILE. Parent pointers are not attributes of anybody's and left out.
 //
-// Not supported, and said so: logs on another device, files on a real-time device, and features
+// Not supported, and reported: logs on another device, files on a real-time device, and features
 // newer than Linux 6.18. Memory is bounded by the size of the log while it is replayed, by what it
 // changed afterwards (at most 1 GiB), and by the extents of the files that are open.
 package xfs

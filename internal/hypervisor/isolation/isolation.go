@@ -2,8 +2,9 @@
 // reach anything but itself.
 //
 // What is not known to be harmless is a way out: a socket of a family that the kernel does not name
-// counts as one, and so does a file of somebody else's that is open for writing. A [Report] without
-// ways out holds for the instant of the look; who wants more looks again in the end.
+// counts as one, and so does a file that belongs to somebody else and is open for writing. A
+// [Report] without ways out holds for the moment of the look; a caller that needs more looks again
+// at the end.
 //
 // It needs /proc and may look at processes of this user, or as root at all.
 package isolation
@@ -120,7 +121,7 @@ var plainDevices = []string{"/dev/null", "/dev/zero", "/dev/full", "/dev/random"
 	"/dev/hugepages", "/dev/dri/", "/dev/sev", "/dev/sgx", "/dev/udmabuf", "/dev/userfaultfd", "/dev/hpet", "/dev/rtc",
 	"/dev/tty"}
 
-// file judges a descriptor that is no socket.
+// file judges a descriptor that is not a socket.
 func (l look) file(target string, writable bool) []string {
 	switch {
 	case startsWithAny(target, hostDevices):

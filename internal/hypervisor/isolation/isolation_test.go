@@ -107,7 +107,7 @@ func start(t *testing.T, what string) int {
 	return cmd.Process.Pid
 }
 
-// Every kind of way out is found, and what belongs to the machine is none.
+// Every kind of way out is found, and what belongs to the machine is not one.
 func TestInspect(t *testing.T) {
 	dir, err := os.MkdirTemp("", "hf")
 	if err != nil {

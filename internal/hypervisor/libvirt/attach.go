@@ -286,7 +286,7 @@ func (h *Host) Resize(ctx context.Context, m hypervisor.Machine, file string, si
 	return nil
 }
 
-// ErrNoPool reports that libvirt has no such storage pool, or one that is no directory.
+// ErrNoPool reports that libvirt has no such storage pool, or one that is not a directory.
 var ErrNoPool = errors.New("no such storage pool")
 
 // PoolDir returns the directory of a storage pool of type dir.

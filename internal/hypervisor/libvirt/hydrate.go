@@ -64,7 +64,7 @@ func (l look) disk(t hypervisor.HydrationTarget) (el *etree.Element, local bool,
 	}
 }
 
-// Hydrate implements [hypervisor.Hydrator]. A copy of libvirt's ends when it meets an error; it is
+// Hydrate implements [hypervisor.Hydrator]. A copy under libvirt ends when it meets an error; it is
 // begun anew then.
 func (h *Host) Hydrate(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, rate int64) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

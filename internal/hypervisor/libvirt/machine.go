@@ -146,7 +146,7 @@ func diskOf(ctx context.Context, c *rpc.Client, dom rpc.Domain, doc, el *etree.E
 	if index := attr(el, "source", "index"); index != "" {
 		d.Node = "libvirt-" + index + "-format"
 	}
-	// An image that cannot be looked at has size 0: that is the business of who wants to read it.
+	// An image that cannot be looked at has size 0: whoever wants to read it finds out why.
 	if info, err := c.DomainBlockInfo(ctx, dom, d.Name); err == nil {
 		d.Size, d.Allocated = int64(info.Capacity), int64(info.Allocation)
 	}

@@ -58,7 +58,7 @@ func (b *builder) stackDisk(el *etree.Element, name string) error {
 	return nil
 }
 
-// note returns the element of ours in the machine's metadata.
+// note returns our element in the machine's metadata.
 func (b *builder) note() *etree.Element {
 	meta := child(b.dom, "metadata")
 	if el := noteOf(b.dom); el != nil {

@@ -76,7 +76,7 @@ func (h *Host) daemon(ctx context.Context) int {
 	return 0
 }
 
-// confinedBy returns the models by which libvirt confines machines, but for users and groups.
+// confinedBy returns the models by which libvirt confines machines, except for users and groups.
 func confinedBy(capabilities string) (models []string, err error) {
 	doc := etree.NewDocument()
 	if err := doc.ReadFromString(capabilities); err != nil {

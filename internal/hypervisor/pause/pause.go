@@ -8,7 +8,7 @@
 // that somebody else has stopped later, or started anew, is his.
 //
 // What cannot be known here, as of a process in another container, says nothing against a mark.
-// Who stops a machine that stands still already leaves no trace at all.
+// A process that stops a machine that already stands still leaves no trace at all.
 package pause
 
 import (

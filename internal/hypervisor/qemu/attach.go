@@ -125,8 +125,8 @@ func nodeOf(node string, a hypervisor.Attachment) map[string]any {
 		"file": map[string]any{"driver": driver, "filename": a.File, "discard": "unmap", "read-only": a.ReadOnly}}
 }
 
-// dropNode removes a node that its device has let go, or is about to. One that is not there is no
-// error.
+// dropNode removes a node that its device has let go, or is about to. One that is not there is not
+// an error.
 func dropNode(ctx context.Context, c *qmp.Client, node string) error {
 	for {
 		err := c.Execute(ctx, "blockdev-del", map[string]any{"node-name": node}, nil)

@@ -203,7 +203,7 @@ func quote(s string) string {
 
 // start runs the script in a session of its own and waits until QEMU answers.
 func (h *Host) start(ctx context.Context, script, logFile string) error {
-	h.Close() // a connection to what ran before, which may not have ended yet, is no answer of what runs now
+	h.Close() // a connection to what ran before, which may not have ended yet, says nothing of what runs now
 	log, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)

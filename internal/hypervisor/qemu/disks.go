@@ -148,7 +148,7 @@ func qomString(ctx context.Context, c *qmp.Client, object, property string) (str
 	return s, err
 }
 
-// busOf returns the bus that a device type sits on, and false for what is no disk.
+// busOf returns the bus that a device type sits on, and false for a device that is not a disk.
 func busOf(kind string) (string, bool) {
 	switch {
 	case strings.Contains(kind, "pflash"), strings.Contains(kind, "sd-card"), strings.Contains(kind, "floppy"),

@@ -11,7 +11,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/isolation"
 )
 
-const firstHub = 7000 // hubs of ours are numbered from here
+const firstHub = 7000 // our hubs are numbered from here
 
 var (
 	// outwardDevices lead to the host or through it; those of hostDevice are left out of every

@@ -248,7 +248,7 @@ func (cl *commandLine) folder(id string, p *process) string {
 	return id
 }
 
-// objects looks at what was given by -object or made later, but for what a device has told.
+// objects looks at what was given by -object or made later, except for what a device has told.
 func (i *inventory) objects(ctx context.Context) error {
 	list, err := listObjects(ctx, i.c, "/objects")
 	if err != nil {
@@ -271,7 +271,7 @@ func (i *inventory) objects(ctx context.Context) error {
 }
 
 // objectSource returns what of the host an object stands on, and whether that is worth telling:
-// a secret that stands in the command line is in the point, and huge pages are no file.
+// a secret that stands in the command line is in the point, and huge pages are not a file.
 func (i *inventory) objectSource(ctx context.Context, o object) (source string, tell bool, err error) {
 	if o.kind == "memory-backend-file" {
 		file := i.files[o.path]

@@ -57,8 +57,8 @@ func splitArgs(raw []byte) []string {
 	return args
 }
 
-// resolve returns the absolute form of a path of the command line. What is no path, such as nbd://
-// or json:, stays as it is.
+// resolve returns the absolute form of a path of the command line. What is not a path, such as
+// nbd:// or json:, stays as it is.
 func (p *process) resolve(name string) string {
 	name = strings.TrimPrefix(name, "file:")
 	if p == nil || name == "" || filepath.IsAbs(name) || isURI(name) {

@@ -160,7 +160,7 @@ func replaceProtocol(p *props, prefix, path string) {
 	p.set(prefix+"filename", path)
 }
 
-// keepCommon drops the options of the node at prefix that not every driver has, but for those
+// keepCommon drops the options of the node at prefix that not every driver has, except for those
 // named.
 func keepCommon(p *props, prefix, also string) {
 	extra := wordSet(also)
@@ -184,7 +184,8 @@ func dropKeys(p *props, prefix string, heads ...string) {
 	})
 }
 
-// driveFile returns the image that an option gives the guest as a disk, "" if it is no such option.
+// driveFile returns the image that an option gives the guest as a disk, "" if it is not such an
+// option.
 func driveFile(o option) string {
 	if hdIndex(o.name) >= 0 {
 		return o.value
@@ -204,7 +205,7 @@ func driveFile(o option) string {
 	return ""
 }
 
-// hdIndex returns the drive index that an option such as -hda stands for, -1 if it is none. An
+// hdIndex returns the drive index that an option such as -hda stands for, -1 if it is not one. An
 // image without an option is -hda.
 func hdIndex(name string) int {
 	if name == "" {

@@ -115,7 +115,7 @@ func FuzzProps(f *testing.F) {
 	})
 }
 
-// Any command line is split and joined again, but for one dash in the place of two.
+// Any command line is split and joined again, except for one dash in the place of two.
 func FuzzCommandLine(f *testing.F) {
 	for _, s := range []string{"qemu -S -m 64 disk", "qemu --daemonize -name", "", "q - -- -"} {
 		f.Add(s)

@@ -28,8 +28,8 @@ func (i *instant) requireState(want hypervisor.State) {
 	}
 }
 
-// goOn lets all copies go on and waits until they are ready. What meets the connection that is gone
-// once more is told again.
+// goOn lets all copies go on and waits until they are ready. A copy that hits the dead connection
+// again is resumed again.
 func (i *instant) goOn() {
 	i.Helper()
 	for _, t := range i.targets {

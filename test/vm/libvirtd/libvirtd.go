@@ -61,7 +61,8 @@ func New(tb testing.TB) *Daemon {
 	return d
 }
 
-// Launch starts a libvirtd that ends with Close or with the process, for a program that is no test.
+// Launch starts a libvirtd that ends with Close or with the process, for a program that is not a
+// test.
 func Launch() (*Daemon, error) {
 	dir, err := os.MkdirTemp("", "hf") // short: socket paths have 107 bytes
 	if err != nil {
@@ -150,7 +151,7 @@ func (d *Daemon) saveProbes() {
 	}
 }
 
-// stop ends the daemon; that it was killed is no error.
+// stop ends the daemon; its being killed is not an error.
 func (d *Daemon) stop() error {
 	d.cmd.Process.Kill()
 	d.cmd.Wait()

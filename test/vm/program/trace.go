@@ -121,7 +121,7 @@ func (tr *Trace) listen(r io.Reader) error {
 	}
 }
 
-// Programs returns what has begun to run so far, but for holdfast itself.
+// Programs returns what has begun to run so far, except for holdfast itself.
 func (tr *Trace) Programs() []Program {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()

@@ -1,7 +1,7 @@
 // Package pstest reads PowerShell as far as tests need it: which words, strings and variables a
 // script is made of, and whether its quotes and brackets are whole.
 //
-// It is for the tests of who writes scripts and of who plays a Windows that gets them. What it does
+// It is for tests of what writes scripts, and of what plays a Windows that gets them. What it does
 // not know is an error: here-strings, braces around the names of variables, quotes within words.
 package pstest
 

@@ -33,7 +33,7 @@ const eventBuffer = 64
 type subscription struct{ ch chan Event }
 
 // Subscribe delivers events of one kind, of one domain. A receiver that lags by more than 64 events
-// loses some, and the channel stays silent when the connection ends: look at the state besides.
+// loses some, and the channel stays silent when the connection ends: look at the state as well.
 // Call stop when done.
 func (c *Client) Subscribe(ctx context.Context, dom Domain, kind EventKind) (events <-chan Event, stop func(),
 	err error) {
