@@ -5,20 +5,20 @@
 //
 // # Put-if-absent, and doubt
 //
-// All agreement between those who use a store rests on one promise: of all who commit an object
-// under one name, exactly one wins. Three answers of [Writer.Commit] are definite: nil (mine is
-// there), [ErrExist] (an object is there; it may be mine, put by an earlier attempt or by one that
-// was repeated on the way: who wants to know compares the bytes) and [ErrNoSpace] (this attempt put
-// nothing, and will not). After every other error, that of a context too, nothing is known: the
-// object may be there, may not be, and may come to be there at any later time, even after somebody
-// has found it absent. Who must know puts the same bytes again until the answer is definite.
+// All agreement between users of a store rests on one promise: of all that commit an object under
+// one name, exactly one wins. Three answers of [Writer.Commit] are definite: nil (mine is there),
+// [ErrExist] (an object is there; it may be mine, put by an earlier attempt or by one that was
+// repeated on the way; comparing the bytes tells) and [ErrNoSpace] (this attempt put nothing, and
+// will not). After every other error, that of a context too, nothing is known: the object may be
+// there, may not be, and may come to be there at any later time, even after somebody has found it
+// absent. A caller that must know puts the same bytes again until the answer is definite.
 //
 // # Who retries
 //
 // A store may repeat a call on its own for as long as its context lives, but hands no error of its
 // own repeating to the caller: a Commit that was repeated and finds its own bytes says nil or
 // ErrExist. What it does not repeat the caller may: every method but Commit has the same effect if
-// it is called again. Errors that are no sentinel of this package are passed on as they are and
+// it is called again. Errors that are not a sentinel of this package are passed on as they are and
 // mean "not now"; callers decide how often to try.
 //
 // # Cancelling
@@ -77,13 +77,13 @@ type Store interface {
 	// is not "", in ascending order of name. It shows every object that was committed through this
 	// Store before the call and not deleted since. What other processes committed or deleted on a
 	// shared file system may show late, as their caches do; so a list finds what to look at and
-	// never proves that something is not there. What it shows survives power loss; of an object
-	// that only Stat or ReadAt has shown this is not said before its Commit has returned, or
-	// Settle. An error ends the sequence.
+	// never proves that something is not there. What it shows survives power loss. An object seen
+	// only by Stat or ReadAt may still vanish on power loss until its Commit, or Settle, returns.
+	// An error ends the sequence.
 	List(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
 	// Settle makes sure that an object which was read, and which somebody else may still be
-	// committing, survives power loss. Who builds on what he only read settles it first. A missing
-	// object is ErrNotExist.
+	// committing, survives power loss. A caller that builds on what it only read settles it first.
+	// A missing object is ErrNotExist.
 	Settle(ctx context.Context, name string) error
 	// Absent reports whether no object has the name. Unlike ErrNotExist from Stat or ReadAt the
 	// answer never comes from a cache: an object whose Commit had returned before the call, in
