@@ -65,12 +65,17 @@ func linesOf(t *testing.T, name string) (lines []line) {
 	}
 	defer f.Close()
 	fenced := false
-	for s := bufio.NewScanner(f); s.Scan(); {
+	s := bufio.NewScanner(f)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
 		fence := strings.HasPrefix(strings.TrimSpace(s.Text()), "```")
 		lines = append(lines, line{file: name, number: len(lines) + 1, text: s.Text(), fenced: fenced || fence})
 		if fence {
 			fenced = !fenced
 		}
+	}
+	if err := s.Err(); err != nil {
+		t.Fatalf("%s: %v", name, err)
 	}
 	return lines
 }
@@ -324,11 +329,25 @@ func TestDocumentsAreWrapped(t *testing.T) {
 	}
 }
 
-// cannot is one word.
+// cannot is one word, in documents, messages and comments.
 func TestSpelling(t *testing.T) {
-	for _, l := range documents(t) {
-		if strings.Contains(strings.ToLower(l.text), "can"+" not") {
-			t.Errorf("%s:%d: it is written cannot", l.file, l.number)
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		switch ext := path.Ext(name); {
+		case err != nil:
+			return err
+		case d.IsDir() && strings.HasPrefix(d.Name(), ".") && name != ".":
+			return fs.SkipDir
+		case ext != ".md" && ext != ".go" && ext != ".txtar":
+			return nil
 		}
+		for _, l := range linesOf(t, name) {
+			if strings.Contains(strings.ToLower(l.text), "can"+" not") {
+				t.Errorf("%s:%d: it is written cannot", l.file, l.number)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
