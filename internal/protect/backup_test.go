@@ -202,32 +202,53 @@ func TestRungsAndSizes(t *testing.T) {
 	}
 }
 
-// A full vault is an error that says so; no point was made, and when there is room again the next
-// backup loses nothing.
+// A full vault is an error that says so, and makes no point; the earlier one stays whole. When
+// there is room again the next backup holds all that was written, before and after the one that
+// failed, and still reads only what was written since the point that there is.
 func TestFullVault(t *testing.T) {
 	m := newModel(rand.New(rand.NewPCG(1, 1)), 2)
-	for range 20 {
-		m.write()
+	write := func() {
+		for range 20 {
+			m.write()
+		}
 	}
 	faulty := fault.New(mem.New())
 	v := newVault(t, faulty)
 	d := deps(t, v, m)
-	faulty.FailMethod(fault.Write, blob.ErrNoSpace)
-	if _, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()}); !errors.Is(err,
-		blob.ErrNoSpace) {
-		t.Fatalf("%v, want ErrNoSpace", err)
+	var at map[string][]byte // the disks as they were while the guest's writes were held
+	d.OpenGuest = func(context.Context, hypervisor.Machine, point.Consistency) (protect.Guest, error) {
+		return &onThaw{do: func() { at = m.snapshot() }}, nil
 	}
-	faulty.FailMethod(fault.Write, nil)
-	p, err := protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()})
+	take := func() (*point.RecoveryPoint, error) {
+		return protect.Backup(context.Background(), d, protect.Request{Machine: m.machine()})
+	}
+	write()
+	first, err := take()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if points, err := v.Points(context.Background()); err != nil || len(points) != 1 {
-		t.Errorf("%d points (%v), want 1", len(points), err)
+	sealed := map[point.ID]map[string][]byte{first.ID: at}
+
+	write()
+	faulty.FailMethod(fault.Write, blob.ErrNoSpace)
+	if _, err := take(); !errors.Is(err, blob.ErrNoSpace) {
+		t.Fatalf("%v, want ErrNoSpace", err)
 	}
-	for _, disk := range p.Disks {
-		if len(readTree(t, v, disk.Root, disk.Size)) != len(m.disks[disk.Name]) {
-			t.Errorf("disk %s is not whole", disk.Name)
+	faulty.FailMethod(fault.Write, nil)
+	if points, err := v.Points(context.Background()); err != nil || len(points) != 1 {
+		t.Errorf("%d points (%v), want the first alone", len(points), err)
+	}
+
+	write()
+	second, err := take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed[second.ID] = at
+	requireSealed(t, v, sealed)
+	for _, disk := range second.Disks {
+		if !disk.Tracked || second.Parent != first.ID {
+			t.Errorf("disk %s: tracked %v, counts from %q (%s)", disk.Name, disk.Tracked, second.Parent, disk.Reason)
 		}
 	}
 }
