@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math/big"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -225,19 +227,30 @@ func humanSize(n int64) string {
 	return ""
 }
 
+var sizeForm = regexp.MustCompile(`^ *([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([kmgtp])(?:i?b)?|b)?$`)
+
 // parseSize reads a size such as 1GiB, 512M or 4096 in bytes. K, M, G, T and P are powers of 1024,
-// with or without iB.
+// with or without iB. Parts of a byte are left out.
 func parseSize(s string) (int64, error) {
-	number := strings.TrimRight(s, "BbiKkMmGgTtPp")
-	unit := strings.ToLower(strings.TrimPrefix(s, number))
-	factors := map[string]float64{"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-	factor, ok := factors[strings.TrimSuffix(strings.TrimSuffix(unit, "ib"), "b")]
-	v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-	if err != nil || !ok || unit == "ib" || !(v >= 0 && v*factor < 1<<62) {
-		return 0, fmt.Errorf("%q is not a size such as 512MiB or 1GiB", s)
+	parts := sizeForm.FindStringSubmatch(strings.ToLower(s))
+	if parts == nil {
+		return 0, notSize(s)
 	}
-	return int64(v * factor), nil
+	number, ok := new(big.Rat).SetString(parts[1])
+	if !ok {
+		return 0, notSize(s)
+	}
+	factor := big.NewInt(1)
+	factor.Lsh(factor, 10*uint(strings.Index(" kmgtp", parts[2])))
+	number.Mul(number, new(big.Rat).SetInt(factor))
+	n := new(big.Int).Quo(number.Num(), number.Denom())
+	if n.BitLen() > 62 {
+		return 0, notSize(s)
+	}
+	return n.Int64(), nil
 }
+
+func notSize(s string) error { return fmt.Errorf("%q is not a size such as 512MiB or 1GiB", s) }
 
 // humanAge returns how long ago t was, in the largest unit that says enough.
 func humanAge(now, t time.Time) string {

@@ -6,8 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -34,15 +37,18 @@ func TestLastLines(t *testing.T) {
 	}
 }
 
+// A size is a number that people write and one unit that they know; it is exact, and anything else
+// is refused rather than taken for something near it.
 func TestParseSize(t *testing.T) {
 	for _, tt := range []struct {
 		in   string
 		want int64 // -1 means refused
 	}{
 		{"0", 0}, {"4096", 4096}, {"1k", 1024}, {"1KiB", 1024}, {"1.5G", 3 << 29}, {"2 GiB", 2 << 30}, {"1tb", 1 << 40},
-		{"7B", 7},
+		{"7B", 7}, {".5k", 512}, {"4095PiB", 4095 << 50}, {"9007199254740993", 1<<53 + 1}, {"0.1KiB", 102},
 		{"", -1}, {"GiB", -1}, {"-1", -1}, {"1x", -1}, {"1KK", -1}, {"1e30", -1}, {"NaN", -1}, {"Inf", -1}, {"1iB", -1},
-		{"10000000T", -1},
+		{"10000000T", -1}, {"B", -1}, {"1BB", -1}, {"1BiB", -1}, {"1kbib", -1}, {"1Ei", -1}, {"+1", -1}, {"1e3", -1},
+		{"0x10", -1}, {"0x1p4", -1}, {"0x_1", -1}, {"1,5G", -1}, {"4096PiB", -1}, {"1 k k", -1}, {".", -1},
 	} {
 		got, err := parseSize(tt.in)
 		if err != nil {
@@ -99,19 +105,33 @@ func TestProgressLine(t *testing.T) {
 func TestPlainProgress(t *testing.T) {
 	var out bytes.Buffer
 	now := time.Unix(0, 0)
-	m := &meter{out: &out, now: func() time.Time { return now }, stages: map[string]*stage{}}
-	for i := range int64(100) {
-		m.Update("store", i<<20, 100<<20)
-		now = now.Add(time.Second)
+	clock := func() time.Time { return now }
+	work := func(m *meter) string {
+		out.Reset()
+		for i := range int64(100) {
+			m.Update("store", i<<20, 100<<20)
+			now = now.Add(time.Second)
+		}
+		m.Close()
+		return out.String()
 	}
-	m.Close()
-	if n := strings.Count(out.String(), "\n"); n < 15 || n > 21 {
-		t.Errorf("%d lines in 100 seconds, want one every 5 seconds:\n%s", n, out.String())
+	said := work((&app{env: Env{Stderr: &out, Now: clock}}).meter())
+	var want strings.Builder
+	for i := int64(5); i < 100; i += 5 {
+		fmt.Fprintf(&want, "store: %d.0 MiB of 100.0 MiB (%d%%), 1.0 MiB/s, %v left\n", i, i,
+			time.Duration(100-i)*time.Second)
 	}
-	quiet := &app{env: Env{Stderr: &out}, quiet: true}
-	m = quiet.meter()
-	m.Update("store", 1, 2)
-	m.Close()
+	if said != want.String() {
+		t.Errorf("in 100 seconds it says\n%swant a line every 5 seconds:\n%s", said, want.String())
+	}
+	for name, a := range map[string]*app{
+		"quiet":    {env: Env{Stderr: &out, Now: clock}, quiet: true},
+		"document": {env: Env{Stderr: &out, Now: clock}, json: true},
+	} {
+		if said := work(a.meter()); said != "" {
+			t.Errorf("%s: it says %q", name, said)
+		}
+	}
 }
 
 // Every error that callers decide by has its status, kind and hint; what only wraps it does not
@@ -204,13 +224,37 @@ func TestKeyFiles(t *testing.T) {
 	}
 }
 
+// Whatever is given: a size is taken if and only if it is written like one and a file can have it,
+// it is what floating point says it is, as near as that goes, and it is the same in bytes.
 func FuzzParseSize(f *testing.F) {
-	for _, s := range []string{"1GiB", "0", "-1", "1.5k", "1e400", "iB"} {
+	for _, s := range []string{"1GiB", "0", "-1", "1.5k", "1e400", "iB", "1BB", "0x1p4", "9007199254740993", "8191P"} {
 		f.Add(s)
 	}
+	form := regexp.MustCompile(`^ *([0-9]+\.?[0-9]*|\.[0-9]+) *(?:([kmgtp])(?:i?b)?|b)?$`)
 	f.Fuzz(func(t *testing.T, s string) {
-		if n, err := parseSize(s); err == nil && n < 0 {
-			t.Errorf("%q is %d", s, n)
+		n, err := parseSize(s)
+		parts := form.FindStringSubmatch(strings.ToLower(s))
+		if parts == nil {
+			if err == nil {
+				t.Errorf("%q is taken for %d", s, n)
+			}
+			return
+		}
+		about, rangeErr := strconv.ParseFloat(parts[1], 64)
+		about *= math.Pow(1024, float64(strings.Index(" kmgtp", parts[2])))
+		switch {
+		case rangeErr != nil || about > 1.001*(1<<62):
+			if err == nil {
+				t.Errorf("%q is taken for %d", s, n)
+			}
+		case about < 0.999*(1<<62) && err != nil:
+			t.Errorf("%q is refused: %v", s, err)
+		case err == nil && (n < 0 || math.Abs(float64(n)-about) > 1+about/(1<<50)):
+			t.Errorf("%q is %d, want about %.0f", s, n, about)
+		case err == nil:
+			if again, err := parseSize(fmt.Sprint(n)); err != nil || again != n {
+				t.Errorf("%q is %d bytes, which are %d (%v)", s, n, again, err)
+			}
 		}
 	})
 }
