@@ -1,6 +1,10 @@
 package libvirt
 
 import (
+	"encoding/xml"
+	"math"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -78,6 +82,10 @@ func TestMachineOwner(t *testing.T) {
 		{"<secmodel><model>dac</model><baselabel type='kvm'>+64055:+109</baselabel></secmodel>", 64055, 109, false},
 		{"", -1, -1, false},
 		{"<secmodel><model>dac</model><baselabel type='kvm'>qemu</baselabel></secmodel>", -1, -1, true},
+		{"<secmodel><model>dac</model><baselabel>+0:+0</baselabel></secmodel>", 0, 0, false},
+		{"<secmodel><model>dac</model><baselabel>+1:-1</baselabel></secmodel>", -1, -1, true},
+		{"<secmodel><model>dac</model><baselabel>+4294967295:+1</baselabel></secmodel>", -1, -1, true},
+		{"<secmodel><model>dac</model></secmodel>", -1, -1, true},
 	} {
 		uid, gid, err := ownerIn(strings.Replace(form, "%", tt.model, 1))
 		if uid != tt.uid || gid != tt.gid || (err != nil) != tt.refused {
@@ -86,13 +94,42 @@ func TestMachineOwner(t *testing.T) {
 	}
 }
 
+// Files are given to a user and a group that libvirt names as numbers, and to nobody else: whatever
+// the label is, it is these two or refused. What is no document of capabilities is refused, or
+// names nobody.
 func FuzzOwner(f *testing.F) {
-	f.Add("<capabilities><host><secmodel><model>dac</model><baselabel>+1:+2</baselabel>" +
-		"</secmodel></host></capabilities>")
-	f.Fuzz(func(t *testing.T, text string) {
-		uid, gid, err := ownerIn(text)
-		if err != nil && (uid != -1 || gid != -1) {
-			t.Errorf("%d, %d, %v", uid, gid, err)
+	const form = "<capabilities><host><secmodel><model>selinux</model><baselabel>+7:+7</baselabel></secmodel>" +
+		"<secmodel><model>dac</model><baselabel>%</baselabel></secmodel></host></capabilities>"
+	for _, label := range []string{"+1:+2", "1:2", "+0:+0", "-1:-1", "+4294967294:+4294967295", "qemu:kvm", "+1",
+		"++1:+1", "0x1:1", ""} {
+		f.Add("<capabilities><host/></capabilities>", label)
+	}
+	owners := regexp.MustCompile(`^\+?([0-9]+):\+?([0-9]+)$`)
+	id := func(digits string) int {
+		n, err := strconv.ParseUint(digits, 10, 32)
+		if err != nil || n == math.MaxUint32 { // which says "leave it as it is" to the kernel
+			return -1
+		}
+		return int(n)
+	}
+	f.Fuzz(func(t *testing.T, text, label string) {
+		if uid, gid, err := ownerIn(text); err != nil && (uid != -1 || gid != -1) || (uid == -1) != (gid == -1) ||
+			min(uid, gid) < -1 || max(uid, gid) >= math.MaxUint32 {
+			t.Errorf("%q: %d, %d, %v", text, uid, gid, err)
+		}
+		var escaped strings.Builder
+		if err := xml.EscapeText(&escaped, []byte(label)); err != nil {
+			t.Fatal(err)
+		}
+		uid, gid, err := ownerIn(strings.Replace(form, "%", escaped.String(), 1))
+		wantUID, wantGID := -1, -1
+		if parts := owners.FindStringSubmatch(strings.TrimSpace(label)); parts != nil {
+			if wantUID, wantGID = id(parts[1]), id(parts[2]); wantUID == -1 || wantGID == -1 {
+				wantUID, wantGID = -1, -1
+			}
+		}
+		if uid != wantUID || gid != wantGID || (err != nil) != (wantUID == -1) {
+			t.Errorf("%q: %d, %d, %v; want %d, %d", label, uid, gid, err, wantUID, wantGID)
 		}
 	})
 }

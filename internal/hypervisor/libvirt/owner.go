@@ -3,6 +3,7 @@ package libvirt
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"strconv"
 	"strings"
@@ -100,13 +101,23 @@ func ownerIn(capabilities string) (uid, gid int, err error) {
 		if text(model, "model") != "dac" {
 			continue
 		}
-		user, group, ok := strings.Cut(text(model, "baselabel"), ":")
-		uid, errU := strconv.Atoi(strings.TrimPrefix(user, "+"))
-		gid, errG := strconv.Atoi(strings.TrimPrefix(group, "+"))
-		if !ok || errU != nil || errG != nil {
+		user, group, _ := strings.Cut(text(model, "baselabel"), ":")
+		uid, errU := parseOwner(user)
+		gid, errG := parseOwner(group)
+		if errU != nil || errG != nil {
 			return -1, -1, fmt.Errorf("%q is no label of a user and a group", text(model, "baselabel"))
 		}
 		return uid, gid, nil
 	}
 	return -1, -1, nil
+}
+
+// parseOwner reads one number of such a label. The greatest is none: to the kernel it says that the
+// owner is not to be changed.
+func parseOwner(text string) (int, error) {
+	n, err := strconv.ParseUint(strings.TrimPrefix(text, "+"), 10, 32)
+	if err == nil && n == math.MaxUint32 {
+		err = strconv.ErrRange
+	}
+	return int(n), err
 }
