@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/drill/role"
 	"github.com/holdfast-vm/holdfast/internal/guest"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
+	"github.com/holdfast-vm/holdfast/internal/hypervisor/accel"
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
@@ -142,18 +143,45 @@ func TestChecksInterrupted(t *testing.T) {
 	})
 }
 
-// A guest without an answer is told in words that people can act on.
+// mute is a host of a guest that idles at its login, whose agent cannot be opened.
+type mute struct {
+	still
+	err error
+}
+
+func (h mute) OpenAgent(context.Context, hypervisor.Machine) (hypervisor.Agent, error) {
+	return nil, h.err
+}
+
+// A guest without an answer is told in words that people can act on: in the verdict on its drill,
+// after all the time that it was given. What keeps us from asking it is told as it is.
 func TestSilence(t *testing.T) {
+	const silent = "the guest has not booted so far, or runs no agent; its console shows which"
 	for _, tt := range []struct {
 		err  error
 		want string
 	}{
-		{fmt.Errorf("machine m: %w: %w", hypervisor.ErrNoAgent, guest.ErrSilent),
-			"the guest has not booted so far, or runs no agent; its console shows which"},
-		{errors.New("permission denied"), "permission denied"},
+		{fmt.Errorf("machine m: %w: %w", hypervisor.ErrNoAgent, guest.ErrSilent), silent},
+		{fmt.Errorf("machine m: %w", hypervisor.ErrNoAgent), silent},
+		{fmt.Errorf("sync: %w", guest.ErrSilent), silent},
+		{errors.New("connect to /run/a: permission denied"), "connect to /run/a: permission denied"},
 	} {
-		if got := silence(tt.err); got != tt.want {
-			t.Errorf("silence(%v) = %q, want %q", tt.err, got, tt.want)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			h := mute{still{fakeHost{name: "m"}, func() []accel.Processor { return at(idle) },
+				func() string { return "login:" }}, tt.err}
+			r := newRun(nil, Request{Point: &point.RecoveryPoint{}, Timeout: time.Minute}, Options{}.withDefaults())
+			r.note.Name, r.host, r.disks = "m", h, &disks{ended: make(chan struct{})}
+			r.started = time.Now()
+			var f *failure
+			if err := r.ask(t.Context()); !errors.As(err, &f) {
+				t.Fatalf("%v: no verdict: %v", tt.err, err)
+			}
+			if want := "the guest agent did not answer within 1m0s: " + tt.want; f.reason != want {
+				t.Errorf("%v: the verdict is %q, want %q", tt.err, f.reason, want)
+			}
+			if waited := time.Since(r.started); waited < time.Minute {
+				t.Errorf("%v: it was given up after %v", tt.err, waited)
+			}
+		})
 	}
 }
