@@ -46,7 +46,7 @@ func (c *counted) List(ctx context.Context, prefix, after string) iter.Seq2[blob
 	c.count.Add(1)
 	return func(yield func(blob.Info, error) bool) {
 		for info, err := range c.Store.List(ctx, prefix, after) {
-			if prefix != "" && !strings.HasPrefix(prefix, "points/") && !strings.HasPrefix(prefix, "index/") {
+			if !strings.HasPrefix(prefix, "points/") {
 				c.count.Add(1)
 			}
 			if !yield(info, err) {
