@@ -1,12 +1,12 @@
 # Run plain `make` for the list of targets.
 SHELL := /bin/bash
 
-# Guest tests boot virtual machines, one package at a time and without the race detector, which
-# would see nothing of what runs in them. Everything else runs with it.
+# Guest tests boot virtual machines. They run without the race detector, which would see nothing of
+# what runs in them. Everything else runs with it.
 NOT_GUESTS = $$(go list ./... | grep -v '/holdfast/test/')
-GUESTS = $$(go list ./test/... | grep -v '/holdfast/test/torture$$')
+GUESTS = $$(go list ./test/...)
 
-.PHONY: help setup build image test unit crash guest torture lint demo bench clean
+.PHONY: help setup build image test unit vet crash guest torture lint demo bench clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 9
@@ -21,19 +21,21 @@ build: ## build bin/holdfast
 image: setup ## build the guest of the lab, unless it is cached
 	go run ./test/vm/cmd/labvm --image
 
+# What is built without the race detector comes in one row, so that nothing is built twice at once.
 test: setup ## vet, all tests with the race detector, and beside them the tests that boot guests
-	@./scripts/legs unit guest
+	@./scripts/legs unit "vet crash guest"
 
-unit: ## vet, all tests that boot no guest, and the vault crashed at every write
-	go vet ./...
+unit: ## all tests that boot no guest, with the race detector
 	go test -vet=off -race -timeout 20m $(NOT_GUESTS)
-	@$(MAKE) --no-print-directory crash
+
+vet: ## look for mistakes that compile
+	go vet ./...
 
 crash: ## crash the vault at every write and fail its every call, without the race detector
 	go test -vet=off -count=1 -timeout 20m -run 'Crash|FailingCall' ./internal/vault
 
-guest: image ## the tests that boot guests
-	go test -vet=off -count=1 -p 1 -timeout 40m $(GUESTS)
+guest: image ## the tests that boot guests, two packages at a time; torture with few rounds
+	go test -vet=off -count=1 -short -p 2 -timeout 40m $(GUESTS)
 
 torture: image ## kill, stop and starve backups of real guests; HOLDFAST_ROUNDS=100 for the long run
 	go test -count=1 -v -timeout 150m ./test/torture

@@ -93,7 +93,7 @@ func (l *lab) backUp(t testing.TB, parent point.ID) *point.RecoveryPoint {
 
 // someData is a disk with holes and repeated chunks in it.
 func someData(seed uint64, chunks int) []byte {
-	rng := rand.New(rand.NewPCG(seed, 5))
+	rng, random := rand.New(rand.NewPCG(seed, 5)), rand.NewChaCha8([32]byte{byte(seed)})
 	data := make([]byte, chunks*testChunk+int(seed)%3*512)
 	for at := 0; at < len(data); at += testChunk {
 		chunk := data[at:min(at+testChunk, len(data))]
@@ -104,9 +104,7 @@ func someData(seed uint64, chunks int) []byte {
 				chunk[i] = byte(at/testChunk%3 + 1)
 			}
 		default:
-			for i := range chunk {
-				chunk[i] = byte(rng.Uint32())
-			}
+			random.Read(chunk)
 		}
 	}
 	return data
@@ -302,10 +300,7 @@ func TestFetchesOnce(t *testing.T) {
 // A sequential reader finds what it wants in the cache, fetched in a few large pieces.
 func TestReadsAheadOfSequentialReaders(t *testing.T) {
 	data := make([]byte, 2000*testChunk)
-	rng := rand.New(rand.NewPCG(1, 2))
-	for i := range data {
-		data[i] = byte(rng.Uint32())
-	}
+	rand.NewChaCha8([32]byte{}).Read(data)
 	l := newLab(t, data)
 	s := openServer(t, l, export.Options{})
 	e, err := s.Add(t.Context(), export.Request{Point: l.point, Disk: "vda"})

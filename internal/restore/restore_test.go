@@ -3,6 +3,7 @@ package restore_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -93,9 +94,9 @@ func newLab(t *testing.T, rng *rand.Rand) *lab {
 func fill(rng *rand.Rand, data []byte) {
 	from := rng.IntN(len(data))
 	part := data[from : from+rng.IntN(len(data)-from)]
-	for i := range part {
-		part[i] = byte(rng.Uint32())
-	}
+	var seed [32]byte
+	binary.LittleEndian.PutUint64(seed[:], rng.Uint64())
+	rand.NewChaCha8(seed).Read(part)
 }
 
 // requireImage fails unless the image at path is the disk.

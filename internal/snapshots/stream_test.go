@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -55,9 +56,9 @@ func randomPair(rng *rand.Rand) pair {
 }
 
 func fill(rng *rand.Rand, b []byte) {
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
+	var seed [32]byte
+	binary.LittleEndian.PutUint64(seed[:], rng.Uint64())
+	rand.NewChaCha8(seed).Read(b)
 }
 
 func sideOf(id point.ID, data []byte) Side {

@@ -20,7 +20,7 @@ const name = "shop"
 
 func TestMain(m *testing.M) { program.Main(m) }
 
-// lab is a guest that writes, and a vault with a point of it.
+// lab is a guest that writes, and a vault for points of it.
 type lab struct {
 	t      testing.TB
 	dir    string
@@ -30,6 +30,7 @@ type lab struct {
 	before map[string]bool // files under dir before the drills
 }
 
+// newLab boots a guest and makes a vault. All of it ends with the test.
 func newLab(t testing.TB, libvirt bool) *lab {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "hf")
@@ -42,7 +43,6 @@ func newLab(t testing.TB, libvirt bool) *lab {
 		}
 	})
 	l := &lab{t: t, dir: dir}
-	t.Cleanup(l.end)
 	o := vm.Options{Name: name, Dir: filepath.Join(dir, "host"), DataSize: 64 << 20, Span: 16, Rate: 20,
 		Work:  "disks,db",
 		Extra: []string{"-netdev", "user,id=wan", "-device", "virtio-net-pci,netdev=wan"}}
@@ -62,9 +62,19 @@ func newLab(t testing.TB, libvirt bool) *lab {
 		t.Fatal(err)
 	}
 	l.must("vault", "init", filepath.Join(dir, "vault"))
-	l.backup()
-	l.before = l.files()
 	return l
+}
+
+// in returns the lab for a test of its own, with a point of its own. What the test leaves running
+// when it fails ends with it.
+func (l *lab) in(t testing.TB) *lab {
+	t.Helper()
+	sub := *l
+	sub.t = t
+	t.Cleanup(sub.end)
+	sub.backup()
+	sub.before = sub.files()
+	return &sub
 }
 
 // attachXML adds a device to the definition, which is what a point has; the running machine is left
@@ -169,8 +179,8 @@ func (l *lab) running() bool {
 	return err == nil && strings.Contains(out, "hf-drill-")
 }
 
-// leak gives the machine of the drill that runs a network.
-func (l *lab) leak() {
+// openWay gives the machine of the drill that runs a network.
+func (l *lab) openWay() {
 	l.t.Helper()
 	dirs, _ := filepath.Glob(filepath.Join(l.dir, "scratch/hf-drill-*"))
 	if len(dirs) != 1 {

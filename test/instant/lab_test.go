@@ -32,6 +32,7 @@ type lab struct {
 	daemon  *libvirtd.Daemon
 	boot    time.Duration // of the guest from its own disks
 	acked   uint64        // the last record that the guest ever said is durable
+	console string        // of the restored guest, once it is known
 }
 
 // newLab boots a guest, backs it up while it writes, and kills it.
@@ -187,29 +188,20 @@ func (l *lab) state() restore.InstantState {
 	return st
 }
 
-// guest returns the restored guest. Its console and channel are found in its definition.
+// guest returns the restored guest. Its console is found in its definition, once: it stays where it
+// is.
 func (l *lab) guest() *vm.VM {
 	l.t.Helper()
-	if l.daemon != nil {
-		xml, err := l.virsh("dumpxml", name)
-		if err != nil {
-			l.t.Fatal(xml)
-		}
-		console := regexp.MustCompile(`<serial type='file'>\s*<source path='([^']+)'`).FindStringSubmatch(xml)
+	if l.console == "" {
+		text := l.definition()
+		console := regexp.MustCompile(`<serial type='file'>\s*<source path='([^']+)'|-serial file:([^' \n]+)`).
+			FindStringSubmatch(text)
 		if console == nil {
-			l.t.Fatalf("the machine has no console:\n%s", xml)
+			l.t.Fatalf("the machine has no console:\n%s", text)
 		}
-		return &vm.VM{Name: name, ConsolePath: console[1]}
+		l.console = console[1] + console[2]
 	}
-	script, err := os.ReadFile(filepath.Join(l.storage, name+".sh"))
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	console := regexp.MustCompile(`-serial file:([^' \n]+)`).FindSubmatch(script)
-	if console == nil {
-		l.t.Fatalf("the start script has no console:\n%s", script)
-	}
-	return &vm.VM{Name: name, ConsolePath: string(console[1])}
+	return &vm.VM{Name: name, ConsolePath: l.console}
 }
 
 // note remembers what the guest has said is durable.
@@ -233,19 +225,23 @@ func (l *lab) writesOn(n uint64) {
 // awaitUp returns when the guest of r has booted; r may not end before.
 func (l *lab) awaitUp(r *program.Run) {
 	l.t.Helper()
+	started := false
 	program.Until(l.t, "the guest is up", func() bool {
 		if r.Ended() && r.Status() != 0 {
 			l.t.Fatal(r)
 		}
-		if l.daemon == nil {
-			if _, err := os.Stat(filepath.Join(l.storage, name+".sh")); err != nil {
-				return false
-			}
-		} else if out, err := l.virsh("domstate", name); err != nil || out != "running" {
-			return false
-		}
-		return strings.Contains(l.guest().Console(), "GUEST-UP")
+		started = started || l.started()
+		return started && strings.Contains(l.guest().Console(), "GUEST-UP")
 	})
+}
+
+func (l *lab) started() bool {
+	if l.daemon == nil {
+		_, err := os.Stat(filepath.Join(l.storage, name+".sh"))
+		return err == nil
+	}
+	out, err := l.virsh("domstate", name)
+	return err == nil && out == "running"
 }
 
 // paused says whether the machine stands still.

@@ -7,5 +7,6 @@
 // reconcile" nothing of ours is left in the machine or on the host.
 //
 // HOLDFAST_ROUNDS sets how many rounds [TestRounds] runs under each hypervisor, HOLDFAST_SEED
-// repeats a run.
+// repeats a run. With -short, as in make test, there are two rounds and nothing else: chance adds
+// up over many runs. make torture runs it whole.
 package torture

@@ -57,6 +57,14 @@ func newLab(t testing.TB, libvirt bool, o vm.Options) *lab {
 	return l
 }
 
+// onlyWhole skips a test that takes too long for make test.
+func onlyWhole(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("make torture runs it")
+	}
+}
+
 // shortDir returns a directory that ends with the test, in which there is room for socket paths.
 func shortDir(t testing.TB) string {
 	t.Helper()

@@ -13,6 +13,7 @@ import (
 // TestModes does each thing that goes wrong in practice to one guest under each hypervisor. After
 // each, the guest writes on, nothing of ours is left, and the next point is right.
 func TestModes(t *testing.T) {
+	onlyWhole(t)
 	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt, vm.Options{})
 		l.writesGoOn(10)
@@ -278,6 +279,7 @@ func qemuKilled(l *lab) {
 
 // A guest that has no channel for an agent.
 func TestNoChannel(t *testing.T) {
+	onlyWhole(t)
 	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		l := newLab(t, libvirt, vm.Options{NoChannel: true})
 		l.writesGoOn(10)

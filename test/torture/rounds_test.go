@@ -18,7 +18,11 @@ import (
 func TestRounds(t *testing.T) {
 	program.Hypervisors(t, func(t *testing.T, libvirt bool) {
 		seed := program.Number(t, "HOLDFAST_SEED", rand.Uint64N(1e6))
-		count := int(program.Number(t, "HOLDFAST_ROUNDS", 6))
+		usual := uint64(6)
+		if testing.Short() {
+			usual = 2
+		}
+		count := int(program.Number(t, "HOLDFAST_ROUNDS", usual))
 		t.Logf("HOLDFAST_SEED=%d HOLDFAST_ROUNDS=%d", seed, count)
 		r := &rounds{lab: newLab(t, libvirt, vm.Options{}), rng: rand.New(rand.NewPCG(seed, 0)),
 			least: map[point.ID]floor{}}

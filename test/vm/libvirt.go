@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"text/template"
 )
@@ -18,6 +19,8 @@ import (
 type domain struct {
 	uri  string
 	uuid string
+
+	pid atomic.Int64 // of the QEMU that was last seen to run it
 }
 
 // DefineLibvirt defines a lab guest as a persistent domain of the libvirtd at uri, starts it, and
@@ -191,6 +194,9 @@ func (d *domain) define(definition string) error {
 }
 
 func (d *domain) ended() bool {
+	if d.runs() {
+		return false
+	}
 	state, err := d.virsh("domstate", d.uuid)
 	return err != nil || state == "shut off" || state == "crashed"
 }
@@ -214,18 +220,37 @@ func (d *domain) remove() error {
 	return err
 }
 
+// runs says whether QEMU's process is there. To ask libvirt takes a program, and as much of the
+// processor as the guest has in the meantime.
+func (d *domain) runs() bool {
+	if hasUUID(int(d.pid.Load()), d.uuid) {
+		return true
+	}
+	pid, err := findProcess(d.uuid)
+	if err != nil {
+		return false
+	}
+	d.pid.Store(int64(pid))
+	return true
+}
+
 // findProcess returns the QEMU process that was started with uuid.
 func findProcess(uuid string) (int, error) {
-	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return 0, err
 	}
 	for _, path := range all {
-		text, err := os.ReadFile(path)
-		if err != nil || !bytes.Contains(text, []byte("-uuid\x00"+uuid+"\x00")) {
-			continue
+		if pid, err := strconv.Atoi(filepath.Base(path)); err == nil && hasUUID(pid, uuid) {
+			return pid, nil
 		}
-		return strconv.Atoi(filepath.Base(filepath.Dir(path)))
 	}
 	return 0, fmt.Errorf("no QEMU process has the UUID %s", uuid)
+}
+
+// hasUUID says whether a process is a QEMU that was started with uuid. One that has ended has no
+// arguments any more.
+func hasUUID(pid int, uuid string) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && bytes.Contains(text, []byte("-uuid\x00"+uuid+"\x00"))
 }

@@ -60,14 +60,12 @@ func TestReadsWhatIsMounted(t *testing.T) {
 
 // fill makes what is hard to read.
 func fill(t *testing.T, dir string, files int) {
-	rng := rand.New(rand.NewChaCha8([32]byte{7}))
+	random := rand.NewChaCha8([32]byte{7})
 	at := func(name string) string { return filepath.Join(dir, name) }
 	write := func(name string, p []byte) { ok(t, os.WriteFile(at(name), p, 0o644)) }
 	noise := func(n int) []byte {
 		p := make([]byte, n)
-		for i := range p {
-			p[i] = byte(rng.Uint32())
-		}
+		random.Read(p)
 		return p
 	}
 	text := bytes.Repeat([]byte("The quick brown fox jumps over the lazy dog, again and again. "), 8000)

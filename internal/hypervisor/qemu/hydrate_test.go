@@ -51,14 +51,12 @@ func newInstant(t *testing.T) *instant {
 		Definition: point.Definition{Kind: point.ForQEMU, Args: originalArgs, MachineType: "pc-q35-7.2"}}
 	r := hypervisor.Rebuild{Point: p, Name: i.m.Name, UUID: i.m.UUID, StorageDir: dir, Disks: map[string]string{},
 		Formats: map[string]string{}, Backing: map[string]string{}}
-	rng := rand.New(rand.NewPCG(1, 2))
+	random := rand.NewChaCha8([32]byte{1})
 	for n, d := range []struct {
 		name, node, file, format string
 	}{{"vda", "a", "/gone/a.img", "qcow2"}, {"sdb", "b", "/gone/b.img", "raw"}, {"vdb", "", "/gone/c.img", "raw"}} {
 		data := make([]byte, diskBytes)
-		for at := 0; at < len(data)/2; at += 8 {
-			copy(data[at:], fmt.Sprintf("%8d", rng.Uint32()%1e8))
-		}
+		random.Read(data[:len(data)/2])
 		i.content[d.name] = data
 		source, socket := filepath.Join(dir, d.name+".source"), filepath.Join(dir, fmt.Sprintf("s%d", n))
 		if err := os.WriteFile(source, data, 0o600); err != nil {

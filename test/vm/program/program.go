@@ -32,6 +32,8 @@ func Path() string { return binary }
 // Main builds holdfast, runs the tests and exits with their status.
 func Main(m *testing.M) { os.Exit(buildAndRun(m)) }
 
+// buildAndRun builds with the flags that the tests themselves are built with, so that what both use
+// is compiled once.
 func buildAndRun(m *testing.M) int {
 	if text := os.Getenv(traceEnv); text != "" {
 		if err := trace(text); err != nil {
@@ -47,7 +49,7 @@ func buildAndRun(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	binary = filepath.Join(dir, "holdfast")
-	build := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/holdfast-vm/holdfast/cmd/holdfast")
+	build := exec.Command("go", "build", "-o", binary, "github.com/holdfast-vm/holdfast/cmd/holdfast")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build holdfast: %v\n%s", err, out)
 		return 1
@@ -224,16 +226,17 @@ func Until(t testing.TB, what string, done func() bool) {
 	}
 }
 
-// Eventually polls a condition and reports whether it became true.
+// Eventually polls a condition and reports whether it became true. It looks often at first, to meet
+// the moments of a command that was just started, and less often later: what takes long is a guest
+// that needs the processor.
 func Eventually(done func() bool) bool {
-	deadline := time.Now().Add(Patience)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
+	began := time.Now()
 	for !done() {
-		if time.Now().After(deadline) {
+		waited := time.Since(began)
+		if waited > Patience {
 			return false
 		}
-		<-tick.C
+		<-time.After(min(max(2*time.Millisecond, waited/100), 20*time.Millisecond))
 	}
 	return true
 }
