@@ -25,6 +25,7 @@ type readAhead struct {
 }
 
 type stream struct {
+	start  int64 // where it began
 	next   int64 // where the reader is
 	ahead  int64 // what was read ahead ends here
 	window int64
@@ -54,7 +55,7 @@ func (r *readAhead) seen(off, n int64) (from, to int64) {
 	}
 	from, to = s.ahead, s.next+s.window
 	s.ahead = max(to, s.ahead)
-	s.window = min(2*s.window, r.most)
+	s.window = min(max(firstWindow, s.next-s.start), r.most) // as far ahead as it has come: most end early
 	return from, to
 }
 
@@ -71,7 +72,7 @@ func (r *readAhead) find(off int64) *stream {
 			oldest = s
 		}
 	}
-	*oldest = stream{next: off, window: firstWindow}
+	*oldest = stream{start: off, next: off, window: firstWindow}
 	return oldest
 }
 

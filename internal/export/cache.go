@@ -21,6 +21,7 @@ const slabBytes = 4 << 20
 type Cache struct {
 	shards []shard
 	limit  int64
+	memory memory
 }
 
 type shard struct {
@@ -32,7 +33,16 @@ type shard struct {
 	bytes   int64
 	limit   int64
 	spare   [][]byte // buffers of chunks that made room
-	slab    []byte   // where new buffers are cut from
+	memory  *memory  // where new buffers are from
+}
+
+// memory gives out buffers of a slab, to all shards of a cache: what is taken from the kernel is
+// little more than what is used.
+type memory struct {
+	slabs bool // else each buffer is taken alone
+
+	mu   sync.Mutex
+	slab []byte // what is left of it
 }
 
 type entry struct {
@@ -56,9 +66,11 @@ func NewCache(limit int64) *Cache {
 		n *= 2
 	}
 	c := &Cache{shards: make([]shard, n), limit: limit}
+	c.memory.slabs = limit >= 8*slabBytes
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.entries, s.flights, s.limit = make(map[chunk.ID]*entry), make(map[chunk.ID]*flight), limit/int64(n)
+		s.memory = &c.memory
 	}
 	return c
 }
@@ -184,19 +196,21 @@ func (s *shard) buffer(size int64) []byte {
 			return b
 		}
 	}
-	return s.cut(size)
+	return s.memory.take(size)
 }
 
-// cut takes a new buffer from the slab, and a new slab when that is used up.
-func (s *shard) cut(size int64) []byte {
-	if int64(len(s.slab)) < size {
-		if s.limit < 4*slabBytes || size > slabBytes {
-			return make([]byte, size)
-		}
-		s.slab = make([]byte, slabBytes)
-		hugePages(s.slab)
+// take returns a new buffer of the slab, or of a new slab when that is used up.
+func (m *memory) take(size int64) []byte {
+	if !m.slabs || size > slabBytes {
+		return make([]byte, size)
 	}
-	b := s.slab[:size:size]
-	s.slab = s.slab[size:]
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if int64(len(m.slab)) < size {
+		m.slab = make([]byte, slabBytes)
+		hugePages(m.slab)
+	}
+	b := m.slab[:size:size]
+	m.slab = m.slab[size:]
 	return b
 }

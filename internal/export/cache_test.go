@@ -2,6 +2,7 @@ package export
 
 import (
 	"bytes"
+	"runtime"
 	"testing"
 
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
@@ -13,7 +14,8 @@ func TestLargeCacheKeepsChunksApart(t *testing.T) {
 	const size = chunk.DefaultSize
 	c := &Cache{limit: 4 * slabBytes,
 		shards: []shard{{entries: make(map[chunk.ID]*entry), flights: make(map[chunk.ID]*flight),
-			limit: 4 * slabBytes}}}
+			limit: 4 * slabBytes}}, memory: memory{slabs: true}}
+	c.shards[0].memory = &c.memory
 	content := func(n int) []byte { return bytes.Repeat([]byte{byte(n), byte(n >> 8)}, size/2) }
 	id := func(n int) *chunk.ID { return &chunk.ID{1: byte(n), 2: byte(n >> 8), 3: 1} }
 	got := make([]byte, size)
@@ -36,5 +38,21 @@ func TestLargeCacheKeepsChunksApart(t *testing.T) {
 	}
 	if !c.read(id(chunks-1), got, 0) {
 		t.Error("the last chunk is not kept")
+	}
+}
+
+// A cache takes memory for what is in it: pages that nobody uses cost a boot its time.
+func TestLargeCacheTakesMemoryForWhatItHolds(t *testing.T) {
+	const size, chunks = chunk.DefaultSize, 64
+	c := NewCache(256 << 20)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for n := range chunks {
+		f, _ := c.claim(&chunk.ID{byte(n), 1}, size)
+		c.land(f, nil)
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > chunks*size+slabBytes+1<<20 {
+		t.Errorf("%d bytes were taken for %d", took, chunks*size)
 	}
 }
