@@ -40,9 +40,10 @@ var sideways = map[string]string{
 	"internal/guest -> internal/hypervisor":   "the agent's interface belongs to the host that opens it",
 	"internal/hypervisor -> internal/guest": "hosts open agents and speak their errors; package hypervisor itself " +
 		"does not import guest",
-	"internal/qcow2 -> internal/directio": "images are filled past the page cache",
-	"internal/qcow2 -> internal/luks":     "images can be encrypted",
-	"internal/blob -> internal/durable":   "the directory store stands on the durable file system",
+	"internal/qcow2 -> internal/directio":   "images are filled past the page cache",
+	"internal/qcow2 -> internal/luks":       "images can be encrypted",
+	"internal/durable -> internal/directio": "and so are long files that are made durable",
+	"internal/blob -> internal/durable":     "the directory store stands on the durable file system",
 }
 
 // rooms of the vault that stand on each other, from the top: one imports only those after it.

@@ -123,8 +123,8 @@ func sh(script string, args ...string) error {
 	return nil
 }
 
-// warm reads a file, so that it is in the page cache.
-func warm(name string) error { return sh(`cat "$1" >/dev/null`, name) }
+// warm reads a file, or all below a directory, so that it is in the page cache.
+func warm(name string) error { return sh(`find "$1" -type f -exec cat {} + >/dev/null`, name) }
 
 func sum(name string) (string, error) {
 	f, err := os.Open(name)

@@ -143,6 +143,9 @@ func (b *bench) one(t tool, s *series, base, after, want string) error {
 	if err := os.MkdirAll(out, 0o700); err != nil {
 		return err
 	}
+	if err := warm(repo); err != nil { // some write past the cache, and others have it there
+		return err
+	}
 	if c, err = t.do(after, repo, out, t.restore(repo, out)); err != nil {
 		return err
 	}

@@ -6,19 +6,21 @@ import (
 	"hash/crc32"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/directio"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 )
 
 // writeSize is how much is gathered before it goes to the store: large writes, small memory.
 const writeSize = 1 << 20
 
-// Writer writes one pack. It is not safe for concurrent use.
+// Writer writes one pack. What is full is written while the next is gathered. It is not safe for concurrent use.
 type Writer struct {
 	ref     Ref
 	header  []byte
 	keys    *keys
 	out     blob.Writer
-	buf     []byte
+	buf     []byte // gathered; begins on a boundary of blocks, in memory as in the pack
+	behind  *behind
 	flushed int64 // bytes handed to out
 	entries []Entry
 }
@@ -33,8 +35,8 @@ func (s *Secret) Create(ctx context.Context, store blob.Store, ref Ref, vault [1
 	if err != nil {
 		return nil, fmt.Errorf("begin pack %s: %w", ref.ID, err)
 	}
-	w := &Writer{ref: ref, keys: k, out: out, header: header(ref, vault), buf: make([]byte, 0, writeSize+chunk.MaxSize/4)}
-	w.buf = append(w.buf, w.header...)
+	w := &Writer{ref: ref, keys: k, out: out, header: header(ref, vault)}
+	w.buf = append(newBuffer(), w.header...)
 	return w, nil
 }
 
@@ -60,17 +62,40 @@ func (w *Writer) Append(id chunk.ID, plain int, encoded []byte, enc chunk.Encodi
 	return e, nil
 }
 
+// flush has the whole blocks that are gathered written behind our back.
 func (w *Writer) flush() error {
-	if _, err := w.out.Write(w.buf); err != nil {
+	if w.behind == nil {
+		w.behind = writeBehind(w.out)
+	}
+	next, err := w.behind.buffer()
+	if err != nil {
 		return fmt.Errorf("write pack %s: %w", w.ref.ID, err)
 	}
-	w.flushed += int64(len(w.buf))
-	w.buf = w.buf[:0]
+	n := len(w.buf) / directio.Align * directio.Align
+	next = append(next, w.buf[n:]...)
+	w.behind.write(w.buf[:n])
+	w.buf, w.flushed = next, w.flushed+int64(n)
+	return nil
+}
+
+// settle waits until all is written that was flushed.
+func (w *Writer) settle() error {
+	if w.behind == nil {
+		return nil
+	}
+	err := w.behind.end()
+	w.behind = nil
+	if err != nil {
+		return fmt.Errorf("write pack %s: %w", w.ref.ID, err)
+	}
 	return nil
 }
 
 // Commit writes the table and makes the pack durable and visible. It returns the table, which the caller may keep.
 func (w *Writer) Commit(ctx context.Context) ([]Entry, error) {
+	if err := w.settle(); err != nil {
+		return nil, err
+	}
 	tableOff := w.Size()
 	table := make([]byte, 0, len(w.entries)*EntrySize)
 	for i := range w.entries {
@@ -78,15 +103,25 @@ func (w *Writer) Commit(ctx context.Context) ([]Entry, error) {
 	}
 	w.buf = append(w.buf, table...)
 	w.buf = append(w.buf, footer(len(w.entries), tableOff, table, w.keys.tableMAC(w.header, table))...)
-	if err := w.flush(); err != nil {
-		return nil, err
+	if _, err := w.out.Write(w.buf); err != nil {
+		return nil, fmt.Errorf("write pack %s: %w", w.ref.ID, err)
 	}
 	if err := w.out.Commit(ctx); err != nil {
 		return nil, fmt.Errorf("commit pack %s: %w", w.ref.ID, err)
 	}
-	w.buf = nil
+	w.release()
 	return w.entries, nil
 }
 
 // Abort drops the pack. It is a no-op after Commit.
-func (w *Writer) Abort() { w.out.Abort() }
+func (w *Writer) Abort() {
+	_ = w.settle() // nobody needs it any more
+	w.out.Abort()
+	w.release()
+}
+
+// release gives the buffer back.
+func (w *Writer) release() {
+	freeBuffer(w.buf)
+	w.buf = nil
+}
