@@ -18,14 +18,21 @@ import (
 
 // export is goals 6 and 7: opening a point, and reading from it.
 func (b *bench) export() error {
+	return b.exportParts((*exportBench).open, (*exportBench).hot, (*exportBench).cold, (*exportBench).boot)
+}
+
+// bootOnly is what export says of booting.
+func (b *bench) bootOnly() error { return b.exportParts((*exportBench).boot) }
+
+func (b *bench) exportParts(parts ...func(*exportBench) error) error {
 	dir := filepath.Join(b.dir, "export")
 	if err := sh(`rm -rf "$1" && mkdir -p "$1"`, dir); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	e := &exportBench{bench: b, dir: dir}
-	for _, part := range []func() error{e.open, e.hot, e.cold, e.boot} {
-		if err := part(); err != nil {
+	for _, part := range parts {
+		if err := part(e); err != nil {
 			return err
 		}
 	}
@@ -289,6 +296,9 @@ func (e *exportBench) boot() error {
 		if _, err := t.do(e.dir, repo, e.dir, argv); err != nil {
 			return err
 		}
+	}
+	if err := warm(repo); err != nil {
+		return err
 	}
 	var first, h, q []float64
 	for round := range e.rounds + 1 {

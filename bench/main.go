@@ -44,7 +44,6 @@ type bench struct {
 	holdfast string
 	rounds   int
 	size     int64
-	measured series // of holdfast in the part image
 }
 
 func run(dir string, size int64, rounds int, parts []string) error {
@@ -68,7 +67,7 @@ func run(dir string, size int64, rounds int, parts []string) error {
 		"rounds, medians\n\n", rounds)
 	all := map[string]func() error{"image": b.image, "roofline": b.roofline, "guest": b.guest, "tracked": b.tracked,
 		"holes": b.holes, "clone": b.clone, "random": b.random, "memory": b.memory, "points": b.points,
-		"snapshots": b.snapshots, "export": b.export, "sparse": b.sparse}
+		"snapshots": b.snapshots, "export": b.export, "boot": b.bootOnly, "sparse": b.sparse}
 	for _, p := range parts {
 		f := all[p]
 		if f == nil {

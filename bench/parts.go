@@ -38,7 +38,6 @@ func (b *bench) image() error {
 			opt(s.after, 1), opt(s.grew, 1e6), opt(s.restore, 1), median(s.rss)/(1<<20))
 	}
 	h, r, bo, d := got[0], got[1], got[2], got[4]
-	b.measured = h
 	faster := r.full
 	if median(bo.full) < median(r.full) {
 		faster = bo.full
@@ -176,13 +175,23 @@ func (b *bench) holes() error {
 	if err := sh(`rm -f "$2"; truncate -s 64G "$2"; for at in 0 20; do dd if="$1" of="$2" bs=1M seek=$((at*1024)) conv=notrunc,sparse status=none; done`, filepath.Join(base, "disk.raw"), image); err != nil {
 		return err
 	}
-	tools := b.tools()[:2]
-	got, err := b.compare(tools, dir, "")
-	if err != nil {
-		return err
+	// What is data sets a limit: R is the time that it takes without a hole being looked at.
+	var got [2]series
+	var real series
+	for range b.rounds {
+		for i, t := range b.tools()[:2] {
+			if err := b.one(t, &got[i], dir, "", ""); err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+		}
+		if err := b.realBackup(image, &real); err != nil {
+			return err
+		}
 	}
-	fmt.Printf("goal 2  64 GiB, nine tenths hole: holdfast %.2f s, restic %.2f s: %s   wanted 20x\n\n",
-		median(got[0].full), median(got[1].full), ratio(got[1].full, got[0].full))
+	h, r := got[0].full, got[1].full
+	fmt.Printf("goal 2  64 GiB, nine tenths hole: holdfast %.2f s, restic %.2f s: %s; at most %s can be had (R = %.2f "+
+		"s)\n", median(h), median(r), ratio(r, h), ratio(r, real.full), median(real.full))
+	fmt.Printf("goal 2  the same, share of R: %s   wanted 0.80\n\n", ratio(real.full, h))
 	return nil
 }
 
