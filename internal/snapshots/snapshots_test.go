@@ -251,7 +251,7 @@ func TestCopy(t *testing.T) {
 		p := take(t, from, &point.RecoveryPoint{Name: fmt.Sprint("s", i),
 			Time: now.Add(time.Duration(i-100) * time.Hour)}, d)
 		r, err := Copy(t.Context(), from, to, p, now, nil)
-		if err != nil || r.There || i > 0 && r.ReadBytes > 2*chunk {
+		if err != nil || r.There || r.ReadBytes > int64(i+1)*chunk { // holes are not read
 			t.Fatalf("copy: %+v, %v", r, err)
 		}
 		if r, err := Copy(t.Context(), from, to, p, now.Add(time.Hour), nil); err != nil || !r.There {
