@@ -37,7 +37,7 @@ var journals = []struct {
 }
 
 // Wherever the machine stopped, our reader shows of the disk what a mount that replays the journal
-// shows of it.
+// shows of it, but for the times of what the mount itself finishes.
 func TestCrashes(t *testing.T) {
 	if !mayMount() {
 		t.Log("only root with loop devices can compare with the kernel")
@@ -76,6 +76,7 @@ func compareAfterCrash(t *testing.T, image string) bool {
 	dir, unmount := mounted(t, copied, "noatime")
 	want := mountView(t, dir)
 	unmount()
+	sameTimes(want, got, unfinished(t, f))
 	sameViews(t, got, want, true)
 	if err := os.Remove(copied); err != nil {
 		t.Fatal(err)

@@ -157,15 +157,17 @@ func digest(r io.ReaderAt, size int64, stored extent.Set) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil)), nil
 }
 
-// mountView walks what the kernel shows.
+// mountView walks what the kernel shows. Of a file with several names the content is looked at
+// once: the kernel calls room that was never written data as soon as somebody has read it.
 func mountView(t testing.TB, dir string) view {
 	t.Helper()
 	v := view{}
+	read := map[filesystem.ID]*seen{}
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		s, err := lookMounted(path)
+		s, err := lookMounted(path, read)
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -178,7 +180,7 @@ func mountView(t testing.TB, dir string) view {
 	return v
 }
 
-func lookMounted(path string) (*seen, error) {
+func lookMounted(path string, read map[filesystem.ID]*seen) (*seen, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_ALL, &st); err != nil {
 		return nil, err
@@ -201,8 +203,11 @@ func lookMounted(path string) (*seen, error) {
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
 		s.data, err = os.Readlink(path)
+	case read[s.attr.ID] != nil:
+		s.data, s.stored = read[s.attr.ID].data, read[s.attr.ID].stored
 	case info.Mode().IsRegular():
 		err = s.readMounted(path)
+		read[s.attr.ID] = s
 	}
 	return s, err
 }
@@ -252,4 +257,26 @@ func mountedXattrs(path string) (map[string][]byte, error) {
 		all[string(name)] = bytes.Clone(value[:n])
 	}
 	return all, nil
+}
+
+// Room that was set aside and never written is no data, by whatever name it is looked at first.
+func TestRoomWithSeveralNames(t *testing.T) {
+	if !mayMount() {
+		t.Log("only root with loop devices can compare with the kernel")
+		return
+	}
+	image := makeImage(t, 16<<20, "-t", "ext4", "-J", "size=4")
+	dir, unmount := mounted(t, image, "")
+	file, err := os.Create(filepath.Join(dir, "first"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Fallocate(int(file.Fd()), 0, 0, 10_000), file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(file.Name(), filepath.Join(dir, "second")); err != nil {
+		t.Fatal(err)
+	}
+	unmount()
+	compareAfterCrash(t, image)
 }
