@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/beevik/etree"
 
@@ -16,7 +18,12 @@ var (
 	_ hypervisor.Remover  = (*Host)(nil)
 )
 
-const pausedIOError = 5 // libvirt's reason of a paused domain
+const (
+	pausedIOError = 5                        // libvirt's reason of a paused domain
+	notRoot       = "Need a root block node" // what QEMU says of a node that has another above it
+	filterLooks   = 40                       // times that a copy is begun while it says so
+	filterPause   = 250 * time.Millisecond   // between two of them
+)
 
 // look is what there is to know of a machine whose disks are copied.
 type look struct {
@@ -94,7 +101,27 @@ func (h *Host) hydrate(ctx context.Context, m hypervisor.Machine, t hypervisor.H
 	if err != nil {
 		return err
 	}
-	return l.c.BlockCopy(ctx, l.dom, t.Disk, xml, uint64(rate), rpc.BlockCopyReuseExternal|rpc.BlockCopyTransientJob)
+	return pastFilter(ctx, func() error {
+		return l.c.BlockCopy(ctx, l.dom, t.Disk, xml, uint64(rate), rpc.BlockCopyReuseExternal|rpc.BlockCopyTransientJob)
+	})
+}
+
+// pastFilter begins a copy, and does so again as long as QEMU says that another node is above the
+// disk. That is the filter of the copy before, which has failed and of which libvirt knows no more:
+// on a busy host QEMU may take it away later than it says that the copy has ended.
+func pastFilter(ctx context.Context, begin func() error) error {
+	for range filterLooks {
+		err := begin()
+		if e := (*rpc.Error)(nil); !errors.As(err, &e) || !strings.Contains(e.Message, notRoot) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(filterPause):
+		}
+	}
+	return begin()
 }
 
 // targetXML describes the target with the disk's own settings.
