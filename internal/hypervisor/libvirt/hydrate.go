@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/beevik/etree"
 
@@ -21,9 +20,12 @@ var (
 const (
 	pausedIOError = 5                        // libvirt's reason of a paused domain
 	notRoot       = "Need a root block node" // what QEMU says of a node that has another above it
-	filterLooks   = 40                       // times that a copy is begun while it says so
-	filterPause   = 250 * time.Millisecond   // between two of them
 )
+
+// errFilter is what becomes of a disk whose copy failed just while QEMU was stopping the machine:
+// QEMU loses count of the references to the copy's filter (bdrv_next, seen with 7.2.22).
+var errFilter = errors.New("QEMU has kept what a copy that failed had put above the disk, and copies it no more " +
+	"before the machine has been shut down; that is when it is copied")
 
 // look is what there is to know of a machine whose disks are copied.
 type look struct {
@@ -101,27 +103,16 @@ func (h *Host) hydrate(ctx context.Context, m hypervisor.Machine, t hypervisor.H
 	if err != nil {
 		return err
 	}
-	return pastFilter(ctx, func() error {
-		return l.c.BlockCopy(ctx, l.dom, t.Disk, xml, uint64(rate), rpc.BlockCopyReuseExternal|rpc.BlockCopyTransientJob)
-	})
+	return whyNot(l.c.BlockCopy(ctx, l.dom, t.Disk, xml, uint64(rate),
+		rpc.BlockCopyReuseExternal|rpc.BlockCopyTransientJob))
 }
 
-// pastFilter begins a copy, and does so again as long as QEMU says that another node is above the
-// disk. That is the filter of the copy before, which has failed and of which libvirt knows no more:
-// on a busy host QEMU may take it away later than it says that the copy has ended.
-func pastFilter(ctx context.Context, begin func() error) error {
-	for range filterLooks {
-		err := begin()
-		if e := (*rpc.Error)(nil); !errors.As(err, &e) || !strings.Contains(e.Message, notRoot) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(filterPause):
-		}
+// whyNot says what an error of a copy that does not begin means.
+func whyNot(err error) error {
+	if e := (*rpc.Error)(nil); errors.As(err, &e) && strings.Contains(e.Message, notRoot) {
+		return fmt.Errorf("%w (%w)", errFilter, err)
 	}
-	return begin()
+	return err
 }
 
 // targetXML describes the target with the disk's own settings.

@@ -20,6 +20,8 @@ const (
 	settleTime = 30 * time.Second // that libvirtd may take for what follows
 )
 
+var errNotReady = errors.New("its copy is not ready")
+
 // FinishHydration implements [hypervisor.Hydrator].
 func (h *Host) FinishHydration(ctx context.Context, m hypervisor.Machine, s hypervisor.Settlement) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -123,6 +125,11 @@ func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look, s h
 	local []hypervisor.HydrationTarget, failed error) {
 	ctx, cancel := context.WithTimeout(ctx, moveTime)
 	defer cancel()
+	if l.state.State != rpc.StatePaused {
+		if err := h.allReady(ctx, m, s.Targets); err != nil {
+			return false, nil, err
+		}
+	}
 	ours, err := l.hold(ctx, s)
 	if err != nil {
 		return ours, nil, err
@@ -140,6 +147,21 @@ func (h *Host) pivotStill(ctx context.Context, m hypervisor.Machine, l look, s h
 	return ours, local, errors.Join(drained, failed)
 }
 
+// allReady returns an error if a copy has failed: a machine is not stopped for it, which QEMU can
+// take badly (see errFilter).
+func (h *Host) allReady(ctx context.Context, m hypervisor.Machine, targets []hypervisor.HydrationTarget) error {
+	for _, t := range targets {
+		now, err := h.Hydration(ctx, m, t)
+		if err == nil && !now.Local && !now.Ready {
+			err = fmt.Errorf("disk %s: %w", t.Disk, errNotReady)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // pivot has a copy take the place of its disk if tell is set or it was told before, unless it has,
 // and reports whether the machine is on the target.
 func (h *Host) pivot(ctx context.Context, m hypervisor.Machine, t hypervisor.HydrationTarget, tell bool) (bool, error) {
@@ -153,7 +175,7 @@ func (h *Host) pivot(ctx context.Context, m hypervisor.Machine, t hypervisor.Hyd
 	}
 	now, err := l.hydration(ctx, t)
 	if err != nil || !now.Ready {
-		return false, errors.Join(err, errors.New("its copy is not ready"))
+		return false, errors.Join(err, errNotReady)
 	}
 	if !pivots(el) {
 		err = l.c.BlockJobAbort(ctx, l.dom, t.Disk, rpc.BlockJobAbortPivot)

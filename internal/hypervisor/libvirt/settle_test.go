@@ -165,6 +165,7 @@ func TestMoveWithoutExport(t *testing.T) {
 	i.hydrate()
 	i.endExport()
 	i.write(3<<20+4096, 4096) // what is around it would have to come from the export
+	i.await("the end of the copy that fails", func() bool { return !i.hydration().Running })
 	if err := i.host.FinishHydration(i.ctx, i.m, i.settlement()); err == nil ||
 		errors.Is(err, hypervisor.ErrStandsStill) {
 		t.Errorf("without the export: %v", err)
@@ -177,7 +178,6 @@ func TestMoveWithoutExport(t *testing.T) {
 	i.serve()
 	_, err := i.host.Continue(i.ctx, i.m)
 	i.ok(err)
-	i.await("the end of the copy that failed", func() bool { return !i.hydration().Running })
 	i.hydrate()
 	i.ok(i.host.FinishHydration(i.ctx, i.m, i.settlement()))
 	i.requireMoved()
