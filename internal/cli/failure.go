@@ -101,8 +101,8 @@ var causes = []cause{
 	{errDamage, "damage", StatusDamage,
 		"points that are not named above are whole; restore what was hit from another vault or back it up again"},
 	{protect.ErrConsistency, "consistency", StatusConsistency,
-		"leave out --require to accept a lower level, or see the reason above: is the guest agent installed and " +
-			"running in the guest?"},
+		"leave out --require to accept a lower level; what can be done about the reason above stands in " +
+			"docs/manual/quiesce.md#reasons"},
 	{drill.ErrNotVerified, "not_verified", StatusNotVerified,
 		"what was found out is on the point: `holdfast point show POINT --json` has the whole output of the checks " +
 			"and of the console"},
@@ -146,7 +146,8 @@ var causes = []cause{
 		"name a file as VOLUME:/path; `holdfast point ls POINT` lists the volumes"},
 	{mount.ErrNoFUSE, "no_fuse", StatusError, "`holdfast point get` fetches files without it"},
 	{files.ErrExists, "exists", StatusError,
-		"choose another directory with --to, or give --force to replace what is there"},
+		"choose another directory with --to; --force replaces files and adds to directories, and puts neither in the " +
+			"place of the other"},
 	{vault.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{vault.ErrLastKey, "last_key", StatusError, "add another key first: `holdfast vault key add`"},
 	{qmp.ErrInUse, "busy", StatusError,

@@ -120,7 +120,7 @@ func (a *app) printGot(p *point.RecoveryPoint, req files.GetRequest, r files.Rep
 	}
 	a.warn(r.Warnings)
 	for _, f := range got.Failed {
-		a.println("not fetched: " + printable(f.Path+": "+f.Reason))
+		a.println("not fetched: " + printable(files.Short(f.Path)+": "+f.Reason))
 	}
 	text := counted(r.Files, "file")
 	if r.Directories > 0 {

@@ -30,13 +30,24 @@ func (e *Incomplete) Error() string {
 			parts = append(parts, fmt.Sprintf("and %d more", e.count()-most))
 			break
 		}
-		parts = append(parts, fmt.Sprintf("%s: %v", f.Path, f.Err))
+		parts = append(parts, fmt.Sprintf("%s: %v", Short(f.Path), f.Err))
 	}
 	files := "files"
 	if e.count() == 1 {
 		files = "file"
 	}
 	return fmt.Sprintf("%d %s could not be %s: %s", e.count(), files, e.What, strings.Join(parts, "; "))
+}
+
+// Short returns a path as people can read it: of one that goes on and on, the beginning and the
+// end.
+func Short(path string) string {
+	const most = 240 // characters
+	r := []rune(path)
+	if len(r) <= most {
+		return path
+	}
+	return string(r[:most/2]) + "…" + string(r[len(r)-most/2+1:])
 }
 
 func (e *Incomplete) count() int64 { return int64(len(e.Failures)) + e.More }

@@ -304,3 +304,17 @@ func TestChmodDoesNotFollow(t *testing.T) {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 }
+
+// A guest cannot fill the screen with one path: of a very long one the beginning and the end are
+// said.
+func TestMessagesAreShort(t *testing.T) {
+	deep := "/top" + strings.Repeat("/d", 2000) + "/bottom"
+	err := error(&Incomplete{What: "listed", Failures: []Failure{{deep, errors.New("cause")}}})
+	text := err.Error()
+	if len(text) > 400 || !strings.Contains(text, "/top/d/d") || !strings.Contains(text, "/d/d/bottom: cause") {
+		t.Errorf("%d bytes: %s", len(text), text)
+	}
+	if got := Short("/etc/motd"); got != "/etc/motd" {
+		t.Errorf("a path of ordinary length became %s", got)
+	}
+}

@@ -61,7 +61,7 @@ func (w *trail) enter(path string, dir volume.Node) error {
 func (w *trail) met(id dirID) error {
 	for _, a := range w.above {
 		if a.id == id {
-			return fmt.Errorf("%w: the directory is inside itself: it is %s", filesystem.ErrCorrupt, a.path)
+			return fmt.Errorf("%w: the directory is inside itself: it is %s", filesystem.ErrCorrupt, Short(a.path))
 		}
 	}
 	return fmt.Errorf("%w: the directory was read before, under another name", filesystem.ErrCorrupt)
