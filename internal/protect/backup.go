@@ -224,10 +224,18 @@ func (r *run) seal(ctx context.Context, taken *capture.Result) error {
 		c := taken.Disks[i]
 		disk := r.intake.disk(d, c.Size)
 		disk.Read, disk.Tracked, disk.Reason, disk.Bitmap = c.Read, c.Tracked, c.Reason, c.Bitmap
-		p.Disks = append(p.Disks, r.manage(disk))
+		p.Disks = append(p.Disks, r.asked(r.manage(disk)))
 	}
 	p.Rung, p.RungReason = r.rung(taken)
 	return r.commit(ctx)
+}
+
+// asked says of a disk that was read whole because that was asked for just this.
+func (r *run) asked(d point.Disk) point.Disk {
+	if r.req.FullRead && !d.Tracked {
+		d.Reason = capture.WholeAsked
+	}
+	return d
 }
 
 // rung says how the blocks were read. A capture that had to read every disk whole although the
@@ -243,7 +251,7 @@ func (r *run) rung(taken *capture.Result) (point.Rung, string) {
 		}
 	}
 	if r.req.FullRead {
-		reason = "a full read was asked for"
+		reason = capture.WholeAsked
 	}
 	return point.Compare, fmt.Sprintf("%s (read by %s)", reason, taken.Rung)
 }

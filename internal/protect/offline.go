@@ -39,7 +39,7 @@ func (r *run) offline(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read disk %s: %w", d.Name, err)
 		}
-		p.Disks = append(p.Disks, r.manage(disk))
+		p.Disks = append(p.Disks, r.asked(r.manage(disk)))
 	}
 	r.keepFiles()
 	return r.commit(ctx)
@@ -171,9 +171,9 @@ func (s *intake) image(ctx context.Context, in imageRead, d hypervisor.Disk) (po
 func (s *intake) whyWhole(in imageRead) string {
 	switch {
 	case s.lineage.disk(in.name) == nil:
-		return "first point of this disk"
+		return capture.WholeFirst
 	case in.doubt != nil:
-		return fmt.Sprintf("the record of changes cannot be used: %v", in.doubt)
+		return fmt.Sprintf(capture.WholeUnusable, in.doubt)
 	}
-	return "no record of changes; all allocated blocks were compared"
+	return capture.WholeImage
 }

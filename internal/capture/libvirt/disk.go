@@ -123,20 +123,20 @@ func (s *capturing) judge(ctx context.Context, d *disk, checkpoints map[string]b
 	last := d.plan.LastBitmap
 	switch {
 	case !d.qcow2():
-		d.whole(d.Format + " images cannot hold a record of changes under libvirt")
+		d.whole(fmt.Sprintf(capture.WholeFormat, d.Format))
 	case last == "":
-		d.whole("the vault has no earlier point with a record of changes")
+		d.whole(capture.WholeFirst)
 	case !ofVault(last, s.plan.Vault):
-		d.whole("bitmap " + last + " of the last point belongs to another vault")
+		d.whole(fmt.Sprintf(capture.WholeOtherVault, last))
 	case !checkpoints[last]:
-		d.whole("libvirt has no checkpoint " + last)
+		d.whole(capture.WholeLost)
 		d.orphan = last
 	case d.Size != d.plan.LastSize:
-		d.whole(fmt.Sprintf("the disk was resized from %d to %d bytes", d.plan.LastSize, d.Size))
+		d.whole(fmt.Sprintf(capture.WholeResized, d.plan.LastSize, d.Size))
 	default:
 		dirty, err := s.dirtyBytes(ctx, last, d.Name)
 		if err != nil {
-			d.whole(err.Error())
+			d.whole(fmt.Sprintf(capture.WholeUnusable, err))
 			return
 		}
 		d.since, d.dirty = last, dirty

@@ -67,8 +67,7 @@ func (s *capturing) take(ctx context.Context) error {
 		return err
 	case errors.Is(err, errWoken):
 		s.plan.Log("the instant took too long again: all is read, for which the machine need not be held still")
-		s.wholeDisks("the host was too busy to take the instant with the machine held still for no more than " +
-			maxSuspended.String())
+		s.wholeDisks(fmt.Sprintf(capture.WholeBusy, maxSuspended))
 		return s.retake(ctx)
 	case aboutBitmaps(err):
 		return s.takeWhole(ctx, err)
@@ -102,7 +101,7 @@ func (s *capturing) takeWhole(ctx context.Context, why error) error {
 	if err := dropCheckpoint(ctx, s.client, s.dom, s.since()); err != nil {
 		return fmt.Errorf("drop the broken record of changes: %w", err)
 	}
-	s.wholeDisks(why.Error())
+	s.wholeDisks(fmt.Sprintf(capture.WholeUnusable, why))
 	if err := s.removeScratch(); err != nil {
 		return err
 	}

@@ -217,7 +217,7 @@ func testDoubtReadsAll(l *lab) {
 			q.Size -= 512
 			l.last["vdb"] = q
 		}},
-		{"checkpoint lost", "has no checkpoint", func(l *lab) {
+		{"checkpoint lost", capture.WholeLost, func(l *lab) {
 			l.ok(l.client.CheckpointDelete(l.ctx, l.dom, l.last["vda"].Bitmap, rpc.CheckpointMetadataOnly))
 		}},
 		{"bitmap removed", "bitmap", func(l *lab) {

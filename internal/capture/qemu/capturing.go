@@ -195,22 +195,22 @@ func (s *capturing) findDisks(ctx context.Context, m hypervisor.Machine) error {
 // doubt returns why the record of changes since the last point may not be trusted, "" if it may.
 func doubt(n *node, size int64, p capture.DiskPlan, granule int64) string {
 	if p.LastBitmap == "" {
-		return "there is no earlier point to count changes from"
+		return capture.WholeFirst
 	}
 	b := n.bitmap(p.LastBitmap)
 	switch {
 	case b == nil:
-		return "the record of changes since the last point is lost"
+		return capture.WholeLost
 	case b.Inconsistent:
-		return "the record of changes is inconsistent: QEMU did not end cleanly"
+		return capture.WholeUnclean
 	case b.Busy:
-		return "the record of changes is in use by another job"
+		return capture.WholeInUse
 	case !b.Recording:
-		return "the recording of changes was stopped"
+		return capture.WholeStopped
 	case b.Granularity != granule:
-		return fmt.Sprintf("changes were recorded in blocks of %d bytes, not %d", b.Granularity, granule)
+		return fmt.Sprintf(capture.WholeGranularity, b.Granularity, granule)
 	case size != p.LastSize:
-		return fmt.Sprintf("the disk was resized from %d to %d bytes", p.LastSize, size)
+		return fmt.Sprintf(capture.WholeResized, p.LastSize, size)
 	}
 	return ""
 }
