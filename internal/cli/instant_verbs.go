@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/restore"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -252,7 +253,8 @@ func (a *app) instantResume() *cobra.Command {
 		long: `
 Serves the machine's disks again, lets the machine go on if it waits for them, and copies what
 is left. It does not matter what ended the process, or the machine, or the host, or when. A
-machine that --start had started and that did not end by itself is started again.`,
+machine that --start had started and that did not end by itself is started again, unless KVM of
+this host runs no guests any more: then only its disks are copied.`,
 		examples: "holdfast --vault /srv/vault instant resume web --storage /srv/images",
 		statuses: "3 damage found, 5 wrong key or not a vault, 130 interrupted",
 	}, func(cmd *cobra.Command) {
@@ -280,6 +282,9 @@ func (a *app) resumeInstant(ctx context.Context, v *vault.Vault, st restore.Inst
 	done, err := a.hydrating(st.Storage, st.Name, func(o restore.InstantOptions) (restore.RestoredMachine, error) {
 		return restore.ResumeInstant(ctx, v, h, st.Storage, st.Name, start, o)
 	})
+	if errors.Is(err, hypervisor.ErrNoKVM) || errors.Is(err, hypervisor.ErrKVMUnfit) {
+		return withHint(err, "without --start its disks are copied while it is off; `holdfast host check` says more")
+	}
 	if err != nil {
 		return err
 	}

@@ -37,9 +37,11 @@ type InstantOptions struct {
 	// Guard starts what calls [RescueInstant] if this process ends without calling release. It is
 	// asked for while the machine stands still.
 	Guard func(storage, name, host string) (release func(), err error)
-	FS    durable.FS       // where the state is kept; nil is the file system
-	Now   func() time.Time // nil means time.Now
-	Tick  time.Duration    // between two looks at the machine; 0 means 200 ms
+	// Trouble tries how a machine would run that is started again; nil means [accel.Trouble].
+	Trouble func(context.Context, hypervisor.Prospect) error
+	FS      durable.FS       // where the state is kept; nil is the file system
+	Now     func() time.Time // nil means time.Now
+	Tick    time.Duration    // between two looks at the machine; 0 means 200 ms
 }
 
 func (o InstantOptions) withDefaults() InstantOptions {
@@ -118,8 +120,10 @@ func Instant(ctx context.Context, v *vault.Vault, host InstantHost, req MachineR
 }
 
 // ResumeInstant goes on with an instant restore whose process has ended, wherever it was. start has
-// a machine started that is off. Errors that callers decide by: [ErrNoInstant], [ErrInstantBusy],
-// [ErrAbandoned].
+// a machine started that is off, and is refused with [hypervisor.ErrNoKVM] or
+// [hypervisor.ErrKVMUnfit] where it would not run; without it such a machine is not started, which
+// is logged, and its disks are copied. Other errors that callers decide by: [ErrNoInstant],
+// [ErrInstantBusy], [ErrAbandoned].
 func ResumeInstant(ctx context.Context, v *vault.Vault, host InstantHost, storage, name string, start bool,
 	o InstantOptions) (RestoredMachine, error) {
 	o = o.withDefaults()
@@ -136,6 +140,11 @@ func ResumeInstant(ctx context.Context, v *vault.Vault, host InstantHost, storag
 
 func (i *instant) resumeStarted(ctx context.Context) (RestoredMachine, error) {
 	return i.locked(ctx, func() error {
+		if _, on, err := i.find(ctx); err == nil && !on {
+			if err := i.standsHere(ctx); err != nil {
+				return err
+			}
+		}
 		i.st.Start, i.st.Ended = true, false
 		return i.saveState()
 	})

@@ -70,6 +70,9 @@ func (i *instant) startIfDue(ctx context.Context) error {
 		return err
 	}
 	if !on {
+		if err := i.standsHere(ctx); err != nil {
+			return i.stayOff(err)
+		}
 		if err := i.host.Start(ctx, i.machine(), i.dir); err != nil {
 			if i.begun && !i.st.Started {
 				return i.neverStarted(err)
@@ -81,6 +84,13 @@ func (i *instant) startIfDue(ctx context.Context) error {
 		return nil
 	}
 	i.st.Started = true
+	return i.saveState()
+}
+
+// stayOff leaves a machine off that would not run. Its disks are copied all the same.
+func (i *instant) stayOff(why error) error {
+	i.opts.Log("%v; it stays off, and its disks are copied", why)
+	i.st.Ended = true
 	return i.saveState()
 }
 

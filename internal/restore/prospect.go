@@ -2,6 +2,8 @@ package restore
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/hypervisor/accel"
@@ -17,9 +19,32 @@ func (r MachineRequest) runsHere(ctx context.Context, host Host) error {
 	if err != nil || !r.Start || r.Accel != "" {
 		return err
 	}
-	trouble := r.Trouble
+	return tried(r.Trouble)(ctx, p)
+}
+
+// tried returns trouble, or what really tries where that is nil.
+func tried(trouble func(context.Context, hypervisor.Prospect) error) func(context.Context, hypervisor.Prospect) error {
 	if trouble == nil {
-		trouble = accel.Trouble
+		return accel.Trouble
 	}
-	return trouble(ctx, p)
+	return trouble
+}
+
+// standsHere returns why the machine of an instant restore that goes on would not run here if it
+// were started now: the host may have changed since it was begun, which tried it. Other troubles
+// than with KVM show when it is started.
+func (i *instant) standsHere(ctx context.Context) error {
+	if i.begun || i.st.Accel != "" {
+		return nil
+	}
+	p, err := i.host.Prospect(ctx, hypervisor.Rebuild{
+		Point: &i.st.Point, Name: i.name, StorageDir: i.dir, Start: true,
+	})
+	if err == nil {
+		err = tried(i.opts.Trouble)(ctx, p)
+	}
+	if errors.Is(err, hypervisor.ErrNoKVM) || errors.Is(err, hypervisor.ErrKVMUnfit) {
+		return fmt.Errorf("start %s: %w", i.name, err)
+	}
+	return nil
 }
