@@ -242,8 +242,9 @@ finished any more. Use it where the restore is gone without having said so.`,
 				if a.json {
 					return a.printJSON(map[string]string{"deleted": string(p.ID)})
 				}
+				err = a.println(fmt.Sprintf("deleted point %s of %s", p.ID.Short(), p.VM))
 				a.remark("its space is freed by `holdfast vault gc`")
-				return a.println(fmt.Sprintf("deleted point %s of %s", p.ID.Short(), p.VM))
+				return err
 			})
 		},
 	}.build()

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -126,6 +127,10 @@ func (h *Host) dial(ctx context.Context) (c *rpc.Client, err error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return c, err
 		}
+	}
+	if len(h.sockets) > 1 {
+		return nil, fmt.Errorf("connect to libvirtd, which is not installed or not running: %s: %w",
+			strings.Join(h.sockets, ", "), fs.ErrNotExist)
 	}
 	return nil, err
 }

@@ -42,8 +42,8 @@ func Dial(ctx context.Context, socket, driver string) (*Client, error) {
 		return nil, fmt.Errorf("connect to libvirtd at %s: %w: neither root nor in the socket's group (usually "+
 			"libvirt)", socket, fs.ErrPermission)
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("connect to libvirtd: no socket %s: libvirtd is not installed or not running: %w",
-			socket, fs.ErrNotExist)
+		return nil, fmt.Errorf("connect to libvirtd, which is not installed or not running: %s: %w", socket,
+			fs.ErrNotExist)
 	case err != nil:
 		return nil, fmt.Errorf("connect to libvirtd at %s: %w", socket, err)
 	}
