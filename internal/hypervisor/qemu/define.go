@@ -72,8 +72,14 @@ func (h *Host) define(ctx context.Context, r hypervisor.Rebuild) (hypervisor.Reb
 	if !r.Start {
 		return out, nil
 	}
-	if err := h.start(ctx, script, filepath.Join(dir, r.Name+".log")); err != nil {
-		return hypervisor.Rebuilt{}, errors.Join(err, os.Remove(script), w.dropCopies())
+	log := filepath.Join(dir, r.Name+".log")
+	_, missing := os.Lstat(log)
+	if err := h.start(ctx, script, log); err != nil {
+		err = errors.Join(err, os.Remove(script), w.dropCopies())
+		if errors.Is(missing, os.ErrNotExist) { // what it says is in the error
+			err = errors.Join(err, os.RemoveAll(log))
+		}
+		return hypervisor.Rebuilt{}, err
 	}
 	out.State = hypervisor.Running
 	return out, nil
