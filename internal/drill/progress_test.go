@@ -162,3 +162,28 @@ func TestStandingStill(t *testing.T) {
 		})
 	}
 }
+
+// left is a host whose machine left it to QEMU what runs it.
+type left struct {
+	fakeHost
+	by string
+}
+
+func (h left) RunBy(context.Context, hypervisor.Machine) (string, error) {
+	if h.by == "" {
+		return "", errors.New("no monitor")
+	}
+	return h.by, nil
+}
+
+// What the verdict says of what ran the machine is what ran it, as far as that can be found out.
+func TestWhatRunsIsAsked(t *testing.T) {
+	for _, tt := range []struct{ by, want string }{{"tcg", "tcg"}, {"kvm", "kvm"}, {"", "kvm"}} {
+		r := newRun(nil, Request{Point: &point.RecoveryPoint{}}, Options{}.withDefaults())
+		r.host, r.prospect.Accel, r.res.Accel = left{fakeHost{name: "m"}, tt.by}, "kvm", "kvm"
+		r.whatRuns(t.Context())
+		if r.res.Accel != tt.want || r.prospect.Accel != tt.want {
+			t.Errorf("run by %q, the verdict says %q and %q is tried", tt.by, r.res.Accel, r.prospect.Accel)
+		}
+	}
+}

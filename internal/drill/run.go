@@ -151,7 +151,27 @@ func (r *run) start(ctx context.Context) error {
 		r.blame(ctx)
 		return failed("the machine does not start: %v%s", err, r.fault())
 	}
+	r.whatRuns(defining)
 	return nil
+}
+
+// chooser is a host of machines whose definition may leave it to QEMU what runs them.
+type chooser interface {
+	// RunBy says what runs a machine: kvm or tcg.
+	RunBy(ctx context.Context, m hypervisor.Machine) (string, error)
+}
+
+// whatRuns finds out what really runs the machine, which may not be what was foreseen: QEMU takes
+// the next accelerator of a list where the first cannot be had. A host that cannot be asked now
+// changes nothing; what is done with the machine next says why.
+func (r *run) whatRuns(ctx context.Context) {
+	h, ok := r.host.(chooser)
+	if !ok {
+		return
+	}
+	if by, err := h.RunBy(ctx, r.machine()); err == nil {
+		r.prospect.Accel, r.res.Accel = by, by
+	}
 }
 
 // list writes some of many.

@@ -32,6 +32,24 @@ func (h *Host) Prospect(_ context.Context, r hypervisor.Rebuild) (hypervisor.Pro
 	return out, nil
 }
 
+// RunBy says what runs a machine: kvm or tcg. Its command line may leave QEMU the choice.
+func (h *Host) RunBy(ctx context.Context, m hypervisor.Machine) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	c, err := h.reach(ctx, m)
+	var kvm struct{ Enabled bool }
+	if err == nil {
+		err = c.Execute(ctx, "query-kvm", nil, &kvm)
+	}
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("ask what runs %s: %w", m.Name, err)
+	case kvm.Enabled:
+		return accel.KVM, nil
+	}
+	return accel.TCG, nil
+}
+
 // accelerators returns what runs the machine, the first choice first.
 func (cl *commandLine) accelerators() []string {
 	var listed []string

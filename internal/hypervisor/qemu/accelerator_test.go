@@ -118,6 +118,9 @@ func TestEmulated(t *testing.T) {
 	}) {
 		t.Errorf("nothing says that it is slow: %q", built.Warnings)
 	}
+	if by, err := h.RunBy(t.Context(), m); err != nil || by != accel.TCG {
+		t.Errorf("it is run by %q, %v", by, err)
+	}
 	all, err := h.Processors(t.Context(), m)
 	if err != nil || len(all) != 1 || all[0].At == 0 {
 		t.Errorf("its processors are at %v, %v", all, err)
