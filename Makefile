@@ -6,7 +6,7 @@ SHELL := /bin/bash
 NOT_GUESTS = $$(go list ./... | grep -v '/holdfast/test/')
 GUESTS = $$(go list ./test/...)
 
-.PHONY: help setup build image test unit vet crash guest torture lint demo bench clean
+.PHONY: help setup build image test unit vet crash guest torture nfs lint demo bench clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 9
@@ -31,14 +31,18 @@ unit: ## all tests that boot no guest, with the race detector
 vet: ## look for mistakes that compile
 	go vet ./...
 
-crash: ## crash the vault at every write and fail its every call, without the race detector
-	go test -vet=off -count=1 -timeout 20m -run 'Crash|FailingCall' ./internal/vault
+crash: ## the tests of the vault without the race detector: more of them, and all of what crashes and counts
+	go test -vet=off -count=1 -timeout 20m ./internal/vault
 
 guest: image ## the tests that boot guests, two packages at a time; torture with few rounds
 	go test -vet=off -count=1 -short -p 2 -timeout 40m $(GUESTS)
 
 torture: image ## kill, stop and starve backups of real guests; HOLDFAST_ROUNDS=100 for the long run
 	go test -count=1 -v -timeout 150m ./test/torture
+
+nfs: ## directory stores and vaults on a file system that behaves as NFS may
+	HOLDFAST_NFS=1 go test -vet=off -count=1 -v -timeout 10m -run 'Network|Client|Stale|Options|Hosts' \
+		./internal/blob/dir ./internal/vault/log ./internal/vault
 
 lint: ## gofmt, the width of lines, vet and staticcheck
 	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l); \

@@ -59,11 +59,11 @@ func fillPoints(o *opened) error {
 			}
 			data = append(data, extent.Extent{Off: off, Len: generationChunk})
 		}
-		s, err := v.Begin(ctx)
+		s, err := v.Begin(ctx, "")
 		if err != nil {
 			return err
 		}
-		out, err := s.PutDisk(ctx, vault.DiskInput{Size: o.size, Base: last.Root, BaseUsed: last.Used,
+		out, err := s.PutDisk(ctx, vault.DiskInput{Size: o.size, Base: last.Root, Of: parent, BaseUsed: last.Used,
 			Data: extent.Of(data...), Source: generation(n)})
 		if err != nil {
 			return fmt.Errorf("point %d: %w", n, err)

@@ -27,8 +27,8 @@ func main() {
 	}
 	rounds := flag.Int("rounds", 5, "rounds of each comparison")
 	size := flag.Int64("size", 8<<30, "size of the image in bytes")
-	parts := flag.String("only", "image,roofline,tracked,guest,holes,clone,random,memory,points,export,snapshots,"+
-		"sparse",
+	parts := flag.String("only", "image,roofline,tracked,guest,holes,clone,random,memory,points,commits,"+
+		"export,snapshots,sparse",
 		"parts to run, separated by commas")
 	dir := flag.String("dir", ".cache/bench", "where images and repositories go")
 	flag.Parse()
@@ -67,6 +67,7 @@ func run(dir string, size int64, rounds int, parts []string) error {
 		"rounds, medians\n\n", rounds)
 	all := map[string]func() error{"image": b.image, "roofline": b.roofline, "guest": b.guest, "tracked": b.tracked,
 		"holes": b.holes, "clone": b.clone, "random": b.random, "memory": b.memory, "points": b.points,
+		"commits":   b.commits,
 		"snapshots": b.snapshots, "export": b.export, "boot": b.bootOnly, "sparse": b.sparse}
 	for _, p := range parts {
 		f := all[p]

@@ -94,7 +94,7 @@ func fillVault(repo string) error {
 	if err != nil {
 		return err
 	}
-	s, err := v.Begin(ctx)
+	s, err := v.Begin(ctx, "")
 	if err != nil {
 		return err
 	}

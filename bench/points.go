@@ -97,7 +97,7 @@ func (n noise) ReadAt(p []byte, off int64) (int, error) {
 // take makes another point, in which a few chunks differ from the last.
 func (f *manyPoints) take(v *vault.Vault) error {
 	ctx := context.Background()
-	s, err := v.Begin(ctx)
+	s, err := v.Begin(ctx, "")
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (f *manyPoints) take(v *vault.Vault) error {
 		Data: extent.Of(extent.Extent{Len: pointsUsed})}
 	if n := len(f.taken); n > 0 {
 		last := f.taken[n-1].Disks[0]
-		in.Base, in.BaseUsed = last.Root, last.Used
+		in.Base, in.Of, in.BaseUsed = last.Root, f.taken[n-1].ID, last.Used
 		var changes []extent.Extent
 		for range pointsChange {
 			changes = append(changes, extent.Extent{Off: f.rng.Int64N(pointsUsed/pointsChunk) * pointsChunk,
@@ -152,7 +152,7 @@ func (f *manyPoints) row() error {
 		},
 		func() error { return restoreTo(ctx, v, some.Disks[0]) },
 		func() error { _, err := v.Usage(ctx, vault.UsageOptions{}); return err },
-		func() error { return v.DeletePoint(ctx, f.taken[n].ID) },
+		func() error { return v.DeletePoint(ctx, f.taken[n].ID, 0) },
 	}
 	fmt.Printf("%-16d", n)
 	for _, step := range steps {

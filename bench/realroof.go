@@ -21,7 +21,7 @@ import (
 
 // realRoof does what a backup and a restore cannot do without, as they are done and no more: on
 // all processors at once, which share memory, caches and clock, with every system call, and with
-// what is written on the disk at the end. It has no index, no tree, no leases, and forgets
+// what is written on the disk at the end. It has no index, no tree, no log, and forgets
 // everything.
 type realRoof struct {
 	dir   string
@@ -40,7 +40,6 @@ type roofShard struct {
 // roofPack is what one worker writes.
 type roofPack struct {
 	file   *directio.File
-	off    int64
 	buf    []byte
 	full   chan []byte
 	free   chan []byte

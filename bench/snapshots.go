@@ -53,13 +53,14 @@ func (b *bench) snapshots() error {
 // manySnapshots is a managed disk with many snapshots.
 type manySnapshots struct {
 	*manyPoints
-	b    *bench
-	dir  string
-	env  []string
-	disk struct{ ID, Path string }
-	base vault.DiskOutput
-	made int
-	rss  int64 // peak of the last command, bytes
+	b      *bench
+	dir    string
+	env    []string
+	disk   struct{ ID, Path string }
+	base   vault.DiskOutput
+	baseOf point.ID // the snapshot that has it
+	made   int
+	rss    int64 // peak of the last command, bytes
 }
 
 func (b *bench) newManySnapshots() (*manySnapshots, error) {
@@ -73,7 +74,8 @@ func (b *bench) newManySnapshots() (*manySnapshots, error) {
 	err = errors.Join(os.MkdirAll(pool, 0o700), os.WriteFile(key, []byte(f.key.Identity+"\n"), 0o600))
 	m.env = append(os.Environ(), "HOLDFAST_VAULT="+filepath.Join(m.dir, "vault"), "HOLDFAST_POOL="+pool,
 		"HOLDFAST_KEY_FILE="+key,
-		"HOLDFAST_STATE="+filepath.Join(m.dir, "state"))
+		"HOLDFAST_STATE="+filepath.Join(m.dir, "state"),
+		"HOLDFAST_MEMORY="+filepath.Join(m.dir, "memory"))
 	if err == nil {
 		err = m.makeDisk()
 	}
@@ -129,14 +131,14 @@ func (m *manySnapshots) fill(n int) error {
 
 func (m *manySnapshots) takeOne() error {
 	ctx := context.Background()
-	s, err := m.v.Begin(ctx)
+	s, err := m.v.Begin(ctx, "")
 	if err != nil {
 		return err
 	}
 	in := vault.DiskInput{Size: snapshotsDisk, Source: noise(m.made),
 		Data: extent.Of(extent.Extent{Len: snapshotsDisk})}
 	if m.made > 0 {
-		in.Base, in.BaseUsed, in.Data = m.base.Root, m.base.Used, nil
+		in.Base, in.Of, in.BaseUsed, in.Data = m.base.Root, m.baseOf, m.base.Used, nil
 		for range pointsChange {
 			in.Data = in.Data.Union(extent.Set{{Off: m.rng.Int64N(snapshotsDisk/pointsChunk) * pointsChunk,
 				Len: pointsChunk}})
@@ -154,6 +156,9 @@ func (m *manySnapshots) takeOne() error {
 		ConsistencyReason: "bench", Rung: point.Offline, Definition: point.Definition{Kind: point.OnlyDisks},
 		Disks: []point.Disk{{Name: "data", Size: snapshotsDisk, Used: out.Used, Root: out.Root, Managed: "data",
 			ManagedID: m.disk.ID}}}
+	if m.made == 0 {
+		m.baseOf = p.ID
+	}
 	return s.Commit(ctx, p)
 }
 

@@ -23,6 +23,7 @@ type app struct {
 	scratchLimit   string
 	compression    string // of new chunks
 	pool           string // of managed disks
+	at             string // the entry as of which the vault is shown; "" for now
 }
 
 const rootHelp = `Holdfast takes consistent recovery points of running virtual machines, stores
@@ -33,7 +34,7 @@ Two commands are enough to begin:
   holdfast vault init /srv/vault
   holdfast --vault /srv/vault vm backup NAME
 
-The vault is a directory, the machines are found through --connect: a libvirt URI
+The vault is a directory (--vault DIR, or file:///DIR), the machines are found through --connect: a libvirt URI
 (qemu:///system, the default) or a plain QEMU process (qmp:SOCKET[,qga=SOCKET]).`
 
 // exitStatusHelp says what the exit statuses mean.
@@ -59,6 +60,8 @@ const environmentHelp = `Flags that name things may be given by the environment;
   HOLDFAST_PRICES           --prices
   HOLDFAST_STATE            directory of locks and notes (default /run/holdfast, else
                             $XDG_RUNTIME_DIR/holdfast)
+  HOLDFAST_MEMORY           directory that remembers which vaults were used (default for root
+                            /var/lib/holdfast/vaults, else ${XDG_STATE_HOME:-~/.local/state}/holdfast/vaults)
 
 Without any of the key options, a vault's key is looked for in
 ${XDG_CONFIG_HOME:-~/.config}/holdfast/<first 8 digits of the vault's ID>.key,
@@ -69,8 +72,12 @@ type command struct {
 	use, short, long, examples string
 	statuses                   string // beyond the usual 0, 1 and 2
 	args                       cobra.PositionalArgs
+	reads                      bool // it shows what a vault holds, of an earlier entry too
 	run                        func(cmd *cobra.Command, args []string) error
 }
+
+// showsEarlier marks a command that goes with --at.
+const showsEarlier = "earlier"
 
 func (c command) build() *cobra.Command {
 	long := c.short + "."
@@ -86,7 +93,30 @@ func (c command) build() *cobra.Command {
 		Use: c.use, Short: c.short, Long: long, Example: indent(c.examples),
 		Args: usageArgs(c.args), RunE: c.run, DisableFlagsInUseLine: true,
 	}
+	if c.reads {
+		cmd.Annotations = map[string]string{showsEarlier: ""}
+	}
 	return cmd
+}
+
+// checkEarlier refuses --at for what does not only read.
+func (a *app) checkEarlier(cmd *cobra.Command, _ []string) error {
+	if _, reads := cmd.Annotations[showsEarlier]; a.at == "" || reads {
+		return nil
+	}
+	return withHint(usagef("%s: --at shows a vault as it was, and this does more than look at it", verbOf(cmd)),
+		"what it goes with: %s", strings.Join(a.goWithAt(cmd.Root()), ", "))
+}
+
+// goWithAt lists the commands below c that go with --at.
+func (a *app) goWithAt(c *cobra.Command) (names []string) {
+	for _, sub := range c.Commands() {
+		if _, reads := sub.Annotations[showsEarlier]; reads {
+			names = append(names, verbOf(sub))
+		}
+		names = append(names, a.goWithAt(sub)...)
+	}
+	return names
 }
 
 func indent(examples string) string {
@@ -131,7 +161,7 @@ func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "holdfast", Short: "Disaster recovery for virtual machines on QEMU/KVM", Long: rootHelp,
-		SilenceErrors: true, SilenceUsage: true, Args: cobra.ArbitraryArgs,
+		SilenceErrors: true, SilenceUsage: true, Args: cobra.ArbitraryArgs, PersistentPreRunE: a.checkEarlier,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()
@@ -156,7 +186,8 @@ func (a *app) root() *cobra.Command {
 
 func (a *app) globalFlags(root *cobra.Command) {
 	f := root.PersistentFlags()
-	f.StringVar(&a.vaultDir, "vault", "", "`directory` of the vault (HOLDFAST_VAULT)")
+	f.StringVar(&a.vaultDir, "vault", "", "`DIR|URI` of the vault (HOLDFAST_VAULT)")
+	f.StringVar(&a.at, "at", "", "show the vault as of an earlier `entry`, VOLUME.NUMBER; only with commands that read")
 	f.StringVar(&a.keyFile, "key-file", "", "`file` with an age identity or a passphrase (HOLDFAST_KEY_FILE)")
 	f.StringVar(&a.passphraseFile, "passphrase-file", "",
 		"`file` with a passphrase (HOLDFAST_PASSPHRASE_FILE, HOLDFAST_PASSPHRASE)")
@@ -166,7 +197,7 @@ func (a *app) globalFlags(root *cobra.Command) {
 		"`URI` of a host: qemu:///system or qmp:SOCKET[,qga=SOCKET]; repeatable (HOLDFAST_CONNECT)")
 	f.BoolVar(&a.json, "json", false, "print one JSON document")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no remarks")
-	for _, name := range []string{"vault", "key-file", "passphrase-file", "connect"} {
+	for _, name := range []string{"vault", "key-file", "passphrase-file", "connect", "at"} {
 		root.RegisterFlagCompletionFunc(name, nil)
 	}
 }
@@ -186,7 +217,7 @@ func (a *app) versionCommand() *cobra.Command {
 // verbOf returns noun and verb of a command.
 func verbOf(cmd *cobra.Command) string { return strings.TrimPrefix(cmd.CommandPath(), "holdfast ") }
 
-// vaultPath returns the directory of the vault that was asked for, or "".
+// vaultPath returns the path or URI of the vault that was asked for, or "".
 func (a *app) vaultPath() string {
 	if a.vaultDir != "" {
 		return a.vaultDir

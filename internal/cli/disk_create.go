@@ -42,7 +42,7 @@ holdfast --pool /srv/images disk create data --size 64GiB
 holdfast --pool /srv/images --vault /srv/vault disk create copy --from-snapshot before-upgrade --tag test=1
 holdfast --pool /srv/images --vault /srv/vault disk create old --from-point web@latest --disk vdb --format raw
 holdfast --pool /srv/images disk create imported --from-file /tmp/data.vmdk`,
-		statuses: "3 damage found, 5 wrong key or not a vault, 130 interrupted",
+		statuses: "3 damage found, " + vaultStatuses + ", 130 interrupted",
 		run: func(cmd *cobra.Command, args []string) error {
 			return a.createDisk(cmd.Context(), args[0], flags)
 		},

@@ -24,7 +24,7 @@ room it waits. A disk that is filled is left alone.
 
 ` + poolHelp,
 		examples: "holdfast --pool /srv/images --vault /srv/vault disk hydrate copy",
-		statuses: "3 damage found, 5 wrong key or not a vault, 130 interrupted",
+		statuses: "3 damage found, " + vaultStatuses + ", 130 interrupted",
 		run: func(cmd *cobra.Command, args []string) error {
 			a.lean()
 			return a.withPool(cmd.Context(), func(p *pooled) error {

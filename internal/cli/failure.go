@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/blob/open"
 	"github.com/holdfast-vm/holdfast/internal/capture"
 	"github.com/holdfast-vm/holdfast/internal/diskimage"
 	"github.com/holdfast-vm/holdfast/internal/disks"
@@ -39,6 +40,7 @@ const (
 	StatusKey         = 5
 	StatusNotVerified = 6
 	StatusUnfit       = 7
+	StatusChanged     = 8
 	StatusInterrupted = 130
 )
 
@@ -55,6 +57,7 @@ var statuses = []struct {
 	{StatusKey, "the key does not open the vault, no key was given, or it is not a vault"},
 	{StatusNotVerified, "a drill came to an end, and the point is not verified"},
 	{StatusUnfit, "a check of the host found something that will not work"},
+	{StatusChanged, "another vault, or an older state of it, is where this host or the key file knows one"},
 	{StatusInterrupted, "interrupted by SIGINT or SIGTERM, after cleaning up; a second signal ends the program at " +
 		"once"},
 }
@@ -114,14 +117,30 @@ var causes = []cause{
 	{hypervisor.ErrNoQEMU, "no_qemu", StatusError, "install QEMU; `holdfast host check` says what else is missing"},
 	{errNoKey, "no_key", StatusKey, "give --key-file FILE, --passphrase-file FILE, or set HOLDFAST_PASSPHRASE"},
 	{vault.ErrHeld, "held", StatusError,
-		"let `holdfast instant resume` finish it there, or give it up with `holdfast instant abandon`; if it is " +
-			"gone, `holdfast point delete --force`"},
+		"wait for what reads it or builds on it; an instant restore is finished by `holdfast instant resume`, or " +
+			"given up " +
+			"with `holdfast instant abandon`; if it is gone, `holdfast point delete --force`"},
 	{vault.ErrWrongKey, "wrong_key", StatusKey,
 		"give the key that the vault was made with, another of `holdfast vault key list`, or the recovery key"},
 	{vault.ErrNotVault, "not_a_vault", StatusKey, "check --vault; `holdfast vault init DIR` makes a new vault"},
 	{vault.ErrNewer, "newer_version", StatusError, "use a newer holdfast; this one changes nothing in such a vault"},
 	{vault.ErrExists, "exists", StatusError,
 		"nothing was changed; choose another directory, or use the vault that is there with --vault"},
+	{vault.ErrChanged, "changed", StatusChanged,
+		"somebody may have put another vault in its place; if the change is meant, `holdfast vault accept` shows " +
+			"what " +
+			"differs, and with --yes accepts it"},
+	{vault.ErrRolledBack, "rolled_back", StatusChanged,
+		"an older copy may have been put in its place, and what was stored since is not there; if that is meant, " +
+			"`holdfast vault accept` shows what differs, and with --yes accepts it"},
+	{vault.ErrReadOnly, "read_only", StatusError,
+		"it is shown as of an earlier entry, or its store cannot be written: leave out --at, or see to the " +
+			"permissions"},
+	{vault.ErrLost, "lost", StatusError, "nothing of it is in the vault; run this again"},
+	{open.ErrAddress, "bad_address", StatusUsage,
+		"give the directory of the vault, or a URI such as file:///srv/vault"},
+	{vault.ErrDeleted, "deleted", StatusError,
+		"`holdfast point undelete POINT` brings it back; `holdfast point list --deleted` shows until when"},
 	{vault.ErrNoPoint, "no_such_point", StatusError,
 		"`holdfast point list` shows what there is; a point is named by the beginning of its ID or as NAME@latest"},
 	{vault.ErrAmbiguous, "ambiguous", StatusError, "give more digits of the point's ID"},
@@ -148,7 +167,6 @@ var causes = []cause{
 	{files.ErrExists, "exists", StatusError,
 		"choose another directory with --to; --force replaces files and adds to directories, and puts neither in the " +
 			"place of the other"},
-	{vault.ErrBusy, "busy", StatusError, "wait until it is done, then run this again"},
 	{vault.ErrLastKey, "last_key", StatusError, "add another key first: `holdfast vault key add`"},
 	{qmp.ErrInUse, "busy", StatusError,
 		"QEMU serves one client per monitor: wait until the other backup or program is done, or give QEMU another " +

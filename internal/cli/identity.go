@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"filippo.io/age"
+
+	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
 // identityText is what a key file holds: an age identity with a word on what it is.
@@ -18,12 +20,13 @@ func identityText(id *age.X25519Identity, created time.Time) string {
 }
 
 // recoveryPage is the recovery key as a page to print. It is a key file too.
-func recoveryPage(id *age.X25519Identity, vaultID, dir string, created time.Time) string {
+func recoveryPage(id *age.X25519Identity, v vault.Known, dir string, created time.Time) string {
 	return fmt.Sprintf(`# HOLDFAST RECOVERY KEY
 #
-# Vault     %s
-# Directory %s   (when it was made)
-# Created   %s
+# Vault       %s
+# Fingerprint %s   (as "vault info" shows it)
+# Directory   %s   (when it was made)
+# Created     %s
 #
 # This key opens the vault above, as its everyday key does. It is for the day
 # on which every other key is lost. Without any key nothing in the vault can
@@ -41,7 +44,7 @@ func recoveryPage(id *age.X25519Identity, vaultID, dir string, created time.Time
 #     holdfast --vault DIR --key-file THAT-FILE vault key add --name NAME --new-key-file NEW-FILE
 
 %s
-`, vaultID, dir, created.UTC().Format("2006-01-02"), id)
+`, v.ID, v.Print, dir, created.UTC().Format("2006-01-02"), id)
 }
 
 // writeSecret writes a new file that only its owner can read, and makes it survive power loss. It

@@ -40,7 +40,7 @@ No machine may be using them: back up a running one with "holdfast vm backup".`,
 holdfast --vault /srv/vault image backup web.qcow2 --name web
 holdfast --vault /srv/vault image backup /dev/vg0/db-root /dev/vg0/db-data --name db --format raw
 holdfast --vault /srv/vault image backup safe.qcow2 --name safe --image-secret /root/safe.key`,
-		statuses: "5 wrong key or not a vault, 130 interrupted",
+		statuses: vaultStatuses + ", 130 interrupted",
 		run:      func(cmd *cobra.Command, args []string) error { return a.backUpImages(cmd.Context(), args, flags) },
 	}.build()
 	f := cmd.Flags()

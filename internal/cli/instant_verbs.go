@@ -256,7 +256,7 @@ is left. It does not matter what ended the process, or the machine, or the host,
 machine that --start had started and that did not end by itself is started again, unless KVM of
 this host runs no guests any more: then only its disks are copied.`,
 		examples: "holdfast --vault /srv/vault instant resume web --storage /srv/images",
-		statuses: "3 damage found, 5 wrong key or not a vault, 130 interrupted",
+		statuses: "3 damage found, " + vaultStatuses + ", 130 interrupted",
 	}, func(cmd *cobra.Command) {
 		cmd.Flags().BoolVar(&start, "start", false, "start the machine if it is off")
 		cmd.Flags().BoolVar(&detach, "detach", false, "return when the disks are served and go on in the background")

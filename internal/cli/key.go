@@ -19,7 +19,7 @@ func (a *app) keyCommands() *cobra.Command {
 func (a *app) keyList() *cobra.Command {
 	return command{
 		use: "list", short: "List the keys that open a vault", args: cobra.NoArgs,
-		statuses: "5 wrong key or not a vault",
+		statuses: vaultStatuses,
 		examples: "holdfast --vault /srv/vault vault key list",
 		run: func(cmd *cobra.Command, _ []string) error {
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
@@ -54,7 +54,7 @@ file, a fresh identity is written to it.`,
 		examples: `
 holdfast --vault /srv/vault vault key add --name night --new-key-file /root/night.key
 holdfast --vault /srv/vault vault key add --name alice --recipient age1…`,
-		statuses: "5 wrong key or not a vault",
+		statuses: vaultStatuses,
 		run: func(cmd *cobra.Command, _ []string) error {
 			if err := flags.check(); err != nil {
 				return err
@@ -105,7 +105,16 @@ func (a *app) addKey(ctx context.Context, v *vault.Vault, flags keyAddFlags) (er
 	if err != nil {
 		return err
 	}
-	return v.AddKey(ctx, vault.NamedKey{Name: flags.name, Key: key})
+	if err := v.AddKey(ctx, vault.NamedKey{Name: flags.name, Key: key}); err != nil {
+		return err
+	}
+	if flags.file != "" {
+		known := vault.Known{ID: v.ID(), Print: v.Print()}
+		if err := pinKeyFile(flags.file, known, len(s.files) > 0); err != nil {
+			a.remark("warning: the key file does not say which vault it is for: %v", err)
+		}
+	}
+	return nil
 }
 
 func (a *app) newKey(s *secrets, flags keyAddFlags) (vault.Key, error) {
@@ -113,10 +122,12 @@ func (a *app) newKey(s *secrets, flags keyAddFlags) (vault.Key, error) {
 	case flags.recipient != "":
 		return vault.Key{Recipient: flags.recipient}, nil
 	case flags.passphraseFile != "":
-		return readPassphraseFile(flags.passphraseFile)
+		key, err := readPassphraseFile(flags.passphraseFile)
+		return key.Key, err
 	}
 	if _, err := os.Stat(flags.file); !errors.Is(err, os.ErrNotExist) {
-		return readKeyFile(flags.file)
+		key, err := readKeyFile(flags.file)
+		return key.Key, err
 	}
 	id, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -135,7 +146,7 @@ func (a *app) keyRemove() *cobra.Command {
 Whoever kept the key file can no longer open the vault with it. It does not undo what was
 read before: to lock out somebody who may have copied the vault, make a new vault.`,
 		examples: "holdfast --vault /srv/vault vault key remove night",
-		statuses: "5 wrong key or not a vault",
+		statuses: vaultStatuses,
 		run: func(cmd *cobra.Command, args []string) error {
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
 				if err := v.RemoveKey(cmd.Context(), args[0]); err != nil {

@@ -3,9 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strconv"
+	"strings"
 
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/blob/open"
 	"github.com/holdfast-vm/holdfast/internal/child"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -22,34 +24,25 @@ const (
 )
 
 // vaultKey returns the key of the vault that was asked for.
-func (a *app) vaultKey(ctx context.Context) (vault.Key, error) {
-	path, err := filepath.Abs(a.vaultPath())
-	if a.vaultPath() == "" {
-		err = errNoVault()
-	}
-	if err != nil {
-		return vault.Key{}, err
-	}
-	store, err := openStore(path)
-	if err != nil {
-		return vault.Key{}, fmt.Errorf("open vault %s: %w", path, err)
-	}
-	defer store.Close()
-	id, err := vault.Peek(ctx, store)
-	if err == nil {
-		var key vault.Key
-		if key, err = a.key(ctx, id); err == nil {
-			return key, nil
+func (a *app) vaultKey(ctx context.Context) (key foundKey, err error) {
+	err = a.atStore(ctx, func(at open.Address, store blob.Store) error {
+		id, err := vault.Peek(ctx, store)
+		if err == nil {
+			key, err = a.key(ctx, id)
 		}
-	}
-	return vault.Key{}, fmt.Errorf("open vault %s: %w", path, err)
+		if err != nil {
+			return fmt.Errorf("open vault %s: %w", at, err)
+		}
+		return nil
+	})
+	return key, err
 }
 
 // handKey has cmd, this program, be handed a key. Call sent once it was started, or was not.
-func handKey(cmd *child.Cmd, key vault.Key) (sent func(), err error) {
+func handKey(cmd *child.Cmd, key foundKey) (sent func(), err error) {
 	secret := append([]byte{handsPassphrase}, key.Passphrase...)
 	if key.Identity != "" {
-		secret = append([]byte{handsIdentity}, key.Identity...)
+		secret = append([]byte{handsIdentity}, key.pins.text()+key.Identity...)
 	}
 	fd, sent, err := child.Hand(cmd, secret)
 	if err != nil {
@@ -60,23 +53,23 @@ func handKey(cmd *child.Cmd, key vault.Key) (sent func(), err error) {
 }
 
 // handedKey returns the key that this process was handed.
-func (a *app) handedKey() (vault.Key, error) {
+func (a *app) handedKey() (foundKey, error) {
 	if a.handed == nil {
 		secret, err := child.Receive(a.keyFD)
 		if err != nil {
-			return vault.Key{}, err
+			return foundKey{}, err
 		}
 		a.handed = secret
 	}
 	if len(a.handed) == 0 {
-		return vault.Key{}, errNoKey
+		return foundKey{}, errNoKey
 	}
-	switch kind, rest := a.handed[0], a.handed[1:]; kind {
+	switch kind, rest := a.handed[0], string(a.handed[1:]); kind {
 	case handsIdentity:
-		return vault.Key{Identity: string(rest)}, nil
+		return foundKey{vault.Key{Identity: rest[strings.LastIndex(rest, "\n")+1:]}, pinsOf(rest)}, nil
 	case handsPassphrase:
-		return vault.Key{Passphrase: rest}, nil
+		return foundKey{Key: vault.Key{Passphrase: []byte(rest)}}, nil
 	default:
-		return vault.Key{}, fmt.Errorf("take over the key: it is of the unknown kind %q", kind)
+		return foundKey{}, fmt.Errorf("take over the key: it is of the unknown kind %q", kind)
 	}
 }

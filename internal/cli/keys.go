@@ -23,46 +23,52 @@ const (
 	passphraseEnv = "HOLDFAST_PASSPHRASE"
 )
 
+// foundKey is a key with the vaults that the file says it is for which it was found in.
+type foundKey struct {
+	vault.Key
+	pins pins
+}
+
 // readKeyFile returns the key that a file holds: the age identity in it, else its content as a
 // passphrase.
-func readKeyFile(path string) (vault.Key, error) {
+func readKeyFile(path string) (foundKey, error) {
 	data, err := readSmall(path)
 	if err != nil {
-		return vault.Key{}, fmt.Errorf("read key file %s: %w", path, err)
+		return foundKey{}, fmt.Errorf("read key file %s: %w", path, err)
 	}
 	for line := range strings.Lines(string(data)) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, "AGE-SECRET-KEY-") {
-			return vault.Key{Identity: line}, nil
+			return foundKey{vault.Key{Identity: line}, pinsOf(string(data))}, nil
 		}
 	}
 	key, err := passphrase(data)
 	if err != nil {
-		return vault.Key{}, fmt.Errorf("read key file %s: %w", path, err)
+		return foundKey{}, fmt.Errorf("read key file %s: %w", path, err)
 	}
 	return key, nil
 }
 
-func readPassphraseFile(path string) (vault.Key, error) {
+func readPassphraseFile(path string) (foundKey, error) {
 	data, err := readSmall(path)
 	if err != nil {
-		return vault.Key{}, fmt.Errorf("read passphrase file %s: %w", path, err)
+		return foundKey{}, fmt.Errorf("read passphrase file %s: %w", path, err)
 	}
 	key, err := passphrase(data)
 	if err != nil {
-		return vault.Key{}, fmt.Errorf("read passphrase file %s: %w", path, err)
+		return foundKey{}, fmt.Errorf("read passphrase file %s: %w", path, err)
 	}
 	return key, nil
 }
 
 // passphrase makes a key of data less one line end.
-func passphrase(data []byte) (vault.Key, error) {
+func passphrase(data []byte) (foundKey, error) {
 	data = bytes.TrimSuffix(data, []byte("\n"))
 	data = bytes.TrimSuffix(data, []byte("\r"))
 	if len(data) < minPassphrase {
-		return vault.Key{}, withHint(fmt.Errorf("a passphrase of %d bytes is too short", len(data)),
+		return foundKey{}, withHint(fmt.Errorf("a passphrase of %d bytes is too short", len(data)),
 			"use at least %d bytes", minPassphrase)
 	}
-	return vault.Key{Passphrase: data}, nil
+	return foundKey{Key: vault.Key{Passphrase: data}}, nil
 }
 
 func readSmall(path string) ([]byte, error) {
@@ -103,7 +109,7 @@ func (a *app) keySource() (keySource, error) {
 	return keySource{}, nil
 }
 
-func (s keySource) read() (vault.Key, error) {
+func (s keySource) read() (foundKey, error) {
 	switch {
 	case s.file != "":
 		return readKeyFile(s.file)
@@ -128,13 +134,13 @@ func (a *app) defaultKeyFile(shortID string) (string, error) {
 
 // key finds the key of the vault with this ID: what was given, the file kept for it, or what is
 // typed on the terminal.
-func (a *app) key(ctx context.Context, vaultID string) (vault.Key, error) {
+func (a *app) key(ctx context.Context, vaultID string) (foundKey, error) {
 	if a.keyFD != 0 {
 		return a.handedKey()
 	}
 	source, err := a.keySource()
 	if err != nil {
-		return vault.Key{}, err
+		return foundKey{}, err
 	}
 	if source != (keySource{}) {
 		return source.read()
@@ -150,16 +156,16 @@ func (a *app) key(ctx context.Context, vaultID string) (vault.Key, error) {
 }
 
 // askPassphrase reads a passphrase from the terminal, if there is one.
-func (a *app) askPassphrase(ctx context.Context, vaultID string) (vault.Key, error) {
+func (a *app) askPassphrase(ctx context.Context, vaultID string) (foundKey, error) {
 	f, ok := a.env.Stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) || ctx.Err() != nil {
-		return vault.Key{}, errNoKey
+		return foundKey{}, errNoKey
 	}
 	fmt.Fprintf(a.env.Stderr, "passphrase of vault %s: ", shortID(vaultID))
 	data, err := term.ReadPassword(int(f.Fd()))
 	fmt.Fprintln(a.env.Stderr)
 	if err != nil {
-		return vault.Key{}, fmt.Errorf("read the passphrase: %w", err)
+		return foundKey{}, fmt.Errorf("read the passphrase: %w", err)
 	}
 	return passphrase(data)
 }

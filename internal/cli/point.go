@@ -12,38 +12,42 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/point"
-	"github.com/holdfast-vm/holdfast/internal/snapshots"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
 func (a *app) pointCommands() *cobra.Command {
 	return noun("point", "List, verify, compare, restore and delete recovery points",
-		a.pointList(), a.pointShow(), a.pointVerify(), a.pointDiff(), a.pointDelete(), a.pointRestore(),
-		a.pointExport(),
+		a.pointList(), a.pointShow(), a.pointVerify(), a.pointDiff(), a.pointDelete(), a.pointUndelete(),
+		a.pointRestore(), a.pointExport(),
 		a.pointDrill(), a.pointLs(), a.pointGet(), a.pointFind(), a.pointMount())
 }
 
-const vaultStatuses = "5 wrong key or not a vault"
+const vaultStatuses = "5 wrong key or not a vault, 8 not the vault that it was"
 
 const pointArgHelp = "POINT is the beginning of a point's ID, or NAME@latest."
 
 func (a *app) pointList() *cobra.Command {
 	var vm string
+	var deleted bool
 	cmd := command{
-		use: "list [--vm NAME]", short: "List recovery points, oldest first", args: cobra.NoArgs,
-		statuses: vaultStatuses,
+		use: "list [--vm NAME] [--deleted]", short: "List recovery points, oldest first", args: cobra.NoArgs,
+		statuses: vaultStatuses, reads: true,
 		examples: `
 holdfast --vault /srv/vault point list
-holdfast --vault /srv/vault point list --vm web --json`,
+holdfast --vault /srv/vault point list --vm web --json
+holdfast --vault /srv/vault point list --deleted`,
 		run: func(cmd *cobra.Command, _ []string) error {
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
-				return a.listPoints(cmd.Context(), v, func(p *point.RecoveryPoint) bool {
-					return vm == "" || p.VM == vm || p.MachineUUID == vm
-				})
+				takes := func(p *point.RecoveryPoint) bool { return vm == "" || p.VM == vm || p.MachineUUID == vm }
+				if deleted {
+					return a.listDeleted(cmd.Context(), v, takes)
+				}
+				return a.listPoints(cmd.Context(), v, takes)
 			})
 		},
 	}.build()
 	cmd.Flags().StringVar(&vm, "vm", "", "only points of the machine with this `name` or UUID")
+	cmd.Flags().BoolVar(&deleted, "deleted", false, "those that were deleted and can be brought back")
 	return cmd
 }
 
@@ -123,6 +127,22 @@ func (a *app) withPoint(ctx context.Context, ref string, do func(v *vault.Vault,
 	})
 }
 
+// withHeldPoint is withPoint for who reads for long: nobody removes the point meanwhile.
+func (a *app) withHeldPoint(ctx context.Context, ref string, do func(v *vault.Vault, p *point.RecoveryPoint) error,
+) error {
+	return a.withPoint(ctx, ref, func(v *vault.Vault, p *point.RecoveryPoint) error {
+		r, err := v.OpenReader(ctx)
+		if err == nil {
+			err = r.RequirePoint(ctx, p.ID)
+		}
+		if err != nil {
+			return fmt.Errorf("keep point %s of %s while it is read: %w", p.ID.Short(), p.VM, err)
+		}
+		defer r.Close() // what cannot be given back ends with the process
+		return do(v, p)
+	})
+}
+
 // shownPoint is what point show --json prints.
 type shownPoint struct {
 	*point.RecoveryPoint
@@ -133,7 +153,7 @@ func (a *app) pointShow() *cobra.Command {
 	cmd := command{
 		use: "show POINT", short: "Show all that is known of a recovery point", long: pointArgHelp,
 		args:     cobra.ExactArgs(1),
-		statuses: vaultStatuses,
+		statuses: vaultStatuses, reads: true,
 		examples: `
 holdfast --vault /srv/vault point show web@latest
 holdfast --vault /srv/vault point show 3fa9 --json`,
@@ -216,49 +236,6 @@ func (a *app) printDisks(disks []point.Disk) error {
 			humanSize(d.Added), how, d.Source.File + encryptionText(d)})
 	}
 	return a.printTable([]string{"disk", ">size", ">used", ">read", ">added", "how", "source"}, rows)
-}
-
-func (a *app) pointDelete() *cobra.Command {
-	var force bool
-	cmd := command{
-		use: "delete POINT", short: "Delete a recovery point", args: cobra.ExactArgs(1), statuses: vaultStatuses,
-		long: pointArgHelp + `
-No other point needs it. Its space is freed by the next "holdfast vault gc". A point that an
-instant restore still needs is not deleted; with --force it is, and that machine cannot be
-finished any more. Use it where the restore is gone without having said so.`,
-		examples: "holdfast --vault /srv/vault point delete 3fa9c2d1",
-		run: func(cmd *cobra.Command, args []string) error {
-			return a.withPoint(cmd.Context(), args[0], func(v *vault.Vault, p *point.RecoveryPoint) error {
-				var err error
-				if force {
-					err = v.Release(cmd.Context(), p.ID, "")
-				}
-				if err == nil {
-					err = a.deletePoint(cmd.Context(), v, p)
-				}
-				if err != nil {
-					return fmt.Errorf("delete point %s of %s: %w", p.ID.Short(), p.VM, err)
-				}
-				if a.json {
-					return a.printJSON(map[string]string{"deleted": string(p.ID)})
-				}
-				err = a.println(fmt.Sprintf("deleted point %s of %s", p.ID.Short(), p.VM))
-				a.remark("its space is freed by `holdfast vault gc`")
-				return err
-			})
-		},
-	}.build()
-	cmd.Flags().BoolVar(&force, "force", false, "also if an instant restore still needs it")
-	cmd.ValidArgsFunction = a.completePoints
-	return cmd
-}
-
-// deletePoint deletes a point; a snapshot is remembered for the usage report.
-func (a *app) deletePoint(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint) error {
-	if p.IsSnapshot() {
-		return snapshots.Delete(ctx, v, p, a.env.Now())
-	}
-	return v.DeletePoint(ctx, p.ID)
 }
 
 // printRanges lists byte ranges, but not without end.

@@ -29,7 +29,7 @@ func (a *app) pointDiff() *cobra.Command {
 		examples: `
 holdfast --vault /srv/vault point diff 3fa9 web@latest
 holdfast --vault /srv/vault point diff 3fa9 77c0 --disk vda --json`,
-		statuses: vaultStatuses,
+		statuses: vaultStatuses, reads: true,
 		run: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			return a.withPoint(ctx, args[0], func(v *vault.Vault, first *point.RecoveryPoint) error {

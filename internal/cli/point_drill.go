@@ -54,7 +54,7 @@ touched.`,
 holdfast --vault /srv/vault point drill web@latest --role systemd --role tcp=443
 holdfast --vault /srv/vault point drill 3fa9 --role postgresql --check 'test -e /srv/app/ready' --timeout 10m
 holdfast --vault /srv/vault --connect qemu:///system point drill db@latest --script ./smoke-test.sh --json`,
-		statuses: "3 damage found, 5 wrong key or not a vault, 6 not verified, 130 interrupted",
+		statuses: "3 damage found, " + vaultStatuses + ", 6 not verified, 130 interrupted",
 		run:      func(cmd *cobra.Command, args []string) error { return a.drillPoint(cmd.Context(), args[0], flags) },
 	}.build()
 	f := cmd.Flags()

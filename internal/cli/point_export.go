@@ -64,8 +64,8 @@ show a certificate of that authority. Without TLS only the loopback address is s
 holdfast --vault /srv/vault point export web@latest
 holdfast --vault /srv/vault point export 3fa9 --disk vda --writable /srv/try --socket /run/try.sock
 holdfast --vault /srv/vault point export 3fa9 --listen :10809 --tls-dir /etc/pki/qemu`,
-		statuses: vaultStatuses,
-		run:      func(cmd *cobra.Command, args []string) error { return a.exportPoint(cmd.Context(), args[0], flags) },
+		statuses: vaultStatuses, reads: true,
+		run: func(cmd *cobra.Command, args []string) error { return a.exportPoint(cmd.Context(), args[0], flags) },
 	}.build()
 	f := cmd.Flags()
 	f.StringVar(&flags.disk, "disk", "",

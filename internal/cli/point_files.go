@@ -22,7 +22,7 @@ const placeHelp = `
 A PATH such as /etc/hosts is what the machine itself would find there, with its file systems
 mounted as its /etc/fstab says; vda1:/hosts and vg0/root:/etc/hosts are in one volume.`
 
-const fileStatuses = "3 damage found, 5 wrong key or not a vault, 130 interrupted"
+const fileStatuses = "3 damage found, " + vaultStatuses + ", 130 interrupted"
 
 const (
 	fileCache = 128 << 20          // bytes of the disks that are kept in memory while files are read

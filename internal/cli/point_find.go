@@ -29,7 +29,7 @@ the machine's own tree is searched, and all volumes that are not in it.`,
 holdfast --vault /srv/vault point find web@latest '*.pem'
 holdfast --vault /srv/vault point find web@latest '/home/**/.ssh/*' --json
 holdfast --vault /srv/vault point find 3fa9 'report-20??.ods' --volume vdb1`,
-		statuses: fileStatuses,
+		statuses: fileStatuses, reads: true,
 		run: func(cmd *cobra.Command, args []string) (err error) {
 			if req.Limits, err = limits.parse(cmd); err != nil {
 				return err

@@ -38,7 +38,7 @@ holdfast --vault /srv/vault point get web@latest /etc/nginx /var/www --to /tmp/w
 holdfast --vault /srv/vault point get web@latest /etc --to /srv/web --as-stored
 holdfast --vault /srv/vault point get 3fa9 vdb1:/report.ods --to .
 holdfast --vault /srv/vault point get 3fa9 /var/lib/dump.sql --to - | psql`,
-		statuses: fileStatuses,
+		statuses: fileStatuses, reads: true,
 		run: func(cmd *cobra.Command, args []string) (err error) {
 			if req.Limits, err = limits.parse(cmd); err != nil {
 				return err

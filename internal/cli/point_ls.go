@@ -28,7 +28,7 @@ what cannot be read with the reason.
 holdfast --vault /srv/vault point ls web@latest
 holdfast --vault /srv/vault point ls web@latest /var/lib
 holdfast --vault /srv/vault point ls 3fa9 vdb1:/ -R --json`,
-		statuses: fileStatuses,
+		statuses: fileStatuses, reads: true,
 		run: func(cmd *cobra.Command, args []string) (err error) {
 			if req.Limits, err = limits.parse(cmd); err != nil {
 				return err

@@ -33,7 +33,7 @@ needs FUSE: /dev/fuse, and for other users than root fusermount3.`,
 		examples: `
 holdfast --vault /srv/vault point mount web@latest /mnt/web
 holdfast --vault /srv/vault point mount 3fa9 ~/point & diff -r ~/point/root/etc /etc`,
-		statuses: vaultStatuses,
+		statuses: vaultStatuses, reads: true,
 		run: func(cmd *cobra.Command, args []string) error {
 			most, err := limits.parse(cmd)
 			if err != nil {

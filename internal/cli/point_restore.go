@@ -63,7 +63,7 @@ holdfast --vault /srv/vault point restore 3fa9 --disk vdb --to /dev/vg0/db-data 
 holdfast --vault /srv/vault --connect qemu:///system point restore web@latest --as web --storage /srv/images --start
 holdfast --vault /srv/vault --connect qmp:/run/w2.qmp point restore 3fa9 --as web2 --storage /srv/web2 --network br0=br1
 holdfast --vault /srv/vault point restore web@latest --as web --storage /srv/images --instant --start --rate 100MiB/s`,
-		statuses: "3 damage found, 5 wrong key or not a vault, 130 interrupted",
+		statuses: "3 damage found, " + vaultStatuses + ", 130 interrupted", reads: true,
 		run: func(cmd *cobra.Command, args []string) error {
 			return a.restorePoint(cmd.Context(), args[0], flags)
 		},
@@ -93,10 +93,14 @@ func (a *app) restorePoint(ctx context.Context, ref string, flags restoreFlags) 
 	if err := flags.check(); err != nil {
 		return err
 	}
+	if flags.instant && a.at != "" {
+		return usagef("point restore: --instant needs its point to stay, and --at shows what was: leave one of them " +
+			"out")
+	}
 	if flags.detach {
 		return a.detachInstant(ctx, flags.storage, flags.as)
 	}
-	return a.withPoint(ctx, ref, func(v *vault.Vault, p *point.RecoveryPoint) error {
+	return a.withHeldPoint(ctx, ref, func(v *vault.Vault, p *point.RecoveryPoint) error {
 		if flags.instant && len(p.Disks) > 0 {
 			return a.restoreInstant(ctx, v, p, flags)
 		}

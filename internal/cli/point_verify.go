@@ -35,9 +35,9 @@ func (a *app) pointVerify() *cobra.Command {
 		examples: `
 holdfast --vault /srv/vault point verify web@latest
 holdfast --vault /srv/vault point verify 3fa9 --json`,
-		statuses: "3 damage found, " + vaultStatuses,
+		statuses: "3 damage found, " + vaultStatuses, reads: true,
 		run: func(cmd *cobra.Command, args []string) error {
-			return a.withPoint(cmd.Context(), args[0], func(v *vault.Vault, p *point.RecoveryPoint) error {
+			return a.withHeldPoint(cmd.Context(), args[0], func(v *vault.Vault, p *point.RecoveryPoint) error {
 				return a.verifyPoint(cmd.Context(), v, p)
 			})
 		},

@@ -47,6 +47,7 @@ func params(p testscript.Params, vars map[string]string) testscript.Params {
 		env.Setenv("HOME", env.WorkDir)
 		env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, "config"))
 		env.Setenv("HOLDFAST_STATE", filepath.Join(env.WorkDir, "state"))
+		env.Setenv("HOLDFAST_MEMORY", filepath.Join(env.WorkDir, "memory"))
 		env.Setenv("HOLDFAST_SCRATCH", filepath.Join(env.WorkDir, "scratch"))
 		for k, v := range vars {
 			env.Setenv(k, v)

@@ -6,11 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"filippo.io/age"
 
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
 // secrets are the key files written for a vault that is being made. They are durable before the
@@ -65,12 +67,17 @@ func (a *app) stageRecovery(s *secrets, id *age.X25519Identity, vaultDir, target
 	}
 	s.identity, s.vaultDir, s.recovery, s.createdAt = id, vaultDir, target, a.env.Now()
 	s.staged = filepath.Join(dir, "holdfast-recovery-new-"+string(point.NewID())+".txt")
-	return s.write(s.staged, recoveryPage(id, "(being made)", vaultDir, s.createdAt))
+	return s.write(s.staged, recoveryPage(id, vault.Known{ID: "(being made)"}, vaultDir, s.createdAt))
 }
 
 // settle gives the files their names, now that the vault has an ID.
-func (s *secrets) settle(a *app, id string, made *Created) error {
-	short := shortID(id)
+func (s *secrets) settle(a *app, known vault.Known, made *Created) error {
+	short := shortID(known.ID)
+	if s.everyday != "" {
+		if err := pinKeyFile(s.everyday, known, slices.Contains(s.files, s.everyday)); err != nil {
+			a.remark("warning: the key file does not say which vault it is for: %v", err)
+		}
+	}
 	if s.defaultKey {
 		path, err := a.defaultKeyFile(short)
 		if err != nil {
@@ -84,7 +91,7 @@ func (s *secrets) settle(a *app, id string, made *Created) error {
 	if s.recovery == "" {
 		s.recovery = filepath.Join(filepath.Dir(s.staged), "holdfast-recovery-"+short+".txt")
 	}
-	if err := writeSecret(s.recovery, recoveryPage(s.identity, id, s.vaultDir, s.createdAt)); err != nil {
+	if err := writeSecret(s.recovery, recoveryPage(s.identity, known, s.vaultDir, s.createdAt)); err != nil {
 		s.recovery = s.staged
 		return err
 	}

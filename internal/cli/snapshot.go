@@ -20,7 +20,7 @@ import (
 func (a *app) snapshotCommands() *cobra.Command {
 	cmd := noun("snapshot", "Take, compare, copy and delete snapshots of disks",
 		a.snapshotCreate(), a.snapshotList(), a.snapshotShow(), a.snapshotDiff(), a.snapshotApply(), a.snapshotCopy(),
-		a.snapshotDelete())
+		a.snapshotDelete(), a.snapshotUndelete())
 	a.poolFlag(cmd)
 	return cmd
 }
@@ -54,7 +54,7 @@ the next snapshot of these disks is quick also where there are no backups.`,
 holdfast --vault /srv/vault --pool /srv/images snapshot create data
 holdfast --vault /srv/vault snapshot create web:vdb --name before-upgrade --incremental
 holdfast --vault /srv/vault --connect qemu:///system snapshot create db:vdb,vdc --consistency filesystem --tag reason=audit`,
-		statuses: "5 wrong key or not a vault, 130 interrupted",
+		statuses: vaultStatuses + ", 130 interrupted",
 		run:      func(cmd *cobra.Command, args []string) error { return a.takeSnapshot(cmd.Context(), args, flags) },
 	}.build()
 	f := cmd.Flags()

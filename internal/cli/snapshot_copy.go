@@ -16,7 +16,7 @@ import (
 func (a *app) snapshotCopy() *cobra.Command {
 	var to, key string
 	cmd := command{
-		use: "copy SNAPSHOT --to-vault DIR [--to-key-file FILE]", short: "Bring a snapshot into another vault",
+		use: "copy SNAPSHOT --to-vault DIR|URI [--to-key-file FILE]", short: "Bring a snapshot into another vault",
 		args: cobra.ExactArgs(1),
 		long: snapshotArgHelp + `
 Only what differs from what both vaults have is read, and only what the other vault lacks is
@@ -31,7 +31,7 @@ stored there. The copy has the same ID and needs nothing of this vault. Without
 			return a.copySnapshot(cmd.Context(), args[0], to, key)
 		},
 	}.build()
-	cmd.Flags().StringVar(&to, "to-vault", "", "`directory` of the other vault")
+	cmd.Flags().StringVar(&to, "to-vault", "", "`DIR|URI` of the other vault")
 	cmd.Flags().StringVar(&key, "to-key-file", "", "`file` with a key of the other vault")
 	return cmd
 }
@@ -66,7 +66,7 @@ func (a *app) copySnapshot(ctx context.Context, ref, to, key string) error {
 // vault's.
 func (a *app) other(vaultDir, keyFile string) *app {
 	b := *a
-	b.vaultDir, b.keyFile, b.passphraseFile = vaultDir, keyFile, ""
+	b.vaultDir, b.keyFile, b.passphraseFile, b.at = vaultDir, keyFile, "", ""
 	b.env.Getenv = func(name string) string {
 		if strings.HasPrefix(name, "HOLDFAST_KEY") || strings.HasPrefix(name, "HOLDFAST_PASSPHRASE") {
 			return ""
@@ -84,6 +84,6 @@ func (b *app) withOtherVault(ctx context.Context, first *app, do func(v *vault.V
 		return err
 	}
 	again := *first
-	again.vaultDir = b.vaultDir
+	again.vaultDir, again.at = b.vaultDir, ""
 	return again.withVault(ctx, do)
 }

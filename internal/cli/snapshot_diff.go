@@ -35,7 +35,7 @@ whole.`,
 holdfast --vault /srv/vault snapshot diff monday tuesday
 holdfast --vault /srv/vault snapshot diff monday tuesday --disk vdb --to monday-tuesday.hfdiff
 holdfast --vault /srv/vault snapshot diff monday tuesday --to - | ssh other holdfast snapshot apply - --to data.img`,
-		statuses: vaultStatuses,
+		statuses: vaultStatuses, reads: true,
 		run: func(cmd *cobra.Command, args []string) error {
 			return a.diffSnapshots(cmd.Context(), args[0], args[1], flags)
 		},

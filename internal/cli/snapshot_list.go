@@ -14,9 +14,10 @@ import (
 func (a *app) snapshotList() *cobra.Command {
 	var filter snapshots.Filter
 	var tags []string
+	var deleted bool
 	cmd := command{
-		use: "list [--disk D] [--vm NAME] [--tag K=V]", short: "List snapshots, oldest first", args: cobra.NoArgs,
-		statuses: vaultStatuses,
+		use: "list [--disk D] [--vm NAME] [--tag K=V] [--deleted]", short: "List snapshots, oldest first",
+		args: cobra.NoArgs, statuses: vaultStatuses, reads: true,
 		examples: `
 holdfast --vault /srv/vault snapshot list
 holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --json`,
@@ -26,6 +27,9 @@ holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --js
 				return err
 			}
 			return a.withVault(cmd.Context(), func(v *vault.Vault) error {
+				if deleted {
+					return a.listDeleted(cmd.Context(), v, filter.Takes)
+				}
 				if err := a.listSnapshots(cmd.Context(), v, filter); err != nil {
 					return fmt.Errorf("list the snapshots of vault %s: %w", v.ShortID(), err)
 				}
@@ -38,6 +42,7 @@ holdfast --vault /srv/vault snapshot list --disk web:vdb --tag reason=audit --js
 		"only snapshots of this `disk`: a managed disk's name, VM:DISK, or DISK of any machine")
 	f.StringVar(&filter.VM, "vm", "", "only snapshots of disks of the machine with this `name` or UUID")
 	f.StringArrayVar(&tags, "tag", nil, "only snapshots with this `key=value`; repeatable")
+	f.BoolVar(&deleted, "deleted", false, "those that were deleted and can be brought back")
 	return cmd
 }
 
@@ -80,7 +85,7 @@ func (a *app) snapshotShow() *cobra.Command {
 	return command{
 		use: "show SNAPSHOT", short: "Show all that is known of a snapshot", long: snapshotArgHelp,
 		args:     cobra.ExactArgs(1),
-		statuses: vaultStatuses,
+		statuses: vaultStatuses, reads: true,
 		examples: `
 holdfast --vault /srv/vault snapshot show before-upgrade
 holdfast --vault /srv/vault snapshot show 3fa9 --json`,
@@ -90,40 +95,6 @@ holdfast --vault /srv/vault snapshot show 3fa9 --json`,
 					return a.printJSON(p)
 				}
 				return a.printPoint(p)
-			})
-		},
-	}.build()
-}
-
-func (a *app) snapshotDelete() *cobra.Command {
-	return command{
-		use: "delete SNAPSHOT...", short: "Delete snapshots", args: cobra.MinimumNArgs(1), statuses: vaultStatuses,
-		long: snapshotArgHelp + `
-No disk and no other snapshot needs it. Its space is freed by the next "holdfast vault gc";
-its hours stay in the usage report of the month.`,
-		examples: "holdfast --vault /srv/vault snapshot delete before-upgrade",
-		run: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			return a.withVault(ctx, func(v *vault.Vault) error {
-				deleted := []string{}
-				for _, ref := range args {
-					p, err := snapshots.Find(ctx, v, ref)
-					if err == nil {
-						err = snapshots.Delete(ctx, v, p, a.env.Now())
-					}
-					if err != nil {
-						return fmt.Errorf("delete snapshot %s: %w", ref, err)
-					}
-					deleted = append(deleted, string(p.ID))
-					if !a.json {
-						a.println(fmt.Sprintf("deleted snapshot %s (%s) of %s", p.Name, p.ID.Short(), snapshotDisks(p)))
-					}
-				}
-				if a.json {
-					return a.printJSON(map[string][]string{"deleted": deleted})
-				}
-				a.remark("the space is freed by `holdfast vault gc`")
-				return nil
 			})
 		},
 	}.build()

@@ -39,8 +39,8 @@ The currency is a label. The first tag that a snapshot has sets its price.`,
 holdfast --vault /srv/vault usage
 holdfast --vault /srv/vault usage --by tag=customer --month 2026-11 --prices prices.json --csv
 holdfast --vault /srv/vault usage --by disk --json`,
-		statuses: vaultStatuses,
-		run:      func(cmd *cobra.Command, _ []string) error { return a.usage(cmd.Context(), flags) },
+		statuses: vaultStatuses, reads: true,
+		run: func(cmd *cobra.Command, _ []string) error { return a.usage(cmd.Context(), flags) },
 	}.build()
 	f := cmd.Flags()
 	f.StringVar(&flags.by, "by", "snapshot", "what to sum up by: snapshot, disk, vm or tag=`KEY`")

@@ -11,7 +11,8 @@ import (
 	"filippo.io/age"
 	"github.com/spf13/cobra"
 
-	"github.com/holdfast-vm/holdfast/internal/blob/dir"
+	"github.com/holdfast-vm/holdfast/internal/blob"
+	"github.com/holdfast-vm/holdfast/internal/blob/open"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
@@ -29,7 +30,8 @@ of its data is lost: nobody can bring it back, with any tool.
 // Created is what vault init prints with --json.
 type Created struct {
 	ID          string `json:"id"`
-	Vault       string `json:"vault"`
+	Print       string `json:"fingerprint"`        // of its data key
+	Vault       string `json:"vault"`              // its address
 	KeyFile     string `json:"key_file,omitempty"` // "" where a passphrase opens the vault
 	RecoveryKey string `json:"recovery_key"`
 	ChunkSize   int    `json:"chunk_size"` // bytes
@@ -44,7 +46,7 @@ type initFlags struct {
 func (a *app) vaultInit() *cobra.Command {
 	var flags initFlags
 	cmd := command{
-		use: "init [flags] DIR", short: "Make a new vault in an empty or new directory", args: cobra.ExactArgs(1),
+		use: "init [flags] DIR|URI", short: "Make a new vault in an empty or new directory", args: cobra.ExactArgs(1),
 		long: `
 The vault gets two keys: the everyday key, and a recovery key that is written to a
 file to be printed. The everyday key is, in this order:
@@ -53,6 +55,9 @@ file to be printed. The everyday key is, in this order:
                           file, a fresh identity is written to it
   --passphrase-file FILE  the passphrase in FILE (also HOLDFAST_PASSPHRASE)
   none of them            a fresh identity in ~/.config/holdfast/, found again by itself
+
+A key file that is made says which vault it is for, in comments: it opens no other vault
+that somebody puts in its place.
 
 A directory that holds anything is left alone.`,
 		examples: `
@@ -85,8 +90,8 @@ func (a *app) printCreated(made Created) error {
 	if key == "" {
 		key = "the passphrase that was given"
 	}
-	err := a.printFields([2]string{"vault", made.Vault}, [2]string{"id", made.ID}, [2]string{"key", key},
-		[2]string{"recovery key", made.RecoveryKey})
+	err := a.printFields([2]string{"vault", made.Vault}, [2]string{"id", made.ID},
+		[2]string{"fingerprint", made.Print}, [2]string{"key", key}, [2]string{"recovery key", made.RecoveryKey})
 	if err != nil {
 		return err
 	}
@@ -96,8 +101,8 @@ func (a *app) printCreated(made Created) error {
 
 // createVault makes the vault. Every key is durable before the vault is, and whatever was written
 // for a vault that could not be made is removed again.
-func (a *app) createVault(ctx context.Context, path string, flags initFlags) (made Created, err error) {
-	full, err := filepath.Abs(path)
+func (a *app) createVault(ctx context.Context, address string, flags initFlags) (made Created, err error) {
+	at, err := open.Parse(address)
 	if err != nil {
 		return made, err
 	}
@@ -105,7 +110,7 @@ func (a *app) createVault(ctx context.Context, path string, flags initFlags) (ma
 	if err != nil {
 		return made, err
 	}
-	if err := requireEmpty(ctx, full); err != nil {
+	if err := requireEmpty(ctx, at); err != nil {
 		return made, err
 	}
 	var secrets secrets
@@ -114,19 +119,20 @@ func (a *app) createVault(ctx context.Context, path string, flags initFlags) (ma
 			secrets.remove()
 		}
 	}()
-	keys, err := a.initialKeys(&secrets, full, flags)
+	keys, err := a.initialKeys(&secrets, at, flags)
 	if err != nil {
 		return made, err
 	}
-	id, err := initStore(ctx, full, vault.InitOptions{ChunkSize: chunk, Keys: keys})
+	known, err := initStore(ctx, at, vault.InitOptions{ChunkSize: chunk, Keys: keys})
 	if err != nil {
 		return made, err
 	}
-	made = Created{ID: id, Vault: full, ChunkSize: 64 << 10}
+	a.rememberNew(at, known)
+	made = Created{ID: known.ID, Print: known.Print, Vault: at.String(), ChunkSize: 64 << 10}
 	if chunk > 0 {
 		made.ChunkSize = chunk
 	}
-	if err := secrets.settle(a, id, &made); err != nil {
+	if err := secrets.settle(a, known, &made); err != nil {
 		secrets.files = nil // the vault exists: never remove its keys
 		return made, withHint(fmt.Errorf("the vault is made, but a key could not be put in its place: %w", err),
 			"the recovery key is in %s; the key file, if one was made, is %s", secrets.recovery, secrets.everyday)
@@ -148,20 +154,14 @@ func parseChunkSize(s string) (int, error) {
 	return int(n), nil
 }
 
-// requireEmpty returns an error unless path is absent or an empty directory.
-func requireEmpty(ctx context.Context, path string) error {
-	entries, err := os.ReadDir(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+// requireEmpty returns an error unless nothing is at an address but, perhaps, an empty store.
+func requireEmpty(ctx context.Context, at open.Address) error {
+	empty, err := isEmpty(ctx, at)
+	if err != nil || empty {
 		return err
 	}
-	if len(entries) == 0 {
-		return nil
-	}
-	if store, err := dir.Open(path); err == nil {
-		defer store.Close()
+	if store, err := at.Open(ctx); err == nil {
+		defer blob.Close(store)
 		if _, err := vault.Peek(ctx, store); err == nil || errors.Is(err, vault.ErrNewer) {
 			return vault.ErrExists
 		}
@@ -169,27 +169,71 @@ func requireEmpty(ctx context.Context, path string) error {
 	return withHint(errors.New("the directory is not empty"), "nothing was changed; choose a new or an empty directory")
 }
 
-// initStore makes the vault in path and returns its ID. If that fails, a directory that was not
-// there before is removed.
-func initStore(ctx context.Context, path string, o vault.InitOptions) (id string, err error) {
-	if _, statErr := os.Stat(path); errors.Is(statErr, fs.ErrNotExist) {
-		defer func() {
-			if err != nil {
-				os.RemoveAll(path)
-			}
-		}()
+// isEmpty reports whether nothing is at an address: in a directory no file at all.
+func isEmpty(ctx context.Context, at open.Address) (bool, error) {
+	if path := at.Dir(); path != "" {
+		entries, err := os.ReadDir(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true, nil
+		}
+		return err == nil && len(entries) == 0, err
 	}
-	store, err := dir.Create(path)
+	store, err := at.Open(ctx)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
 	if err != nil {
-		return "", err
+		return false, err
 	}
-	defer store.Close()
-	return vault.Init(ctx, store, o)
+	defer blob.Close(store)
+	for _, err := range blob.Names(ctx, store, "", "") {
+		return false, err
+	}
+	return true, nil
+}
+
+// initStore makes the vault and returns what to remember of it. If that fails, a directory that was
+// not there before is removed.
+func initStore(ctx context.Context, at open.Address, o vault.InitOptions) (known vault.Known, err error) {
+	if path := at.Dir(); path != "" {
+		if _, statErr := os.Stat(path); errors.Is(statErr, fs.ErrNotExist) {
+			defer func() {
+				if err != nil {
+					os.RemoveAll(path)
+				}
+			}()
+		}
+	}
+	store, err := at.Create(ctx)
+	if err != nil {
+		return known, err
+	}
+	defer blob.Close(store)
+	id, err := vault.Init(ctx, store, o)
+	if err != nil {
+		return known, err
+	}
+	return knownOf(ctx, store, id, o.Keys[0].Key), nil
+}
+
+// knownOf returns what is to be remembered of a vault that was just made: at least its ID, for it
+// is there.
+func knownOf(ctx context.Context, store blob.Store, id string, key vault.Key) vault.Known {
+	v, err := vault.Open(ctx, store, key, vault.Options{})
+	if err != nil {
+		return vault.Known{ID: id}
+	}
+	defer v.Close()
+	known, err := v.Known(ctx)
+	if err != nil {
+		return vault.Known{ID: id, Print: v.Print()}
+	}
+	return known
 }
 
 // initialKeys returns the keys of a new vault: everyday, recovery, recipients. Fresh ones have been
 // written to files.
-func (a *app) initialKeys(s *secrets, vaultDir string, flags initFlags) ([]vault.NamedKey, error) {
+func (a *app) initialKeys(s *secrets, at open.Address, flags initFlags) ([]vault.NamedKey, error) {
 	everyday, err := a.everydayKey(s)
 	if err != nil {
 		return nil, err
@@ -198,7 +242,7 @@ func (a *app) initialKeys(s *secrets, vaultDir string, flags initFlags) ([]vault
 	if err != nil {
 		return nil, err
 	}
-	if err := a.stageRecovery(s, recovery, vaultDir, flags.recovery); err != nil {
+	if err := a.stageRecovery(s, recovery, at.String(), flags.recovery); err != nil {
 		return nil, fmt.Errorf("write the recovery key: %w", err)
 	}
 	keys := []vault.NamedKey{{Name: "default", Key: everyday},
@@ -217,10 +261,12 @@ func (a *app) everydayKey(s *secrets) (vault.Key, error) {
 	if source.file != "" {
 		if _, err := os.Stat(source.file); !errors.Is(err, fs.ErrNotExist) {
 			s.everyday = source.file
-			return readKeyFile(source.file)
+			key, err := readKeyFile(source.file)
+			return key.Key, err
 		}
 	} else if source != (keySource{}) {
-		return source.read()
+		key, err := source.read()
+		return key.Key, err
 	}
 	id, err := age.GenerateX25519Identity()
 	if err != nil {

@@ -206,7 +206,7 @@ holdfast --vault /srv/vault vm backup web
 holdfast --vault /srv/vault vm backup web --consistency application --require
 holdfast vm list --json | jq -r '.[].name' | while read -r vm; do holdfast --vault /srv/vault vm backup "$vm"; done
 holdfast --vault /srv/vault --connect qmp:/run/db.qmp,qga=/run/db.qga vm backup db --exclude-disk vdc --tag reason=upgrade`,
-		statuses: "4 required consistency not reached, 5 wrong key or not a vault, 130 interrupted",
+		statuses: "4 required consistency not reached, " + vaultStatuses + ", 130 interrupted",
 		run:      func(cmd *cobra.Command, args []string) error { return a.backUpVM(cmd.Context(), args[0], flags) },
 	}.build()
 	f := cmd.Flags()

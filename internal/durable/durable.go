@@ -112,6 +112,12 @@ func CreateTemp(fsys FS, dir string) (File, string, error) {
 	}
 }
 
+// Hidden reports whether a name is one that a network file system, or FUSE, gives to a file that
+// was removed while it was open, until it is closed. It stays if the client dies before.
+func Hidden(name string) bool {
+	return strings.HasPrefix(name, ".nfs") || strings.HasPrefix(name, ".fuse_hidden")
+}
+
 // Sweep removes the files of [CreateTemp] in dir whose owner has died, and returns how many. Those
 // of living processes, on whichever host, stay; on a file system without locks all stay.
 func Sweep(fsys FS, dir string) (int, error) {
@@ -121,7 +127,8 @@ func Sweep(fsys FS, dir string) (int, error) {
 	}
 	removed := 0
 	for _, e := range entries {
-		if e.Dir || !strings.HasPrefix(e.Name, tempPrefix) || !strings.HasSuffix(e.Name, tempSuffix) {
+		ours := strings.HasPrefix(e.Name, tempPrefix) && strings.HasSuffix(e.Name, tempSuffix)
+		if e.Dir || !ours && !Hidden(e.Name) {
 			continue
 		}
 		gone, err := fsys.RemoveAbandoned(filepath.Join(dir, e.Name))
@@ -139,14 +146,14 @@ func Sweep(fsys FS, dir string) (int, error) {
 // if that is taken. The caller has synced the file before and syncs the directory of the final name
 // afterwards.
 //
-// A network file system repeats a link whose answer was lost, and then says that the name is taken
-// although it was this file that took it. Nobody else links the file, so two names tell.
+// A network file system repeats a call whose answer was lost, and then says that the name is taken
+// although it was this file that took it. Nobody else links the file, so two names tell, or that
+// its old name is gone. Both are asked of an open file: what a network file system knows of others
+// may be old.
 func Publish(fsys FS, temp, name string) error {
 	err := fsys.Link(temp, name)
-	if errors.Is(err, fs.ErrExist) {
-		if info, statErr := fsys.Stat(temp); statErr == nil && info.Links > 1 {
-			err = nil
-		}
+	if errors.Is(err, fs.ErrExist) && names(fsys, temp) > 1 {
+		err = nil
 	}
 	switch {
 	case err == nil:
@@ -154,10 +161,39 @@ func Publish(fsys FS, temp, name string) error {
 		_ = fsys.Remove(temp)
 		return nil
 	case noLinks(err):
-		return fsys.RenameNew(temp, name)
+		return publishByRename(fsys, temp, name)
 	default:
 		return err
 	}
+}
+
+func publishByRename(fsys FS, temp, name string) error {
+	err := fsys.RenameNew(temp, name)
+	if !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if names(fsys, temp) == 0 && names(fsys, name) > 0 {
+		return nil
+	}
+	return err
+}
+
+// names returns how many names a file has, 0 if it is known that there is no such file, and -1 if
+// it is not known.
+func names(fsys FS, name string) int {
+	r, err := fsys.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0
+	}
+	if err != nil {
+		return -1
+	}
+	defer r.Close()
+	info, err := r.Stat()
+	if err != nil {
+		return -1
+	}
+	return info.Links
 }
 
 // noLinks reports whether an error of Link says that the file system cannot make this link but

@@ -31,7 +31,7 @@ func (OS) Create(name string) (File, error) {
 // hold locks a file that was just created. A sweep may have come between: then the file is gone,
 // and the name counts as taken so that the caller picks another.
 func hold(f *os.File) error {
-	err := flock(f)
+	err := flock(f, unix.LOCK_EX)
 	if noLocks(err) {
 		return nil
 	}
@@ -48,9 +48,9 @@ func hold(f *os.File) error {
 	return err
 }
 
-func flock(f *os.File) error {
+func flock(f *os.File, how int) error {
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err != unix.EINTR {
 			return err
 		}
@@ -103,9 +103,13 @@ func (OS) Remove(name string) error {
 
 // RemoveAbandoned implements [FS].
 func (OS) RemoveAbandoned(name string) (bool, error) {
-	f, err := os.OpenFile(name, os.O_RDWR, 0) // NFS locks exclusively only what is open for writing
+	// NFS locks exclusively only what is open for writing. Where that is not allowed a shared lock
+	// tells as well that nobody has an exclusive one.
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	how := unix.LOCK_EX
 	if errors.Is(err, fs.ErrPermission) {
 		f, err = os.Open(name)
+		how = unix.LOCK_SH
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -114,7 +118,7 @@ func (OS) RemoveAbandoned(name string) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	err = flock(f)
+	err = flock(f, how)
 	if errors.Is(err, unix.EWOULDBLOCK) || noLocks(err) {
 		return false, nil
 	}

@@ -138,7 +138,7 @@ func (s *Server) add(ctx context.Context, r Request) (Export, error) {
 	if r.Name == "" {
 		r.Name = r.Point.ID.Short() + "/" + r.Disk
 	}
-	// After the lease: a point that is there now was not collected before it.
+	// From here on nobody purges the point.
 	if err := s.reader.RequirePoint(ctx, r.Point.ID); err != nil {
 		return Export{}, err
 	}

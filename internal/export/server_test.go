@@ -41,7 +41,7 @@ type counting struct {
 }
 
 func (c *counting) ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error) {
-	if name[:2] == "da" {
+	if name[:2] == "pa" {
 		c.reads.Add(1)
 	}
 	return c.Store.ReadAt(ctx, name, p, off)
@@ -71,7 +71,7 @@ func newLab(t testing.TB, data []byte) *lab {
 // backUp takes a point of the disk as it is.
 func (l *lab) backUp(t testing.TB, parent point.ID) *point.RecoveryPoint {
 	t.Helper()
-	s, err := l.vault.Begin(t.Context())
+	s, err := l.vault.Begin(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,32 +226,38 @@ func readRandomly(t *testing.T, r io.ReaderAt, want []byte, rng *rand.Rand) {
 	}
 }
 
-// A point that is deleted while it is served is served on, and freed after that.
-func TestADeletedPointIsServedOn(t *testing.T) {
+// A point that is served is not deleted, and is freed once it was served and is purged.
+func TestAServedPointIsNotDeleted(t *testing.T) {
 	l := newLab(t, someData(7, 200))
 	s := openServer(t, l, export.Options{CacheSize: 1})
 	e, err := s.Add(t.Context(), export.Request{Point: l.point, Disk: "vda"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.vault.DeletePoint(t.Context(), l.point.ID); err != nil {
-		t.Fatal(err)
+	if err := l.vault.DeletePoint(t.Context(), l.point.ID, 0); !errors.Is(err, vault.ErrHeld) {
+		t.Fatalf("delete a point that is served: %v, want ErrHeld", err)
 	}
-	for range 2 {
-		if r, err := l.vault.CollectGarbage(t.Context(), vault.GCOptions{}); err != nil || r.FreedBytes > 0 {
-			t.Fatalf("collected what is being served: %+v, %v", r, err)
-		}
+	if err := l.vault.PurgePoint(t.Context(), l.point.ID); !errors.Is(err, vault.ErrHeld) {
+		t.Fatalf("purge a point that is served: %v, want ErrHeld", err)
+	}
+	if r, err := l.vault.CollectGarbage(t.Context(), vault.GCOptions{}); err != nil || r.FreedBytes > 0 {
+		t.Fatalf("collected what is being served: %+v, %v", r, err)
 	}
 	readRandomly(t, export.ReaderAt(t.Context(), e.Backend), l.data, rand.New(rand.NewPCG(1, 1)))
-	if _, err := s.Add(t.Context(), export.Request{Point: l.point, Disk: "vda", Name: "again"}); !errors.Is(err,
-		vault.ErrNoPoint) {
-		t.Errorf("a deleted point was opened: %v", err)
-	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := l.vault.CollectGarbage(t.Context(), vault.GCOptions{}); err != nil || r.FreedBytes == 0 {
-		t.Errorf("nothing was freed after the server had closed: %+v, %v", r, err)
+	if err := l.vault.PurgePoint(t.Context(), l.point.ID); err != nil {
+		t.Fatalf("purge a point that was served: %v", err)
+	}
+	s = openServer(t, l, export.Options{})
+	defer s.Close()
+	if _, err := s.Add(t.Context(), export.Request{Point: l.point, Disk: "vda"}); !errors.Is(err, vault.ErrNoPoint) {
+		t.Errorf("a purged point was opened: %v", err)
+	}
+	// Disk and file of the point are alike, and so are shared: a full collection frees them.
+	if r, err := l.vault.CollectGarbage(t.Context(), vault.GCOptions{Full: true}); err != nil || r.FreedBytes == 0 {
+		t.Errorf("nothing was freed after the point was purged: %+v, %v", r, err)
 	}
 }
 
@@ -348,7 +354,7 @@ func TestABootIsRememberedAndPrefetched(t *testing.T) {
 	record(l.point, 100*testChunk) // the first one stays
 	later := l.backUp(t, l.point.ID)
 	unrelated := l.backUp(t, "")
-	if err := l.vault.DeletePoint(t.Context(), unrelated.ID); err != nil {
+	if err := l.vault.PurgePoint(t.Context(), unrelated.ID); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range []*point.RecoveryPoint{l.point, later, l.backUp(t, unrelated.ID)} {

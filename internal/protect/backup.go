@@ -45,9 +45,7 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 		return nil, err
 	}
 	defer unlock()
-	// The session comes first: from here on garbage collection leaves alone what the last point is
-	// made of.
-	session, err := r.Vault.Begin(ctx)
+	session, err := r.Vault.Begin(ctx, sessionOf(req))
 	if err != nil {
 		return nil, err
 	}
@@ -55,11 +53,26 @@ func Backup(ctx context.Context, deps Deps, req Request) (*point.RecoveryPoint, 
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
 	}
+	if err := r.lineage.keep(ctx, session); err != nil {
+		return nil, err
+	}
 	r.intake = newIntake(session, r.lineage, r.Progress)
 	if err := r.take(ctx); err != nil {
 		return nil, err
 	}
 	return r.result, nil
+}
+
+// sessionOf names what is stored, for who goes on with a session that died.
+func sessionOf(req Request) string {
+	kind := "machine/"
+	if req.Snapshot != nil {
+		kind = "snapshot/"
+	}
+	if req.Machine.UUID != "" {
+		return kind + req.Machine.UUID
+	}
+	return kind + req.Machine.Name
 }
 
 // take takes the point in the way that the machine needs.
@@ -90,7 +103,7 @@ func (r *run) definitionAlone(ctx context.Context) error {
 // vault.
 func (r *run) prepare(ctx context.Context) error {
 	m := r.req.Machine
-	points, err := r.Vault.Summaries(ctx, newestOf(m))
+	points, err := pointsOf(ctx, r.Vault, m)
 	if err != nil {
 		return err
 	}

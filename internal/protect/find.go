@@ -103,7 +103,7 @@ func CleanUp(ctx context.Context, deps Deps, m hypervisor.Machine, release bool)
 	defer unlock()
 	var keep []string
 	if deps.Vault != nil && !release {
-		points, err := deps.Vault.Summaries(ctx, newestOf(m))
+		points, err := pointsOf(ctx, deps.Vault, m)
 		if err != nil {
 			return nil, err
 		}

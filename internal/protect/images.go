@@ -40,6 +40,9 @@ type ImageRequest struct {
 	Managed []ManagedDisk
 }
 
+// session names what is stored, for who goes on with a session that died.
+func (r ImageRequest) session() string { return "images/" + r.Name }
+
 func (r ImageRequest) snapshot() bool { return len(r.Managed) > 0 }
 
 // Images takes one recovery point of disk images, which become the disks vda, vdb and so on. All
@@ -60,14 +63,12 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 		return nil, err
 	}
 	defer opened.close()
-	// The session comes first: from here on garbage collection leaves alone what the last point is
-	// made of.
-	session, err := deps.Vault.Begin(ctx)
+	session, err := deps.Vault.Begin(ctx, req.session())
 	if err != nil {
 		return nil, err
 	}
 	defer session.Abort()
-	points, err := deps.Vault.Summaries(ctx, newestOfImages(req))
+	points, err := pointsOfImages(ctx, deps.Vault, req)
 	if err != nil {
 		return nil, err
 	}
@@ -77,6 +78,9 @@ func Images(ctx context.Context, deps ImageDeps, req ImageRequest) (*point.Recov
 	p.Rung, p.RungReason = point.Offline, "disk images without a hypervisor"
 	if l.last != nil {
 		p.Parent = l.last.ID
+	}
+	if err := l.keep(ctx, session); err != nil {
+		return nil, err
 	}
 	s := newIntake(session, l, d.Progress)
 	for i, disk := range opened.disks {

@@ -28,6 +28,7 @@ type intake struct {
 type tree struct {
 	root        string
 	used, added int64
+	of          point.ID // the point that has it; "" for one that this session made
 }
 
 func newIntake(s *vault.Session, l lineage, progress func(string, int64, int64)) *intake {
@@ -39,7 +40,8 @@ func newIntake(s *vault.Session, l lineage, progress func(string, int64, int64))
 func (s *intake) put(ctx context.Context, read capture.Read) error {
 	base := s.begin(read)
 	out, err := s.session.PutDisk(ctx, vault.DiskInput{
-		Size: read.Size, Base: base.root, BaseUsed: base.used, Data: read.Data, Zero: read.Zero, Source: read.Source,
+		Size: read.Size, Base: base.root, Of: base.of, BaseUsed: base.used, Data: read.Data, Zero: read.Zero,
+		Source:   read.Source,
 		Progress: s.more,
 	})
 	if err != nil {

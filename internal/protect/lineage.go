@@ -1,63 +1,71 @@
 package protect
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
 	"github.com/holdfast-vm/holdfast/internal/hypervisor"
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
 // lineage is what the vault knows of a machine.
 type lineage struct {
-	last  *point.RecoveryPoint  // nil for a machine that is new to the vault
-	disks map[string]point.Disk // the latest state of each disk, in whichever point that is
+	last  *point.RecoveryPoint // nil for a machine that is new to the vault
+	disks map[string]diskOf    // the latest state of each disk, in whichever point that is
+}
+
+// diskOf is a disk with the point that has it.
+type diskOf struct {
+	point.Disk
+	of point.ID
+}
+
+// recently is how many of a machine's newest points are looked at: a disk that is in none of them
+// is read whole, as one that is new.
+const recently = 64
+
+// newest returns the newest points that words find, each once, oldest first.
+func newest(ctx context.Context, v *vault.Vault, words ...vault.By) ([]*point.RecoveryPoint, error) {
+	var out []*point.RecoveryPoint
+	for _, by := range words {
+		found, err := v.Recent(ctx, by, recently)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	slices.SortFunc(out, point.ByTime)
+	return slices.CompactFunc(out, func(a, b *point.RecoveryPoint) bool { return a.ID == b.ID }), nil
+}
+
+// pointsOf returns the newest backups of m and the newest snapshots of its disks, oldest first.
+func pointsOf(ctx context.Context, v *vault.Vault, m hypervisor.Machine) ([]*point.RecoveryPoint, error) {
+	if m.UUID != "" {
+		return newest(ctx, v, vault.OfMachine(m.UUID), vault.SnapshotsOfMachine(m.UUID))
+	}
+	return newest(ctx, v, vault.OfVM(m.Name), vault.SnapshotsOfVM(m.Name))
+}
+
+// pointsOfImages returns the newest points that imageLineage or managedLineage looks for.
+func pointsOfImages(ctx context.Context, v *vault.Vault, r ImageRequest) ([]*point.RecoveryPoint, error) {
+	if !r.snapshot() {
+		return newest(ctx, v, vault.OfVM(r.Name))
+	}
+	var words []vault.By
+	for _, m := range r.Managed {
+		if m.ID != "" {
+			words = append(words, vault.OfManagedDisk(m.ID))
+		}
+	}
+	return newest(ctx, v, words...)
 }
 
 // lineageOf picks the backups of m from points, oldest first. A snapshot of some disks is not a
 // backup.
 func lineageOf(points []*point.RecoveryPoint, m hypervisor.Machine) lineage {
 	return collect(points, func(p *point.RecoveryPoint) bool { return !p.IsSnapshot() && isOf(p, m) })
-}
-
-// newestOf returns a filter for the points from which records and lineages of m are found: the
-// newest of each kind, whole, of each disk, and with a record of changes, and few others.
-func newestOf(m hypervisor.Machine) func(*point.RecoveryPoint) bool {
-	return point.Newest(func(p *point.RecoveryPoint) []string {
-		if !isMachines(p, m) {
-			return nil
-		}
-		keys := []string{string(p.Kind)}
-		for _, d := range p.Disks {
-			if keys = append(keys, string(p.Kind)+"\x00"+d.Name); d.Bitmap != "" {
-				keys = append(keys, string(p.Kind)+"\x00"+d.Name+"\x00record")
-			}
-		}
-		return keys
-	})
-}
-
-// newestOfImages is newestOf for what imageLineage or managedLineage looks for.
-func newestOfImages(r ImageRequest) func(*point.RecoveryPoint) bool {
-	return point.Newest(func(p *point.RecoveryPoint) (keys []string) {
-		if !r.snapshot() {
-			if isImageOf(p, r.Name) {
-				keys = append(keys, "")
-				for _, d := range p.Disks {
-					keys = append(keys, d.Name)
-				}
-			}
-			return keys
-		}
-		for _, d := range p.Disks {
-			if d.ManagedID != "" && slices.ContainsFunc(r.Managed, func(m ManagedDisk) bool {
-				return m.ID == d.ManagedID
-			}) {
-				keys = append(keys, d.ManagedID)
-			}
-		}
-		return keys
-	})
 }
 
 // isOf reports whether p is a point of m, whole or of some of its disks.
@@ -82,12 +90,12 @@ func isImageOf(p *point.RecoveryPoint, name string) bool {
 
 // managedLineage picks the latest state of each managed disk, by its unique ID, from all snapshots.
 func managedLineage(points []*point.RecoveryPoint, disks []ManagedDisk) lineage {
-	l := lineage{disks: map[string]point.Disk{}}
+	l := lineage{disks: map[string]diskOf{}}
 	for _, p := range points {
 		for _, d := range p.Disks {
 			for _, m := range disks {
 				if d.ManagedID == m.ID && m.ID != "" {
-					l.last, l.disks[m.Name] = p, d
+					l.last, l.disks[m.Name] = p, diskOf{d, p.ID}
 				}
 			}
 		}
@@ -96,14 +104,14 @@ func managedLineage(points []*point.RecoveryPoint, disks []ManagedDisk) lineage 
 }
 
 func collect(points []*point.RecoveryPoint, ours func(*point.RecoveryPoint) bool) lineage {
-	l := lineage{disks: map[string]point.Disk{}}
+	l := lineage{disks: map[string]diskOf{}}
 	for _, p := range points {
 		if !ours(p) {
 			continue
 		}
 		l.last = p
 		for _, d := range p.Disks {
-			l.disks[d.Name] = d
+			l.disks[d.Name] = diskOf{d, p.ID}
 		}
 	}
 	return l
@@ -112,7 +120,22 @@ func collect(points []*point.RecoveryPoint, ours func(*point.RecoveryPoint) bool
 // disk returns the latest state of a disk, or nil.
 func (l lineage) disk(name string) *point.Disk {
 	if d, ok := l.disks[name]; ok {
-		return &d
+		return &d.Disk
+	}
+	return nil
+}
+
+// keep tells a session of the points whose disks the new one may have as they are.
+func (l lineage) keep(ctx context.Context, s *vault.Session) error {
+	told := map[point.ID]bool{}
+	for _, d := range l.disks {
+		if told[d.of] {
+			continue
+		}
+		if err := s.Keep(ctx, d.of); err != nil {
+			return err
+		}
+		told[d.of] = true
 	}
 	return nil
 }
@@ -121,7 +144,7 @@ func (l lineage) disk(name string) *point.Disk {
 // same, else a disk of holes.
 func (l lineage) base(name string, size int64) tree {
 	if d, ok := l.disks[name]; ok && d.Size == size {
-		return tree{root: d.Root, used: d.Used}
+		return tree{root: d.Root, used: d.Used, of: d.of}
 	}
 	return tree{}
 }

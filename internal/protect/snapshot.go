@@ -110,17 +110,18 @@ func (r *run) borrows(disk, bitmap string) bool {
 // a backup or a snapshot, else the newest of all. Its last is the newest point among those.
 func snapshotLineage(points []*point.RecoveryPoint, m hypervisor.Machine, disks []string) lineage {
 	known := recordsOf(points, m)
-	l := lineage{disks: map[string]point.Disk{}}
+	l := lineage{disks: map[string]diskOf{}}
 	from := map[string]*point.RecoveryPoint{}
 	for _, p := range points {
 		if !isMachines(p, m) {
 			continue
 		}
 		for _, d := range p.Disks {
-			if old, ok := l.disks[d.Name]; !slices.Contains(disks, d.Name) || ok && !known.has(d) && known.has(old) {
+			if old, ok := l.disks[d.Name]; !slices.Contains(disks, d.Name) ||
+				ok && !known.has(d) && known.has(old.Disk) {
 				continue
 			}
-			l.disks[d.Name], from[d.Name] = d, p
+			l.disks[d.Name], from[d.Name] = diskOf{d, p.ID}, p
 		}
 	}
 	for _, p := range from {

@@ -47,7 +47,7 @@ func TestSnapshotsAndBackupsAreExact(t *testing.T) {
 			}
 			for id := range sealed {
 				if rng.IntN(8) == 0 {
-					if err := v.DeletePoint(context.Background(), id); err != nil {
+					if err := v.PurgePoint(context.Background(), id); err != nil {
 						t.Fatal(err)
 					}
 					delete(sealed, id)

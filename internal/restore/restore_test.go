@@ -52,7 +52,7 @@ func newLab(t *testing.T, rng *rand.Rand) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.v.Close() })
-	s, err := l.v.Begin(ctx)
+	s, err := l.v.Begin(ctx, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestDiskRefusals(t *testing.T) {
 // A damaged vault is never restored from in silence.
 func TestDamageIsNotRestored(t *testing.T) {
 	l := newLab(t, rand.New(rand.NewPCG(3, 2)))
-	for info, err := range l.store.List(context.Background(), "data/", "") {
+	for info, err := range l.store.List(context.Background(), "pack/", "") {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -62,14 +63,15 @@ func Find(ctx context.Context, v *vault.Vault, ref string) (*point.RecoveryPoint
 	if idRule.MatchString(ref) {
 		return byID(ctx, v, ref)
 	}
-	var found []*point.RecoveryPoint
-	for p, err := range v.EachPoint(ctx, func(p *point.RecoveryPoint) bool { return p.IsSnapshot() && p.Name == ref }) {
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, p)
+	found, err := v.Recent(ctx, vault.Named(ref), math.MaxInt)
+	if err != nil {
+		return nil, err
 	}
-	return ByName(found, ref)
+	p, err := ByName(found, ref)
+	if err != nil {
+		return nil, err
+	}
+	return v.Point(ctx, string(p.ID))
 }
 
 func byID(ctx context.Context, v *vault.Vault, ref string) (*point.RecoveryPoint, error) {
@@ -203,14 +205,29 @@ func enter(ctx context.Context, v *vault.Vault, kind string, p *point.RecoveryPo
 
 // Delete removes a snapshot. The ledger remembers it first: one that is there although the ledger
 // says it was deleted, was not.
-func Delete(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, now time.Time) error {
+//
+// It can be brought back for keep, vault.DefaultKeep if that is 0; with keep below 0 it is gone at
+// once. It counts as deleted from now on either way.
+func Delete(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, keep time.Duration, now time.Time) error {
 	if !p.IsSnapshot() {
 		return fmt.Errorf("%w: %s is a recovery point", ErrNoSnapshot, p.ID.Short())
 	}
 	if err := enter(ctx, v, entryDeleted, p, now); err != nil {
 		return err
 	}
-	return v.DeletePoint(ctx, p.ID)
+	if keep < 0 {
+		return v.PurgePoint(ctx, p.ID)
+	}
+	return v.DeletePoint(ctx, p.ID, keep)
+}
+
+// Undelete brings a snapshot back that was deleted; the ledger remembers from when on it is there
+// again.
+func Undelete(ctx context.Context, v *vault.Vault, p *point.RecoveryPoint, now time.Time) error {
+	if err := v.UndeletePoint(ctx, p.ID); err != nil {
+		return err
+	}
+	return enter(ctx, v, entryCopied, p, now)
 }
 
 // Copy brings a snapshot into another vault, which stores only what it lacks.

@@ -76,7 +76,7 @@ type Row struct {
 }
 
 // Current accounts for the snapshots that are in the vault now. What a group alone holds is exactly
-// what deleting all of it frees.
+// what deleting all of it frees, but for the snapshots' manifests of some hundred bytes each.
 func Current(ctx context.Context, v *vault.Vault, by By) ([]Row, error) {
 	ids := map[string]point.ID{}
 	report, err := v.Usage(ctx, vault.UsageOptions{Groups: func(p *point.RecoveryPoint, d *point.Disk) []vault.Group {

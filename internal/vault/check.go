@@ -1,28 +1,26 @@
 package vault
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
-	"github.com/holdfast-vm/holdfast/internal/vault/index"
-	"github.com/holdfast-vm/holdfast/internal/vault/pack"
-	"github.com/holdfast-vm/holdfast/internal/vault/tree"
+	"github.com/holdfast-vm/holdfast/internal/vault/journal"
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
+	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
 // Damage is one fault that Check found.
 type Damage struct {
-	Object string `json:"object"` // name in the store; "" where a chunk is in no object
+	Object string `json:"object"` // name in the store; "" where it is in no object
 	What   string `json:"what"`   // in words
 }
 
@@ -52,252 +50,174 @@ type CheckReport struct {
 	Warnings []string `json:"warnings,omitempty"` // what was found and is no loss
 }
 
-// Check looks at everything in the vault: configuration, keys, points, trees, tables of packs and whether every chunk that a point needs is in
-// a pack; with ReadData also every stored byte. It says what is damaged and which ranges of which disks of which points that hits.
-// Later sessions store the chunks of damaged packs anew, so that the next full read of a disk heals what it still has.
+// Check looks at everything in the vault: keys, the log and what it folds to, points, trees, tables
+// of packs and whether all that a point needs is in a pack; with ReadData also every stored byte.
+// It says what is damaged and which ranges of which disks of which points that hits, and enters
+// into the log which packs are damaged: later sessions store what these hold anew, so that the next
+// full read of a disk heals what it still has.
 func (v *Vault) Check(ctx context.Context, o CheckOptions) (CheckReport, error) {
-	release, err := v.readLease(ctx)
-	if err != nil {
-		return CheckReport{}, err
-	}
-	defer release()
-	c := &checker{v: v, o: o, bad: make(map[chunk.ID]bool), badPacks: make(map[pack.Ref]bool)}
+	c := &checker{v: v, o: o, bad: map[chunk.ID]bool{}, badPacks: map[log.ObjectID]bool{},
+		suspects: map[log.ObjectID]bool{}}
 	c.report.ReadData = o.ReadData
 	c.report.Damage, c.report.Hits = []Damage{}, []Hit{}
-	for _, step := range []func(context.Context) error{c.keys, c.packs, c.points, c.notes, c.hits, c.remember} {
+	for _, step := range []func(context.Context) error{c.keys, c.log, c.packs, c.points, c.notes, c.hits, c.remember} {
 		if err := step(ctx); err != nil {
 			return c.report, fmt.Errorf("check vault: %w", err)
 		}
 	}
+	slices.SortFunc(c.report.Damage, func(a, b Damage) int {
+		return strings.Compare(a.Object+"\x00"+a.What, b.Object+"\x00"+b.What)
+	})
 	return c.report, nil
 }
 
-type checker struct {
-	v        *Vault
-	o        CheckOptions
-	report   CheckReport
-	manifest []*point.RecoveryPoint
-	done     int64
+// logPrefix is what the names of the log's entries begin with.
+const logPrefix = "log/"
 
-	mu       sync.Mutex
-	bad      map[chunk.ID]bool // chunks and nodes of which a copy is missing or damaged
-	badPacks map[pack.Ref]bool
+// checker is a Check under way.
+type checker struct {
+	v      *Vault
+	o      CheckOptions
+	report CheckReport
+	living []*surveyed
+	count  uint64 // of the entry as of which they live
+
+	readers sync.Pool // of *packReader
+
+	mu       sync.Mutex        // guards report and what follows, while packs are checked
+	done     int64             // bytes of packs
+	bad      map[chunk.ID]bool // chunks, nodes and manifests of which a copy is missing or damaged
+	badPacks map[log.ObjectID]bool
+	suspects map[log.ObjectID]bool // those of badPacks that are missing, or not as their entries tell
 }
 
 func (c *checker) damage(object, format string, args ...any) {
 	c.report.Damage = append(c.report.Damage, Damage{Object: object, What: fmt.Sprintf(format, args...)})
 }
 
+func (c *checker) warn(format string, args ...any) {
+	c.report.Warnings = append(c.report.Warnings, fmt.Sprintf(format, args...))
+}
+
 func (c *checker) keys(ctx context.Context) error {
-	_, bad, err := readSlots(ctx, c.v.store)
-	for _, b := range bad {
-		c.damage(strings.Fields(b)[2], "%s: it opens nothing any more; remove it and add the key again", b)
+	slots, err := c.v.slots(ctx)
+	for _, b := range slots.bad {
+		c.damage(slotIn(b), "%s: it opens nothing any more; remove it and add the key again", b)
 	}
 	return err
 }
 
-// packs checks the tables of all packs, and what is in them if asked.
-func (c *checker) packs(ctx context.Context) error {
-	if err := c.v.index.Refresh(ctx); err != nil {
-		return err
-	}
-	for _, name := range c.v.index.Damaged() {
-		c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("%s is damaged; the tables of its packs are used instead, and the next session writes it anew", name))
-	}
-	snap, err := c.v.index.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	packs := snap.Packs()
-	for ref, size := range snap.Missing() {
-		if now, ok := packs[ref]; ok { // one that is gone may have been garbage: the points tell
-			c.damage(ref.Name(), "it has %d bytes, %d were written", now, size)
-			c.badPacks[ref] = true
+// slotIn returns the name of a key slot in what is said of it.
+func slotIn(s string) string {
+	for _, word := range strings.Fields(s) {
+		if word = strings.Trim(word, ":,;"); strings.HasPrefix(word, keysPrefix) {
+			return word
 		}
 	}
-	var total int64
-	for _, size := range packs {
-		total += size
+	return ""
+}
+
+// log checks that every entry that is still there is the one that the one after it names, that what
+// the present volume begins with can be read whole, and that a second fold comes to the same state.
+func (c *checker) log(ctx context.Context) error {
+	if err := c.v.journal.Read(ctx); err != nil {
+		return err
 	}
-	c.report.Packs, c.report.Bytes = len(packs), total
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(c.v.opts.Workers)
-	for ref, size := range packs {
-		g.Go(func() error {
-			err := c.pack(gctx, ref, size)
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if c.done += size; c.o.Progress != nil {
-				c.o.Progress(c.done, total)
+	var head log.Remembered
+	var begun log.Checkpoint
+	var named bool
+	var st *state.State
+	err := c.v.journal.Log(ctx, func(l *log.Log, now *state.State) (err error) {
+		head, st = l.Head(), now.Clone()
+		begun, named, err = l.Begun(ctx)
+		return err
+	})
+	if err != nil {
+		return c.logFault(err)
+	}
+	err = log.History(ctx, c.v.store, c.v.stKeys.Log(), head, log.Position{}, func(log.Past) bool { return true })
+	if err := c.logFault(err); err != nil {
+		return err
+	}
+	if err := c.beyond(ctx); err != nil {
+		return err
+	}
+	if named {
+		if _, err := state.Verify(ctx, c.v.store, c.v.stKeys, begun); err != nil {
+			if err := c.logFault(fmt.Errorf("what volume %s begins with: %w", head.At.Volume, err)); err != nil {
+				return err
 			}
-			return err
+		}
+	}
+	return c.refold(ctx, st, head)
+}
+
+// beyond reports entries that stand after one that is missing: nobody reads them any more.
+func (c *checker) beyond(ctx context.Context) error {
+	var names []string
+	var head string
+	readOn := func() error {
+		return c.v.journal.Log(ctx, func(l *log.Log, _ *state.State) error {
+			head = log.EntryName(l.Head().At)
+			return nil
 		})
 	}
-	return g.Wait()
-}
-
-func (c *checker) pack(ctx context.Context, ref pack.Ref, size int64) error {
-	entries, err := c.v.packs.Table(ctx, c.v.store, ref, c.v.id, size)
-	if errors.Is(err, blob.ErrNotExist) {
-		return nil // deleted since it was listed: nobody needs it, or the points say so
-	}
-	if err != nil && !damage(err) {
+	if err := readOn(); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.report.Chunks += int64(len(entries))
-	if err != nil {
-		if !c.badPacks[ref] {
-			c.damage(ref.Name(), "%v", err)
+	for name, err := range blob.Names(ctx, c.v.store, logPrefix, head) {
+		if err != nil {
+			return fmt.Errorf("list the log: %w", err)
 		}
-		c.badPacks[ref] = true
+		names = append(names, name)
 	}
-	c.mu.Unlock()
-	if err != nil || !c.o.ReadData {
-		return nil
+	err := c.v.journal.Read(ctx) // what was appended meanwhile is in order
+	if err == nil {
+		err = readOn()
 	}
-	return c.contents(ctx, ref, entries)
+	for _, name := range names {
+		if err == nil && name > head {
+			c.damage(name, "it stands in the log after an entry that is missing")
+		}
+	}
+	return err
 }
 
-// contents reads every chunk of a pack and checks that it is what its ID says.
-func (c *checker) contents(ctx context.Context, ref pack.Ref, entries []pack.Entry) error {
-	key := c.v.sec.chunks
-	if ref.Kind == pack.Meta {
-		key = c.v.sec.nodes
+// refold folds the present volume again, and compares.
+func (c *checker) refold(ctx context.Context, st *state.State, head log.Remembered) error {
+	again := state.New(c.v.store, c.v.stKeys, state.Options{})
+	at, err := log.Refold(ctx, c.v.store, c.v.stKeys.Log(), again, head.At)
+	if err != nil {
+		return c.logFault(err)
 	}
-	r := &packReader{v: c.v, ref: ref, hash: chunk.NewHasher(key), codec: chunk.NewCodec(chunk.Fast), plain: make([]byte, chunk.MaxSize)}
-	for i := 0; i < len(entries); {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		j, n := i, 0
-		for j < len(entries) && (j == i || n+int(entries[j].Stored) <= fetchSize) {
-			n += int(entries[j].Stored)
-			j++
-		}
-		bad, err := r.check(ctx, entries[i:j], n)
-		if err != nil {
-			return err
-		}
-		c.mu.Lock()
-		for _, e := range bad {
-			c.damage(ref.Name(), "bytes %d to %d are not what was written", e.Offset, e.Offset+e.Stored-1)
-			c.bad[e.ID] = true
-			c.badPacks[ref] = true
-		}
-		c.mu.Unlock()
-		i = j
+	first, err := st.Digest(ctx)
+	if err != nil {
+		return c.logFault(err)
+	}
+	second, err := again.Digest(ctx)
+	if err != nil {
+		return c.logFault(err)
+	}
+	if at != head || first != second {
+		c.damage("", "a second fold of the log up to entry %s does not come to the same state", head.At)
 	}
 	return nil
 }
 
-// packReader checks runs of chunks. It belongs to one goroutine.
-type packReader struct {
-	v             *Vault
-	ref           pack.Ref
-	hash          *chunk.Hasher
-	codec         *chunk.Codec
-	sealed, plain []byte
-}
-
-// check returns those of neighbouring entries, of n bytes in all, that are damaged.
-func (r *packReader) check(ctx context.Context, entries []pack.Entry, n int) ([]pack.Entry, error) {
-	if cap(r.sealed) < n {
-		r.sealed = make([]byte, max(n, fetchSize))
-	}
-	sealed := r.sealed[:n]
-	err := r.v.reader.ReadSealed(ctx, r.ref, sealed, int64(entries[0].Offset))
-	if damage(err) {
-		return entries, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var bad []pack.Entry
-	for i := range entries {
-		e := &entries[i]
-		at := e.Offset - entries[0].Offset
-		if !r.whole(e, sealed[at:at+e.Stored]) {
-			bad = append(bad, *e)
-		}
-	}
-	return bad, nil
-}
-
-func (r *packReader) whole(e *pack.Entry, sealed []byte) bool {
-	if !e.SumOK(sealed) {
-		return false
-	}
-	encoded, err := r.v.reader.Unseal(r.ref, e, sealed)
-	if err != nil {
-		return false
-	}
-	plain := r.plain[:e.Plain]
-	return r.codec.Decode(plain, encoded, e.Encoding) == nil && r.hash.ID(plain) == e.ID
-}
-
-// points checks that manifests can be read and that everything they need is in a pack.
-func (c *checker) points(ctx context.Context) error {
-	before := len(c.report.Damage)
-	for try := 0; ; try++ {
-		err := c.pointsOnce(ctx)
-		if !errors.Is(err, index.ErrStale) || try == maxStale {
-			return err
-		}
-		c.report.Damage, c.report.Points, c.manifest = c.report.Damage[:before], 0, nil
-	}
-}
-
-// maxStale is how often work on a snapshot of the index begins again because other processes merged its segments.
-const maxStale = 5
-
-func (c *checker) pointsOnce(ctx context.Context) error {
-	// Points before the index: what a point needs was there before the point was.
-	if err := c.manifests(ctx); err != nil {
+// logFault reports damage of the log, and returns any other error.
+func (c *checker) logFault(err error) error {
+	if err == nil || !isDamage(err) {
 		return err
 	}
-	if err := c.v.index.Refresh(ctx); err != nil {
-		return err
-	}
-	snap, err := c.v.index.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	m := newMarks(snap, c.badPacks)
-	lost := make(map[chunk.ID]bool)
-	m.missing = func(id chunk.ID) { lost[id] = true }
-	for _, p := range c.manifest {
-		if err := c.v.markPoint(ctx, m, p); err != nil {
-			if !damage(err) {
-				return err
-			}
-			c.damage(pointsPrefix+string(p.ID), "%v", err)
-		}
-	}
-	return c.lost(ctx, lost)
-}
-
-// manifests reads all points.
-func (c *checker) manifests(ctx context.Context) error {
-	return c.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
-		switch {
-		case damage(err):
-			c.damage(name, "the point cannot be read: %v", err)
-			return nil
-		case err != nil:
-			return err
-		}
-		c.report.Points++
-		c.manifest = append(c.manifest, p)
-		return nil
-	})
+	c.damage("", "the log: %v", err)
+	return nil
 }
 
 // notes opens the notes of points. A damaged one is no loss of data: a warning.
 func (c *checker) notes(ctx context.Context) error {
 	vms := make(map[point.ID]string)
-	for _, p := range c.manifest {
-		vms[p.ID] = p.VM
+	for _, p := range c.living {
+		vms[p.row.Point.ID] = p.row.Point.VM
 	}
 	for info, err := range c.v.store.List(ctx, notesPrefix, "") {
 		if err != nil {
@@ -306,11 +226,11 @@ func (c *checker) notes(ctx context.Context) error {
 		id, note, ok := parseNoteName(info.Name)
 		vm, known := vms[id]
 		if !ok || !known {
-			continue // nobody's, or what garbage collection deletes
+			continue // nobody's, or what a collection deletes
 		}
 		switch _, err := c.v.readNote(ctx, info.Name, "", true); {
 		case errors.Is(err, ErrCorrupt):
-			c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("note %s of point %s of %s is damaged: %v", note[:8], id.Short(), vm, err))
+			c.warn("note %s of point %s of %s is damaged: %v", note[:8], id.Short(), vm, err)
 		case err != nil && !errors.Is(err, blob.ErrNotExist):
 			return err
 		}
@@ -318,164 +238,28 @@ func (c *checker) notes(ctx context.Context) error {
 	return nil
 }
 
-// lost names the packs that chunks without a place were in, as far as the index remembers.
-func (c *checker) lost(ctx context.Context, ids map[chunk.ID]bool) error {
-	unknown := 0
-	gone := make(map[pack.Ref]int)
-	for id := range ids {
-		c.bad[id] = true
-		refs, err := c.v.index.Remembered(ctx, id)
-		if err != nil {
-			return err
-		}
-		if len(refs) == 0 {
-			unknown++
-		}
-		for _, r := range refs {
-			gone[r]++
-		}
-	}
-	for ref, n := range gone {
-		if !c.badPacks[ref] {
-			c.damage(ref.Name(), "it is missing, and with it chunks that points need: %d", n)
-			c.badPacks[ref] = true
-		}
-	}
-	if unknown > 0 {
-		c.damage("", "chunks that points need and no readable pack holds: %d", unknown)
-	}
-	return nil
-}
-
-// hits finds the ranges of disks that damage hits, where it hits every copy of a chunk.
-func (c *checker) hits(ctx context.Context) error {
-	for id := range c.bad {
-		whole, err := c.readable(ctx, id)
-		if err != nil {
-			return err
-		}
-		if whole {
-			delete(c.bad, id)
-		}
-	}
-	if len(c.bad) == 0 {
-		return nil
-	}
-	for _, p := range c.manifest {
-		roots, err := c.v.roots(p)
-		if err != nil {
-			return err
-		}
-		for _, t := range roots {
-			ranges, err := c.hitsOf(ctx, t)
-			if err != nil {
-				return err
-			}
-			if len(ranges) > 0 {
-				c.report.Hits = append(c.report.Hits, Hit{Point: p.ID, VM: p.VM, Disk: t.name, Ranges: ranges})
-			}
-		}
-	}
-	return nil
-}
-
-// readable reports whether some copy of id is whole, as a chunk or as a node.
-func (c *checker) readable(ctx context.Context, id chunk.ID) (bool, error) {
-	buf := make([]byte, chunk.MaxSize)
-	plain, err := c.v.readAny(ctx, id, buf)
-	if damage(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return chunk.NewHasher(c.v.sec.chunks).ID(plain) == id || chunk.NewHasher(c.v.sec.nodes).ID(plain) == id, nil
-}
-
-// hitsOf returns the ranges of a tree that are below a damaged node or are a damaged chunk.
-func (c *checker) hitsOf(ctx context.Context, t treeOf) (extent.Set, error) {
-	var list []extent.Extent
-	cs := int64(c.v.conf.ChunkSize)
-	add := func(first, count int64) {
-		list = append(list, extent.Extent{Off: first * cs, Len: min(count*cs, t.size-first*cs)})
-	}
-	var walk func(id chunk.ID, level int, first int64) error
-	walk = func(id chunk.ID, level int, first int64) error {
-		if id.IsHole() {
-			return nil
-		}
-		span := tree.SpanOf(level)
-		if c.bad[id] {
-			add(first, min(span, t.chunks-first))
-			return nil
-		}
-		n, err := c.v.Node(ctx, id, level)
-		if err != nil {
-			return err
-		}
-		for i, child := range n.Slots {
-			at := first + int64(i)*(span/tree.FanOut)
-			if level > 0 {
-				err = walk(child, level-1, at)
-			} else if c.bad[child] {
-				add(at, 1)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	err := walk(t.root, tree.Levels(t.chunks)-1, 0)
-	return extent.Of(list...), err
-}
-
-const damagedPrefix = "damaged/"
-
-// remember writes down which packs are damaged, so that sessions do not count on them, and forgets those found whole.
+// remember enters into the log which packs are damaged, so that sessions do not count on them.
 func (c *checker) remember(ctx context.Context) error {
-	known, err := c.v.damagedPacks(ctx)
-	if err != nil {
-		return err
+	if len(c.badPacks) == 0 || c.v.opts.ReadOnly || c.v.journal.Frozen() {
+		return nil
 	}
-	for ref := range c.badPacks {
-		if known[ref] {
-			continue
-		}
-		raw, err := json.Marshal(map[string]string{"pack": ref.Name()})
-		if err != nil {
-			return err
-		}
-		err = blob.Put(ctx, c.v.store, damagedName(ref), raw)
-		if err != nil && !errors.Is(err, blob.ErrExist) {
-			c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("could not note for later sessions that %s is damaged: %v", ref.Name(), err))
-		}
+	var ids []log.ObjectID
+	for id := range c.badPacks {
+		ids = append(ids, id)
 	}
-	for ref := range known {
-		if !c.badPacks[ref] && c.o.ReadData {
-			if err := c.v.store.Delete(ctx, damagedName(ref)); err != nil {
-				c.report.Warnings = append(c.report.Warnings, fmt.Sprintf("could not forget that %s was damaged: %v", ref.Name(), err))
-			}
+	slices.SortFunc(ids, func(a, b log.ObjectID) int { return bytes.Compare(a[:], b[:]) })
+	_, err := c.v.journal.Append(ctx, func(ctx context.Context, st *state.State) ([]log.Op, error) {
+		d := state.Damaged{Packs: slices.Clone(ids)}
+		if err := d.Check(ctx, st); errors.Is(err, state.ErrNoChange) {
+			return nil, nil
+		} else if err != nil {
+			return nil, err
 		}
+		return []log.Op{d.Op()}, nil
+	})
+	if err != nil && ctx.Err() == nil && !errors.Is(err, journal.ErrReadOnly) {
+		c.warn("could not note for later sessions which packs are damaged: %v", err)
+		return nil
 	}
-	slices.SortFunc(c.report.Damage, func(a, b Damage) int { return strings.Compare(a.Object+a.What, b.Object+b.What) })
-	return nil
-}
-
-func damagedName(ref pack.Ref) string {
-	return damagedPrefix + strings.ReplaceAll(ref.Name(), "/", "-")
-}
-
-// damagedPacks returns the packs that a check found damaged.
-func (v *Vault) damagedPacks(ctx context.Context) (map[pack.Ref]bool, error) {
-	out := make(map[pack.Ref]bool)
-	for info, err := range v.store.List(ctx, damagedPrefix, "") {
-		if err != nil {
-			return nil, fmt.Errorf("list damaged packs: %w", err)
-		}
-		if ref, err := pack.ParseName(strings.ReplaceAll(strings.TrimPrefix(info.Name, damagedPrefix), "-", "/")); err == nil {
-			out[ref] = true
-		}
-	}
-	return out, nil
+	return ctx.Err()
 }

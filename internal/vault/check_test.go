@@ -7,8 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/blob/mem"
 	"github.com/holdfast-vm/holdfast/internal/extent"
+	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
@@ -21,9 +23,12 @@ func check(store *mem.Store, key vault.Key) (vault.CheckReport, error) {
 	return v.Check(context.Background(), vault.CheckOptions{ReadData: true})
 }
 
-// Any flipped bit, missing object or truncated object that matters is found, and the ranges that Check names are exactly those that do
-// not read back.
+// Any flipped bit, missing object or truncated object that matters is found, and the ranges that
+// Check names are exactly those that do not read back.
 func TestCheckFindsAnyDamage(t *testing.T) {
+	if underRace {
+		t.Skip("it counts, or compares, and is run without the race detector")
+	}
 	ctx := context.Background()
 	damages := map[string]func([]byte, *rand.Rand) []byte{
 		"flip": func(b []byte, rng *rand.Rand) []byte { b[rng.IntN(len(b))] ^= 1 << rng.IntN(8); return b },
@@ -35,8 +40,9 @@ func TestCheckFindsAnyDamage(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 11))
 			store := mem.New()
 			key := newVault(t, store)
-			d := randomDisk(seed, 30)
-			p := backUpWhole(t, openVault(t, store, key), d)
+			d, e := randomDisk(seed, 30), randomDisk(seed+100, 10)
+			v := openVault(t, store, key)
+			disks := map[point.ID]*disk{backUpWhole(t, v, d).ID: d, backUpWhole(t, v, e).ID: e}
 			objects := objectsThatMatter(t, store)
 			victim := objects[rng.IntN(len(objects))]
 			if damage == nil {
@@ -47,18 +53,17 @@ func TestCheckFindsAnyDamage(t *testing.T) {
 				t.Fatal(err)
 			}
 			r, err := check(store, key)
-			if err != nil { // the configuration or the only key: the vault does not open, and says so
-				if !strings.HasPrefix(victim, "vault.json") && !strings.HasPrefix(victim, "keys/") {
+			if err != nil { // what is needed to open the vault is damaged, and opening it says so
+				if strings.HasPrefix(victim, "pack/") {
 					t.Fatalf("%s %s, seed %d: %v", name, victim, seed, err)
 				}
 				continue
 			}
-			if len(r.Damage) == 0 && !strings.HasPrefix(victim, "keys/") && !(damage == nil && strings.HasPrefix(victim, "points/")) {
+			last := damage == nil && strings.HasPrefix(victim, "log/") && r.Points < len(disks) // who has seen it knows
+			if len(r.Damage) == 0 && !strings.HasPrefix(victim, "keys/") && !last {
 				t.Fatalf("%s %s, seed %d: not found", name, victim, seed)
 			}
-			if r.Points == 1 {
-				requireHitsAreExact(t, store, key, r, p.Disks[0].Root, d.data)
-			}
+			requireHitsAreExact(t, store, key, r, disks)
 		}
 	}
 }
@@ -69,46 +74,94 @@ func objectsThatMatter(t *testing.T, store *mem.Store) (names []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if info.Name != "gc/reserve" && !strings.HasPrefix(info.Name, "index/") { // zeros, kept to have room when the disk is full, and a cache
+		// But for zeros, kept to have room when the disk is full, and a cache.
+		if info.Name != "gc/reserve" && !strings.HasPrefix(info.Name, "index/") {
 			names = append(names, info.Name)
 		}
 	}
 	return names
 }
 
-func requireHitsAreExact(t *testing.T, store *mem.Store, key vault.Key, r vault.CheckReport, root string, want []byte) {
+// requireHitsAreExact compares what Check names with what reads back of the points that are there.
+func requireHitsAreExact(t *testing.T, store *mem.Store, key vault.Key, r vault.CheckReport,
+	disks map[point.ID]*disk) {
 	t.Helper()
-	var hit extent.Set
-	for _, h := range r.Hits {
-		hit = hit.Union(h.Ranges)
-	}
-	d, err := openVault(t, store, key).OpenDisk(root, int64(len(want)))
+	v := openVault(t, store, key)
+	points, err := v.Summaries(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	buf := make([]byte, testChunk)
-	for at := 0; at < len(want); at += testChunk {
-		_, err := d.ReadAt(buf, int64(at))
-		reads := err == nil && bytes.Equal(buf, want[at:at+testChunk])
-		named := len(hit.Clip(extent.Extent{Off: int64(at), Len: 1})) > 0
-		if reads == named {
-			t.Fatalf("chunk at %d reads: %v, named as damaged: %v (%v)", at, reads, named, r.Damage)
-		}
+	if len(points) != r.Points {
+		t.Fatalf("%d points were checked, %d are there", r.Points, len(points))
 	}
-	bad, err := d.Verify(context.Background(), nil)
-	if err != nil || bad.Bytes() != hit.Bytes() {
-		t.Fatalf("verify says %v, check says %v: %v", bad, hit, err)
+	for _, p := range points {
+		want := disks[p.ID].data
+		var hit extent.Set
+		for _, h := range r.Hits {
+			if h.Point == p.ID {
+				hit = hit.Union(h.Ranges)
+			}
+		}
+		d, err := v.OpenDisk(p.Disks[0].Root, int64(len(want)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, testChunk)
+		for at := 0; at < len(want); at += testChunk {
+			_, err := d.ReadAt(buf, int64(at))
+			reads := err == nil && bytes.Equal(buf, want[at:at+testChunk])
+			named := len(hit.Clip(extent.Extent{Off: int64(at), Len: 1})) > 0
+			if reads == named {
+				t.Fatalf("chunk at %d reads: %v, named as damaged: %v (%v)", at, reads, named, r.Damage)
+			}
+		}
+		bad, err := d.Verify(context.Background(), nil)
+		if err != nil || bad.Bytes() != hit.Bytes() {
+			t.Fatalf("verify says %v, check says %v: %v", bad, hit, err)
+		}
 	}
 }
 
-// The index is a cache: without it, or with any of it damaged, everything reads back and the next session works.
+// copyStore returns a store with the same objects.
+func copyStore(t *testing.T, from blob.Store) *mem.Store {
+	t.Helper()
+	to := mem.New()
+	for name, err := range blob.Names(t.Context(), from, "", "") {
+		var b []byte
+		if err == nil {
+			b, err = blob.Read(t.Context(), from, name, 1<<30)
+		}
+		if err == nil {
+			err = blob.Put(t.Context(), to, name, b)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return to
+}
+
+// The index is a cache: without it, or with any of it damaged, everything reads back and the next
+// session works.
 func TestTheIndexIsRebuilt(t *testing.T) {
+	if underRace {
+		t.Skip("it counts, or compares, and is run without the race detector")
+	}
 	ctx := context.Background()
-	for _, damage := range []func([]byte) []byte{nil, func(b []byte) []byte { b[len(b)/2]++; return b }, func(b []byte) []byte { return b[:len(b)/3] }} {
-		store := mem.New()
-		key := newVault(t, store)
-		d := randomDisk(1, 1100) // enough for a segment
-		p := backUpWhole(t, openVault(t, store, key), d)
+	whole := mem.New()
+	key := newVault(t, whole)
+	d := randomDisk(1, 3)
+	first := openVault(t, whole, key)
+	p := backUpWhole(t, first, d)
+	for i := range uint64(260) { // enough packs for a segment
+		backUpWhole(t, first, randomDisk(2+i, 1))
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	flip, cut := func(b []byte) []byte { b[len(b)/2]++; return b }, func(b []byte) []byte { return b[:len(b)/3] }
+	for _, damage := range []func([]byte) []byte{nil, flip, cut} {
+		store := copyStore(t, whole)
 		segments := 0
 		for info, err := range store.List(ctx, "index/", "") {
 			if err != nil {
@@ -138,14 +191,108 @@ func TestTheIndexIsRebuilt(t *testing.T) {
 	}
 }
 
-// A full read after damage was found stores the damaged chunks anew, and all points are whole again.
+// A manifest that is damaged is named with its point and its machine, and hides nothing else:
+// whether what the point needs is there is still seen, and what is wrong with others.
+func TestADamagedManifestStopsNothing(t *testing.T) {
+	store := mem.New()
+	key := newVault(t, store)
+	v := openVault(t, store, key)
+	a, b := randomDisk(1, 20), randomDisk(2, 20)
+	first := backUpWhole(t, v, a)
+	packs := packNames(t, store)
+	if len(packs) != 1 {
+		t.Fatalf("a small point is in packs %v", packs)
+	}
+	second := backUpWhole(t, v, b)
+	at, err := vault.ManifestOffset(t.Context(), v, first.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Corrupt(packs[0], func(b []byte) []byte { b[at] ^= 1; return b }); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range packNames(t, store) {
+		if name != packs[0] {
+			if err := store.Delete(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r, err := openVault(t, store, key).Check(t.Context(), vault.CheckOptions{})
+	if err != nil || r.Points != 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	named := false
+	for _, d := range r.Damage {
+		named = named || strings.Contains(d.What, string(first.ID)) && strings.Contains(d.What, "vm")
+	}
+	if !named {
+		t.Errorf("the point is not named: %v", r.Damage)
+	}
+	for _, h := range r.Hits {
+		if h.Point != second.ID || h.Ranges.Bytes() != int64(len(b.data)) {
+			t.Errorf("%+v", h)
+		}
+	}
+	if len(r.Hits) != 1 {
+		t.Errorf("hits are %v", r.Hits)
+	}
+}
+
+func packNames(t *testing.T, store *mem.Store) (names []string) {
+	t.Helper()
+	for name, err := range blob.Names(t.Context(), store, "pack/", "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+// Without reading data too what is missing is found, and named for later sessions; the ranges that
+// it hits are exact.
+func TestAMissingPackIsFoundWithoutReadingData(t *testing.T) {
+	store := mem.New()
+	key := newVault(t, store)
+	v := openVault(t, store, key)
+	d := randomDisk(1, 20)
+	p := backUpWhole(t, v, d)
+	e := &disk{data: append(bytes.Clone(d.data), randomDisk(2, 5).data...)}
+	before := packNames(t, store)
+	q := backUpWhole(t, v, e)
+	for _, name := range packNames(t, store) {
+		if name != before[0] {
+			if err := store.Delete(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c := openVault(t, store, key)
+	r, err := c.Check(t.Context(), vault.CheckOptions{})
+	if err != nil || len(r.Damage) == 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	requireHitsAreExact(t, store, key, r, map[point.ID]*disk{p.ID: d, q.ID: e})
+	damaged := false
+	err = c.History(t.Context(), func(e vault.Event) bool {
+		damaged = damaged || e.What == "damaged"
+		return true
+	})
+	if err != nil || !damaged {
+		t.Errorf("the log does not tell of the damage: %v", err)
+	}
+}
+
+// A full read after damage was found stores the damaged chunks anew, and all points are whole
+// again.
 func TestTheNextFullReadHeals(t *testing.T) {
 	store := mem.New()
 	key := newVault(t, store)
 	d := randomDisk(1, 60)
 	p := backUpWhole(t, openVault(t, store, key), d)
 	for _, name := range objectsThatMatter(t, store) {
-		if strings.HasPrefix(name, "data/") {
+		if strings.HasPrefix(name, "pack/") {
 			if err := store.Corrupt(name, func(b []byte) []byte { b[1000]++; return b }); err != nil {
 				t.Fatal(err)
 			}

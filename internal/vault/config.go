@@ -17,26 +17,30 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/gc"
 	"github.com/holdfast-vm/holdfast/internal/vault/keys"
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
+	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
 const (
 	configName   = "vault.json"
-	keysPrefix   = "keys/"
-	configFormat = "holdfast-vault-1"
+	configFormat = "holdfast-vault-2"
 	formatFamily = "holdfast-vault-"
+	maxConfig    = 64 << 10 // bytes of the configuration, or of a key slot
 )
 
 // config is the object vault.json: what must be known before any key is.
 type config struct {
-	Format    string    `json:"format"`     // "holdfast-vault-1"; another version is another format
+	Format    string    `json:"format"`     // another version is another format
 	ID        string    `json:"id"`         // 32 hexadecimal digits
 	ChunkSize int       `json:"chunk_size"` // bytes
 	Created   time.Time `json:"created"`
 	MAC       string    `json:"mac"` // keyed BLAKE3 of the fields above, hexadecimal
 }
 
-// mac authenticates the configuration, so that nobody without the key can change what the vault believes of itself.
+// mac authenticates the configuration, so that nobody without the key can change what the vault
+// believes of itself.
 func (c *config) mac(key [32]byte) string {
 	h, err := blake3.NewKeyed(key[:])
 	if err != nil {
@@ -47,9 +51,12 @@ func (c *config) mac(key [32]byte) string {
 }
 
 func readConfig(ctx context.Context, s blob.Store) (*config, error) {
-	raw, err := blob.Get(ctx, s, configName)
+	raw, err := blob.Read(ctx, s, configName, maxConfig)
 	if errors.Is(err, blob.ErrNotExist) {
 		return nil, fmt.Errorf("%w: it has no %s", ErrNotVault, configName)
+	}
+	if errors.Is(err, blob.ErrTooLarge) {
+		return nil, fmt.Errorf("%w: %s is larger than one can be", ErrCorrupt, configName)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", configName, err)
@@ -80,7 +87,8 @@ func validChunkSize(n int) error {
 	return nil
 }
 
-// Peek returns the ID of the vault in s without a key. It returns ErrNotVault or ErrNewer as Open does.
+// Peek returns the ID of the vault in s without a key. It returns ErrNotVault or ErrNewer as Open
+// does.
 func Peek(ctx context.Context, s blob.Store) (id string, err error) {
 	c, err := readConfig(ctx, s)
 	if err != nil {
@@ -90,10 +98,11 @@ func Peek(ctx context.Context, s blob.Store) (id string, err error) {
 }
 
 // secrets are the keys derived from the data key, each for one purpose.
-type secrets struct{ chunks, nodes, packs, points, config [32]byte }
+type secrets struct{ chunks, nodes, packs, index, points, config, print [32]byte }
 
 func derive(dk keys.DataKey, vault [16]byte) (s secrets, err error) {
-	for purpose, out := range map[string]*[32]byte{"chunk id": &s.chunks, "node id": &s.nodes, "pack": &s.packs, "point": &s.points, "config": &s.config} {
+	for purpose, out := range map[string]*[32]byte{"chunk id": &s.chunks, "node id": &s.nodes, "pack": &s.packs,
+		"index": &s.index, "point": &s.points, "config": &s.config, "print": &s.print} {
 		k, err := hkdf.Key(sha256.New, dk[:], vault[:], "holdfast vault v1 "+purpose, 32)
 		if err != nil {
 			return s, fmt.Errorf("derive keys: %w", err)
@@ -115,7 +124,8 @@ type NamedKey struct {
 	Key  keys.Key
 }
 
-// Init makes a vault in s, which must hold no vault, and returns its ID. The configuration is written last: until then there is no vault.
+// Init makes a vault in s, which must hold no vault, and returns its ID. Of several Inits at once the
+// one whose log stands wins; the configuration is written last: until then there is no vault.
 func Init(ctx context.Context, s blob.Store, o InitOptions) (string, error) {
 	if o.ChunkSize == 0 {
 		o.ChunkSize = chunk.DefaultSize
@@ -126,81 +136,92 @@ func Init(ctx context.Context, s blob.Store, o InitOptions) (string, error) {
 	if len(o.Keys) == 0 {
 		return "", errors.New("a vault needs at least one key")
 	}
-	if _, err := s.Stat(ctx, configName); err == nil {
-		return "", ErrExists
-	} else if !errors.Is(err, blob.ErrNotExist) {
-		return "", fmt.Errorf("look for a vault: %w", err)
-	}
-	if err := sweepKeys(ctx, s); err != nil {
+	if err := requireNone(ctx, s); err != nil {
 		return "", err
 	}
-	var id [16]byte
-	rand.Read(id[:])
-	dk := keys.NewDataKey()
-	sec, err := derive(dk, id)
-	if err != nil {
+	n := newVault{store: s, dataKey: keys.NewDataKey(), chunkSize: o.ChunkSize}
+	rand.Read(n.id[:])
+	n.hexID = hex.EncodeToString(n.id[:])
+	if err := n.put(ctx, o.Keys); err != nil {
+		n.dropKeys(o.Keys)
 		return "", err
 	}
-	for _, k := range o.Keys {
-		if err := putSlot(ctx, s, dk, k); err != nil {
-			return "", err
-		}
-	}
-	c := config{Format: configFormat, ID: hex.EncodeToString(id[:]), ChunkSize: o.ChunkSize, Created: time.Now().UTC().Truncate(time.Second)}
-	c.MAC = c.mac(sec.config)
-	raw, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
-		return "", err
-	}
-	err = blob.Put(ctx, s, configName, append(raw, '\n'))
-	if errors.Is(err, blob.ErrExist) {
-		return "", ErrExists
-	}
-	if err != nil {
-		return "", fmt.Errorf("write %s: %w", configName, err)
-	}
-	keepReserve(ctx, s)
-	return c.ID, nil
+	_ = gc.KeepReserve(ctx, s) // the vault is made; the next collection keeps one
+	return n.hexID, nil
 }
 
-// sweepKeys removes key slots that an Init which died left behind: they open nothing.
-func sweepKeys(ctx context.Context, s blob.Store) error {
-	for info, err := range s.List(ctx, keysPrefix, "") {
-		if err != nil {
-			return fmt.Errorf("list keys: %w", err)
-		}
-		if err := s.Delete(ctx, info.Name); err != nil {
-			return fmt.Errorf("delete leftover key: %w", err)
-		}
+func requireNone(ctx context.Context, s blob.Store) error {
+	_, err := s.Stat(ctx, configName)
+	if err == nil {
+		return ErrExists
+	}
+	if !errors.Is(err, blob.ErrNotExist) {
+		return fmt.Errorf("look for a vault: %w", err)
 	}
 	return nil
 }
 
-func putSlot(ctx context.Context, s blob.Store, dk keys.DataKey, k NamedKey) error {
-	if !validKeyName(k.Name) {
-		return fmt.Errorf("key name %q is not made of 1 to 64 of a-z, 0-9, . _ -", k.Name)
+// newVault is a vault that is being made.
+type newVault struct {
+	store     blob.Store
+	id        [16]byte
+	hexID     string
+	dataKey   keys.DataKey
+	chunkSize int
+}
+
+// put writes keys, log and configuration, in this order. The log is the first that two Inits meet at.
+func (n *newVault) put(ctx context.Context, ks []NamedKey) error {
+	for _, k := range ks {
+		if err := putSlot(ctx, n.store, n.hexID, n.dataKey, k); err != nil {
+			return err
+		}
 	}
-	slot, err := keys.Seal(dk, k.Name, k.Key, time.Now())
-	if err != nil {
-		return fmt.Errorf("add key %s: %w", k.Name, err)
+	if err := n.beginLog(ctx); err != nil {
+		return err
 	}
-	raw, err := json.MarshalIndent(slot, "", "  ")
+	sec, err := derive(n.dataKey, n.id)
 	if err != nil {
 		return err
 	}
-	err = blob.Put(ctx, s, keysPrefix+k.Name, append(raw, '\n'))
-	if errors.Is(err, blob.ErrExist) {
-		return fmt.Errorf("add key %s: a key of this name exists", k.Name)
+	c := config{Format: configFormat, ID: n.hexID, ChunkSize: n.chunkSize, Created: time.Now().UTC().Truncate(time.Second)}
+	c.MAC = c.mac(sec.config)
+	raw, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	err = blob.Put(ctx, n.store, configName, append(raw, '\n'))
+	if errors.Is(err, blob.ErrExist) { // only who has begun the log comes here: a put that was repeated
+		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("add key %s: %w", k.Name, err)
+		return fmt.Errorf("write %s: %w", configName, err)
 	}
 	return nil
 }
 
-func validKeyName(name string) bool {
-	if name == "" || len(name) > 64 || name == "." || name == ".." {
-		return false
+func (n *newVault) beginLog(ctx context.Context) error {
+	k, err := state.NewKeys(n.dataKey, n.id)
+	if err != nil {
+		return err
 	}
-	return strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789._-") == ""
+	if err := log.Init(ctx, n.store, k.Log()); err != nil {
+		return err
+	}
+	_, err = log.Open(ctx, n.store, k.Log(), state.New(n.store, k, state.Options{}), log.Options{})
+	if errors.Is(err, log.ErrDamaged) {
+		return fmt.Errorf("%w: another vault was begun here and is not finished. Wait for who makes it; "+
+			"if nobody does, empty the store and make the vault again", ErrExists)
+	}
+	if err != nil {
+		return fmt.Errorf("begin the vault's log: %w", err)
+	}
+	return nil
+}
+
+// dropKeys removes the slots of a vault that was not made: they open nothing.
+func (n *newVault) dropKeys(ks []NamedKey) {
+	for _, k := range ks {
+		_ = n.store.Delete(context.Background(), slotName(n.hexID, k.Name)) // one that stays is in nobody's way
+	}
 }

@@ -8,10 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/extent"
 	"github.com/holdfast-vm/holdfast/internal/point"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/state"
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
 )
 
@@ -29,12 +29,16 @@ type CopyReport struct {
 	SentBytes int64                `json:"sent_bytes"` // by which the target grew: what it lacked
 }
 
-// CopyPoint brings a point of one vault into another, with its files, under the same ID. Only what differs from the point nearest in time that both have, or had,
+// CopyPoint brings a point of one vault into another, with its files, under the same ID; where that was
+// used up by a point that was deleted there, under a new one, and the point's CopiedFrom tells. Only what differs from the point nearest in time that both have, or had,
 // is read, and only what the target lacks is stored. A point that the target has is left alone. The copy needs nothing of the source afterwards;
 // notes are not copied, since they speak of what was tried with the source. After an error, or a kill, there is no point in the target, but
 // what was stored is not stored again by the next attempt, unless garbage is collected in between. It returns ErrNoPoint when the source has no such
 // point, and what [Session.Commit] returns.
 func CopyPoint(ctx context.Context, from, to *Vault, id point.ID, o CopyOptions) (CopyReport, error) {
+	if err := to.ready(ctx); err != nil {
+		return CopyReport{}, err
+	}
 	r, err := from.OpenReader(ctx)
 	if err != nil {
 		return CopyReport{}, err
@@ -44,12 +48,12 @@ func CopyPoint(ctx context.Context, from, to *Vault, id point.ID, o CopyOptions)
 	if err != nil {
 		return CopyReport{}, err
 	}
-	if there, err := to.pointByID(ctx, id); err == nil {
+	if there, err := to.copyOf(ctx, from, id); err == nil {
 		return CopyReport{Point: there, There: true}, nil
 	} else if !errors.Is(err, ErrNoPoint) {
 		return CopyReport{}, err
 	}
-	s, err := to.Begin(ctx)
+	s, err := to.Begin(ctx, "copy/"+string(id))
 	if err != nil {
 		return CopyReport{}, fmt.Errorf("copy point %s: %w", id, err)
 	}
@@ -59,6 +63,36 @@ func CopyPoint(ctx context.Context, from, to *Vault, id point.ID, o CopyOptions)
 		return CopyReport{}, fmt.Errorf("copy point %s of %s: %w", id, p.VM, err)
 	}
 	return c.commit(ctx)
+}
+
+// copyOf returns the copy of a point of another vault. It has the point's ID, unless that was used up.
+func (v *Vault) copyOf(ctx context.Context, from *Vault, id point.ID) (*point.RecoveryPoint, error) {
+	there, err := v.pointByID(ctx, id)
+	if !errors.Is(err, ErrNoPoint) {
+		return there, err
+	}
+	found, recentErr := v.Recent(ctx, byWord(findCopy, from.ID()+"/"+string(id)), 1)
+	if recentErr != nil || len(found) == 0 {
+		return nil, errors.Join(recentErr, err)
+	}
+	return v.pointByID(ctx, found[0].ID)
+}
+
+// freeID returns the ID that a copy of a point gets: the point's, unless a point of that ID was purged
+// here and others still hang on what is left of it, or it can still be brought back.
+func (v *Vault) freeID(ctx context.Context, id point.ID) (point.ID, error) {
+	sid, err := stateID(id)
+	if err != nil {
+		return "", err
+	}
+	err = v.journal.View(ctx, func(st *state.State) error {
+		used, err := st.Used(ctx, sid)
+		if used {
+			id = point.NewID()
+		}
+		return err
+	})
+	return id, err
 }
 
 // copier copies one point.
@@ -79,7 +113,8 @@ type copier struct {
 type copyTree struct {
 	treeOf
 	source     *Disk
-	base       string // root in the target of what the changes apply to
+	base       string   // root in the target of what the changes apply to
+	of         point.ID // the point of the target that has it
 	baseUsed   int64
 	data, zero extent.Set // changes, in chunks of the target
 	out        DiskOutput
@@ -91,7 +126,7 @@ func (c *copier) run(ctx context.Context) error {
 	}
 	for _, t := range c.trees {
 		var err error
-		t.out, err = c.session.PutDisk(ctx, DiskInput{Size: t.size, Base: t.base, BaseUsed: t.baseUsed, Data: t.data, Zero: t.zero, Source: t.source, Progress: c.progress})
+		t.out, err = c.session.PutDisk(ctx, DiskInput{Size: t.size, Base: t.base, Of: t.of, BaseUsed: t.baseUsed, Data: t.data, Zero: t.zero, Source: t.source, Progress: c.progress})
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
@@ -135,7 +170,7 @@ func (c *copier) plan(ctx context.Context) error {
 func (c *copier) compare(ctx context.Context, t *copyTree, pair *treePair) error {
 	var base chunk.ID
 	if pair != nil {
-		base, t.base, t.baseUsed = pair.source, pair.target, pair.used
+		base, t.base, t.baseUsed, t.of = pair.source, pair.target, pair.used, pair.point
 		c.report.Base = pair.point
 	}
 	theirs, ours := int64(c.from.conf.ChunkSize), int64(c.to.conf.ChunkSize)
@@ -203,27 +238,29 @@ func keyOf(p *point.RecoveryPoint, i int, t treeOf) pairKey {
 	return pairKey{name: t.name, size: t.size}
 }
 
-// pairs returns the trees of this machine that both vaults have: of the point nearest in time for each disk and file. A point has the same
-// ID in all vaults; where the source has deleted it, another of its points may still have the same tree.
+// nearby is how many of a machine's points, the newest, are looked at for one that both vaults have.
+const nearby = 256
+
+// pairs returns the trees of this machine that both vaults have: of the point nearest in time for each
+// disk and file. A point has the same ID in all vaults; where the source has deleted it, another of
+// its points may still have the same tree.
 func (c *copier) pairs(ctx context.Context) (map[pairKey]*treePair, error) {
-	theirs, err := c.from.Summaries(ctx, nil)
+	theirs, err := recentOf(ctx, c.from, c.p)
 	if err != nil {
 		return nil, err
 	}
-	ours, err := c.to.Summaries(ctx, nil)
+	ours, err := recentOf(ctx, c.to, c.p)
 	if err != nil {
 		return nil, err
 	}
-	byID := make(map[point.ID]*point.RecoveryPoint, len(theirs))
 	alive := make(map[string]bool) // roots that a point of the source has
 	for _, p := range theirs {
-		byID[p.ID] = p
 		maps.Copy(alive, rootSet(p))
 	}
 	out := make(map[pairKey]*treePair)
 	for _, q := range ours {
 		var there map[string]string
-		switch p := byID[q.ID]; {
+		switch p := theirs[q.ID]; {
 		case p != nil:
 			there = rootsByName(p)
 		case q.CopiedFrom != nil && q.CopiedFrom.Vault == c.from.ID():
@@ -231,6 +268,27 @@ func (c *copier) pairs(ctx context.Context) (map[pairKey]*treePair, error) {
 		}
 		if err := c.addPairs(out, q, there, alive); err != nil {
 			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// recentOf returns the newest points of a point's machine and managed disks.
+func recentOf(ctx context.Context, v *Vault, p *point.RecoveryPoint) (map[point.ID]*point.RecoveryPoint, error) {
+	words := []By{OfVM(p.VM)}
+	for _, d := range p.Disks {
+		if d.ManagedID != "" {
+			words = append(words, OfManagedDisk(d.ManagedID))
+		}
+	}
+	out := make(map[point.ID]*point.RecoveryPoint)
+	for _, by := range words {
+		found, err := v.Recent(ctx, by, nearby)
+		if err != nil {
+			return nil, err
+		}
+		for _, q := range found {
+			out[q.ID] = q
 		}
 	}
 	return out, nil
@@ -289,6 +347,10 @@ func rootSet(p *point.RecoveryPoint) map[string]bool {
 // commit writes the point.
 func (c *copier) commit(ctx context.Context) (CopyReport, error) {
 	p := *c.p
+	id, err := c.to.freeID(ctx, p.ID)
+	if err != nil {
+		return CopyReport{}, err
+	}
 	p.CopiedFrom = &point.Origin{Vault: c.from.ID(), Point: p.ID, Roots: rootsByName(&p)}
 	p.Disks, p.Files = append([]point.Disk(nil), p.Disks...), append([]point.File(nil), p.Files...)
 	for i := range p.Disks {
@@ -299,9 +361,10 @@ func (c *copier) commit(ctx context.Context) (CopyReport, error) {
 	for i := range p.Files {
 		p.Files[i].Root = c.trees[len(p.Disks)+i].out.Root
 	}
-	err := c.session.Commit(ctx, &p)
-	if errors.Is(err, blob.ErrExist) { // another copied it meanwhile
-		there, err := c.to.pointByID(ctx, p.ID)
+	p.ID = id
+	err = c.session.Commit(ctx, &p)
+	if errors.Is(err, state.ErrExists) { // another copied it meanwhile
+		there, err := c.to.copyOf(ctx, c.from, c.p.ID)
 		return CopyReport{Point: there, There: true}, err
 	}
 	if err != nil {
@@ -309,19 +372,4 @@ func (c *copier) commit(ctx context.Context) (CopyReport, error) {
 	}
 	c.report.Point = &p
 	return c.report, nil
-}
-
-// pointByID returns the point with exactly this ID, or ErrNoPoint.
-func (v *Vault) pointByID(ctx context.Context, id point.ID) (*point.RecoveryPoint, error) {
-	if !isID(string(id)) {
-		return nil, fmt.Errorf("%w: %q is no ID of one", ErrNoPoint, string(id))
-	}
-	raw, err := blob.Get(ctx, v.store, pointsPrefix+string(id))
-	if errors.Is(err, blob.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", ErrNoPoint, id)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read point %s: %w", id, err)
-	}
-	return v.openPoint(pointsPrefix+string(id), raw)
 }

@@ -4,190 +4,121 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"time"
 
-	"github.com/holdfast-vm/holdfast/internal/blob"
-	"github.com/holdfast-vm/holdfast/internal/point"
-	"github.com/holdfast-vm/holdfast/internal/vault/index"
-	"github.com/holdfast-vm/holdfast/internal/vault/pack"
+	"github.com/holdfast-vm/holdfast/internal/vault/gc"
+	"github.com/holdfast-vm/holdfast/internal/vault/state"
+	"github.com/holdfast-vm/holdfast/internal/vault/sweep"
 )
 
 // GCOptions tunes CollectGarbage.
 type GCOptions struct {
 	DryRun bool
-	Log    func(format string, args ...any) // progress in words; nil discards
+	Full   bool // mark all that points need, and free also what several points had in common
+	// Patient leaves packs alone for half an hour that are being thinned out: for who collects all the
+	// time, and would move twice what is let go of by and by.
+	Patient bool
+	Memory  sweep.Memory                     // what this observer remembers between collections; nil remembers nothing
+	Log     func(format string, args ...any) // progress in words; nil discards
 }
 
-// GCReport says what garbage collection did, or with DryRun would do. Sizes are in bytes.
+// GCReport says what a collection did, or with DryRun would do. Sizes are in bytes.
 type GCReport struct {
-	DryRun         bool     `json:"dry_run"`
-	Points         int      `json:"points"`
-	Packs          int      `json:"packs"`
-	LiveBytes      int64    `json:"live_bytes"` // that points need
-	DeadPacks      int      `json:"dead_packs"` // no point needs anything of them
-	ThinPacks      int      `json:"thin_packs"` // rewritten
-	RewrittenBytes int64    `json:"rewritten_bytes"`
-	FreedBytes     int64    `json:"freed_bytes"`   // packs deleted, less what was rewritten
-	WaitingPacks   int      `json:"waiting_packs"` // condemned, but somebody who began before may count on them
-	WaitingBytes   int64    `json:"waiting_bytes"`
-	WaitingFor     []string `json:"waiting_for,omitempty"` // who that is
-	Notes          int      `json:"notes"`                 // left by points that are gone, deleted
+	gc.Report
+	Sweep  sweep.Report `json:"sweep"`
+	Purged int          `json:"expired_points"` // deleted ones whose time to be brought back was over
+	Notes  int          `json:"notes"`          // left by points that are gone, deleted
 }
 
-// CollectGarbage deletes what no point needs, and rewrites packs of which little is needed. Sessions and readers go on meanwhile: a pack is first
-// condemned, which keeps later sessions from counting on it, and deleted when everybody who began before has ended, by this run or
-// the next. A run that was killed is continued by the next. It returns ErrBusy while another one runs, and ErrCorrupt, having changed
-// nothing, when a point cannot be read whole: what that point needs is not known then.
+// CollectGarbage purges the deleted points whose time is over, says what purged points free, moves
+// together what is left of packs of which little is needed, and deletes the packs that nothing needs.
+// Sessions and readers go on meanwhile, and so may other collections: safety rests on the order of
+// the log alone. A run that was cut off is finished by the next.
 func (v *Vault) CollectGarbage(ctx context.Context, o GCOptions) (GCReport, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
 	}
-	g := &collector{v: v, o: o, report: GCReport{DryRun: o.DryRun}}
+	var r GCReport
+	if err := v.writable(); err != nil && !o.DryRun {
+		return r, err
+	}
+	err := v.collect(ctx, o, &r)
+	r.DryRun = o.DryRun
+	if err != nil {
+		return r, fmt.Errorf("collect garbage: %w", err)
+	}
+	return r, nil
+}
+
+func (v *Vault) collect(ctx context.Context, o GCOptions, r *GCReport) (err error) {
+	if _, err := v.look(ctx); err != nil {
+		return err
+	}
+	if err := v.ready(ctx); err != nil {
+		return err
+	}
+	if r.Purged, err = v.purgeDue(ctx, o); err != nil {
+		return err
+	}
 	if !o.DryRun {
-		held, unlock, err := v.lockGC(ctx)
-		if err != nil {
-			return GCReport{}, err
+		if err := v.releaseGone(ctx); err != nil {
+			return err
 		}
-		defer unlock()
-		g.lease, g.own = held, held.session()
 	}
-	if err := g.run(ctx); err != nil {
-		return g.report, fmt.Errorf("collect garbage: %w", err)
+	g := &gc.Vault{ID: v.id, Store: v.store, Journal: v.journal, Secret: v.packs, Packs: v.reader, Index: v.index,
+		Nodes: v.content, Trees: v.treesOf, Manifest: manifestOf}
+	var policy gc.Policy
+	if !o.Patient {
+		policy.Settle = -1
 	}
-	return g.report, nil
-}
-
-// collector is one run.
-type collector struct {
-	v      *Vault
-	o      GCOptions
-	report GCReport
-	lease  *heldLease // nil in a dry run
-	own    string     // session of the lease
-
-	leases []lease // of others, taken before the points were read
-	points []string
-	sets   []condemnedSet
-	avoid  map[pack.Ref]bool
-	packs  map[pack.Ref]int64
-	marks  *marks
-}
-
-func (g *collector) run(ctx context.Context) error {
-	// The order matters: see docs/design/ordering.md. Leases before points, so that whoever has ended has also committed what we read.
-	var err error
-	if g.leases, err = g.v.leases(ctx, g.own); err != nil {
-		return err
-	}
-	if g.sets, err = g.v.condemnedSets(ctx); err != nil {
-		return err
-	}
-	err = g.mark(ctx)
-	for try := 0; errors.Is(err, index.ErrStale) && try < maxStale; try++ {
-		err = g.mark(ctx)
-	}
+	r.Report, err = gc.Collect(ctx, g, gc.Options{DryRun: o.DryRun, Full: o.Full, Policy: policy, Log: o.Log})
 	if err != nil {
 		return err
 	}
-	if err := g.deleteNotes(ctx); err != nil {
+	s := sweep.Sweep{Store: v.store, Keys: v.stKeys, Journal: v.journal, Gone: gone, Memory: o.Memory, Log: o.Log}
+	if r.Sweep, err = s.Run(ctx, o.DryRun); err != nil {
 		return err
 	}
-	if err := g.deleteCondemned(ctx); err != nil {
+	if r.Notes, err = v.sweepNotes(ctx, o.DryRun); err != nil {
 		return err
 	}
-	return g.condemn(ctx)
-}
-
-// deleteNotes deletes notes that were being added while their point was deleted, by a process that then died.
-func (g *collector) deleteNotes(ctx context.Context) error {
-	orphans, err := g.v.orphanNotes(ctx)
-	if err != nil {
-		return err
-	}
-	g.report.Notes = len(orphans)
-	for _, name := range orphans {
-		if g.o.DryRun {
-			break
-		}
-		if err := g.v.store.Delete(ctx, name); err != nil {
-			return fmt.Errorf("delete %s, whose point is gone: %w", name, err)
-		}
+	if !o.DryRun {
+		return v.flush(ctx)
 	}
 	return nil
 }
 
-func (g *collector) mark(ctx context.Context) error {
-	// Points before the index: what a point needs was there before the point was.
-	needs, err := g.needs(ctx)
-	if err != nil {
-		return err
+// purgeDue purges the points whose time to be brought back is over.
+func (v *Vault) purgeDue(ctx context.Context, o GCOptions) (n int, err error) {
+	due, err := v.due(ctx, time.Now())
+	if err != nil || o.DryRun {
+		return len(due), err
 	}
-	if err := g.v.index.Refresh(ctx); err != nil {
-		return err
-	}
-	if !g.o.DryRun {
-		if err := g.v.index.Seal(ctx); err != nil && !errors.Is(err, blob.ErrNoSpace) {
-			return err
+	for _, id := range due {
+		err := v.PurgePoint(ctx, pointID(id))
+		switch {
+		case errors.Is(err, ErrNoPoint):
+		case errors.Is(err, ErrHeld):
+			o.Log("%v", err)
+		case err != nil:
+			return n, err
+		default:
+			n++
 		}
 	}
-	g.avoid = make(map[pack.Ref]bool)
-	for _, s := range g.sets {
-		for _, r := range s.refs {
-			g.avoid[r] = true
-		}
-	}
-	damaged, err := g.v.damagedPacks(ctx)
-	if err != nil {
-		return err
-	}
-	for r := range damaged {
-		g.avoid[r] = true
-	}
-	snap, err := g.v.index.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	g.packs = maps.Clone(snap.Packs())
-	g.marks = newMarks(snap, g.avoid)
-	for i, trees := range needs {
-		if err := g.v.markTrees(ctx, g.marks, trees); err != nil {
-			return fmt.Errorf("%s: %w; run vault check", g.points[i], err)
-		}
-	}
-	g.report.Points, g.report.Packs = len(g.points), len(g.packs)
-	for _, n := range g.marks.live {
-		g.report.LiveBytes += n
-	}
-	g.o.Log("points: %d; they need %d bytes in %d packs", len(g.points), g.report.LiveBytes, len(g.marks.live))
-	return nil
+	return n, nil
 }
 
-// needs reads all points and returns the trees of each, in the order of g.points.
-func (g *collector) needs(ctx context.Context) (needs [][]treeOf, err error) {
-	g.points = nil
-	err = g.v.eachPoint(ctx, func(name string, p *point.RecoveryPoint, err error) error {
-		if err != nil {
-			return fmt.Errorf("%w; run vault check", err)
-		}
-		trees, err := g.v.roots(p)
-		if err != nil {
-			return err
-		}
-		g.points, needs = append(g.points, name), append(needs, trees)
-		return nil
+// due returns the deleted points whose time was over at now. A deleted point is looked at again by the
+// purge: who brings it back meanwhile has it.
+func (v *Vault) due(ctx context.Context, now time.Time) (ids []state.ID, err error) {
+	err = v.view(ctx, func(st *state.State) error {
+		return st.EachDeleted(ctx, func(id state.ID, until int64) bool {
+			if until <= now.UnixMilli() {
+				ids = append(ids, id)
+			}
+			return true
+		})
 	})
-	return needs, err
-}
-
-func (g *collector) tidyIndex(ctx context.Context) error {
-	g.report.FreedBytes -= g.report.RewrittenBytes
-	if err := g.v.index.Refresh(ctx); err != nil {
-		return err
-	}
-	for _, tidy := range []func(context.Context) error{g.v.index.Merge, func(ctx context.Context) error { return g.v.writeList(ctx, true) }} {
-		if err := tidy(ctx); err != nil && !errors.Is(err, blob.ErrNoSpace) { // larger caches are no harm
-			return err
-		}
-	}
-	return nil
+	return ids, err
 }

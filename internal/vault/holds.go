@@ -2,107 +2,147 @@ package vault
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
 
-	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
+	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
-// NoteHold is the kind of the notes that keep a point from being deleted.
-const NoteHold = "hold" // JSON: "who" needs the point, in words
-
-// ErrHeld reports that somebody needs the point until they release it, whether they run now or not.
-var ErrHeld = errors.New("the point is still needed")
-
-type holdNote struct {
-	Who string `json:"who"`
+// holderNote is what a hold says of who has it.
+type holderNote struct {
+	Who     string  `json:"who"`               // in words
+	Process *holder `json:"process,omitempty"` // it ends with this process; nil for one that outlives it
 }
 
-// Hold keeps a point from being deleted until Release is called with the same words, which say who needs it. It outlives the process. Doing so twice is
-// harmless. When it returns nil the hold survives power loss. It returns ErrNoPoint if the point is not there any more.
-func (v *Vault) Hold(ctx context.Context, id point.ID, who string) error {
-	notes, err := v.holds(ctx, id)
+func (n holderNote) encode() []byte {
+	b, err := json.Marshal(n)
 	if err != nil {
-		return err
+		panic(err) // strings and numbers
 	}
-	if len(notes[who]) > 0 {
-		return v.requirePoint(ctx, id)
+	return b
+}
+
+// readHolder reads what encode wrote. What does not read holds all the same.
+func readHolder(b []byte) (n holderNote) {
+	if json.Unmarshal(b, &n) != nil || n.Who == "" {
+		n = holderNote{Who: "somebody who does not say it in a way that this version understands"}
 	}
-	body, err := json.Marshal(holdNote{who})
-	if err == nil {
-		_, err = v.AddNote(ctx, id, NoteHold, body)
-	}
+	return n
+}
+
+// Hold keeps a point from being deleted until Release is called with the same words, which say who
+// needs it. It outlives the process. Doing so twice is harmless. When it returns nil the hold
+// survives power loss. It returns ErrNoPoint if the point is not there any more.
+func (v *Vault) Hold(ctx context.Context, id point.ID, who string) error {
+	_, err := v.hold(ctx, id, holderNote{Who: who})
 	return err
 }
 
-// Release ends a hold; with who "" all of them. It does nothing if there is none.
-func (v *Vault) Release(ctx context.Context, id point.ID, who string) error {
-	notes, err := v.holds(ctx, id)
+// hold makes a hold and returns it, the zero value if the same stood already.
+func (v *Vault) hold(ctx context.Context, id point.ID, n holderNote) (state.Hold, error) {
+	sid, err := stateID(id)
 	if err != nil {
-		return err
+		return state.Hold{}, err
 	}
-	for words, list := range notes {
-		if who != "" && who != words {
-			continue
+	h := state.Hold{Point: sid, Holder: n.encode()}
+	rand.Read(h.ID[:])
+	made := true
+	_, err = v.journal.Append(ctx, func(ctx context.Context, st *state.State) ([]log.Op, error) {
+		if _, err := v.living(ctx, st, id); err != nil {
+			return nil, err
 		}
-		for _, n := range list {
-			if err := v.DeleteNote(ctx, id, n); err != nil && !errors.Is(err, ErrNoNote) {
-				return err
+		there, err := st.Holds(ctx, sid)
+		if err != nil {
+			return nil, err
+		}
+		made = n.Process != nil || !slices.ContainsFunc(there, func(o state.Hold) bool {
+			return string(o.Holder) == string(h.Holder)
+		})
+		if !made {
+			return nil, nil
+		}
+		if err := h.Check(ctx, st); err != nil {
+			return nil, v.whyNot(ctx, st, id, err)
+		}
+		return []log.Op{h.Op()}, nil
+	})
+	if err != nil || !made {
+		return state.Hold{}, of("hold", id, err)
+	}
+	return h, nil
+}
+
+// Release ends a hold; with who "" all of them, but those of processes that may be running. It does
+// nothing if there is none.
+func (v *Vault) Release(ctx context.Context, id point.ID, who string) error {
+	return v.release(ctx, id, func(h state.Hold) bool {
+		n := readHolder(h.Holder)
+		if who == "" {
+			return n.Process == nil || n.Process.isGone()
+		}
+		return n.Who == who
+	})
+}
+
+// releaseEnded ends the holds of processes that are proved gone: they keep nobody from deleting a
+// point.
+func (v *Vault) releaseEnded(ctx context.Context, id point.ID) error {
+	return v.release(ctx, id, func(h state.Hold) bool {
+		n := readHolder(h.Holder)
+		return n.Process != nil && n.Process.isGone()
+	})
+}
+
+// release ends the holds of a point for which is reports true.
+func (v *Vault) release(ctx context.Context, id point.ID, is func(state.Hold) bool) error {
+	sid, err := stateID(id)
+	if err != nil {
+		return nil //nolint:nilerr // there is no such point, and nobody holds it
+	}
+	_, err = v.journal.Append(ctx, func(ctx context.Context, st *state.State) (ops []log.Op, err error) {
+		holds, err := st.Holds(ctx, sid)
+		for _, h := range holds {
+			if is(h) {
+				ops = append(ops, h.Release())
 			}
 		}
-	}
-	return nil
+		return ops, err
+	})
+	return of("release", id, err)
 }
 
-// holds returns the IDs of the notes that hold a point, by who needs it. Damaged ones hold nothing.
-func (v *Vault) holds(ctx context.Context, id point.ID) (map[string][]string, error) {
-	notes, err := v.Notes(ctx, id, NoteHold)
-	if err != nil && !errors.Is(err, ErrCorrupt) {
+// holdersOf says who holds a point.
+func holdersOf(ctx context.Context, st *state.State, id point.ID) (who []string, err error) {
+	sid, err := stateID(id)
+	if err != nil {
 		return nil, err
 	}
-	out := map[string][]string{}
-	for _, n := range notes {
-		var h holdNote
-		if json.Unmarshal(n.Body, &h) != nil || h.Who == "" {
-			h.Who = "somebody who does not say it in a way that this version understands"
-		}
-		out[h.Who] = append(out[h.Who], n.ID)
+	holds, err := st.Holds(ctx, sid)
+	for _, h := range holds {
+		who = append(who, readHolder(h.Holder).Who)
 	}
-	return out, nil
+	slices.Sort(who)
+	return slices.Compact(who), err
 }
 
-// requireUnheld returns ErrHeld if somebody needs the point.
-func (v *Vault) requireUnheld(ctx context.Context, id point.ID) error {
-	notes, err := v.holds(ctx, id)
-	if err != nil || len(notes) == 0 {
-		return err
-	}
-	var who []string
-	for words := range notes {
-		who = append(who, words)
-	}
-	return fmt.Errorf("%w by %s", ErrHeld, strings.Join(who, "; "))
-}
-
-// deleteManifest deletes a point that nobody holds. Who holds it stores that first and looks for the manifest afterwards, so that one of the two sees the
-// other: a hold that appears meanwhile, or that cannot be ruled out, brings the manifest back.
-func (v *Vault) deleteManifest(ctx context.Context, id point.ID) error {
-	if err := v.requireUnheld(ctx, id); err != nil {
-		return err
-	}
-	name := pointsPrefix + string(id)
-	manifest, err := blob.Get(ctx, v.store, name)
-	if err != nil {
-		return err
-	}
-	if err := v.store.Delete(ctx, name); err != nil {
-		return err
-	}
-	if held := v.requireUnheld(ctx, id); held != nil {
-		return errors.Join(held, blob.Put(context.WithoutCancel(ctx), v.store, name, manifest))
+// releaseGone ends the holds of processes that are proved gone.
+func (v *Vault) releaseGone(ctx context.Context) error {
+	_, err := v.journal.Append(ctx, func(ctx context.Context, st *state.State) (ops []log.Op, err error) {
+		err = st.EachHold(ctx, func(h state.Hold) bool {
+			if n := readHolder(h.Holder); n.Process != nil && n.Process.isGone() && len(ops) < 256 {
+				ops = append(ops, h.Release())
+			}
+			return true
+		})
+		return ops, err
+	})
+	if err != nil && !errors.Is(err, state.ErrNoChange) {
+		return fmt.Errorf("release what ended processes held: %w", err)
 	}
 	return nil
 }

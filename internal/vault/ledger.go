@@ -23,6 +23,9 @@ type Entry struct {
 // Enter writes an entry about a point, which may be gone, into the vault's ledger. When it returns nil the entry survives power loss. An entry is never
 // changed or removed.
 func (v *Vault) Enter(ctx context.Context, id point.ID, kind string, body []byte) error {
+	if err := v.writable(); err != nil {
+		return err
+	}
 	if !validNoteKind(kind) || len(body) > MaxNote {
 		return fmt.Errorf("a ledger entry of kind %q and %d bytes is not to be had", kind, len(body))
 	}
@@ -63,9 +66,9 @@ func (v *Vault) Ledger(ctx context.Context, kind string) ([]Entry, error) {
 
 // readEntry reads an entry, which is sealed as a note is.
 func (v *Vault) readEntry(ctx context.Context, name string) (Entry, error) {
-	raw, err := blob.Get(ctx, v.store, name)
+	raw, err := v.readLimited(ctx, name)
 	if err != nil {
-		return Entry{}, fmt.Errorf("read %s: %w", name, err)
+		return Entry{}, err
 	}
 	as := notesPrefix + strings.TrimPrefix(name, ledgerPrefix)
 	id, _, ok := parseNoteName(as)

@@ -46,7 +46,7 @@ func (v *Vault) sealNote(id point.ID, n Note) ([]byte, error) {
 	binary.LittleEndian.PutUint32(head[8:], uint32(len(n.Body)))
 	copy(head[16:], n.Kind)
 	raw := aead.Seal(name, noteHeadNonce, head, name)
-	return aead.Seal(raw, noteBodyNonce, sealedEncoder.EncodeAll(n.Body, nil), name), nil
+	return aead.Seal(raw, noteBodyNonce, noteEncoder.EncodeAll(n.Body, nil), name), nil
 }
 
 // noteSeal returns the cipher of the note that name belongs to, if raw begins as that note must.

@@ -18,9 +18,9 @@ func FuzzNote(f *testing.F) {
 	f.Add(whole, []byte{}, false)
 	f.Add(whole[:len(whole)-1], []byte{}, false)
 	f.Add([]byte{}, []byte{}, false)
-	f.Add(append(make([]byte, 16), "drill"...), sealedEncoder.EncodeAll(nil, nil), true)
-	f.Add(append(make([]byte, 16), "drill"...), sealedEncoder.EncodeAll(make([]byte, MaxNote+1), nil), true)
-	f.Add(append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}, "a"...), sealedEncoder.EncodeAll([]byte("x"), nil), true)
+	f.Add(append(make([]byte, 16), "drill"...), noteEncoder.EncodeAll(nil, nil), true)
+	f.Add(append(make([]byte, 16), "drill"...), noteEncoder.EncodeAll(make([]byte, MaxNote+1), nil), true)
+	f.Add(append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}, "a"...), noteEncoder.EncodeAll([]byte("x"), nil), true)
 	f.Fuzz(func(t *testing.T, b, body []byte, seal bool) {
 		if seal {
 			b = sealNoteParts(t, v, id+note, b, body)

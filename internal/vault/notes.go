@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/point"
+	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
 const notesPrefix = "notes/"
@@ -48,6 +49,9 @@ func (v *Vault) AddNote(ctx context.Context, id point.ID, kind string, body []by
 	if len(body) > MaxNote {
 		return Note{}, fmt.Errorf("a %s note of %d bytes is too large, %d is the most", kind, len(body), MaxNote)
 	}
+	if err := v.writable(); err != nil {
+		return Note{}, err
+	}
 	if err := v.requirePoint(ctx, id); err != nil {
 		return Note{}, fmt.Errorf("add a note: %w", err)
 	}
@@ -69,26 +73,6 @@ func (v *Vault) AddNote(ctx context.Context, id point.ID, kind string, body []by
 
 func validNoteKind(kind string) bool {
 	return kind != "" && len(kind) <= noteKindSize && strings.Trim(kind, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
-}
-
-// requirePoint returns ErrNoPoint if id names no point.
-func (v *Vault) requirePoint(ctx context.Context, id point.ID) error {
-	if !isID(string(id)) {
-		return fmt.Errorf("%w: %q is no ID of one", ErrNoPoint, string(id))
-	}
-	_, err := v.store.Stat(ctx, pointsPrefix+string(id))
-	if errors.Is(err, blob.ErrNotExist) {
-		return fmt.Errorf("%w: %s", ErrNoPoint, id)
-	}
-	if err != nil {
-		return fmt.Errorf("look for point %s: %w", id, err)
-	}
-	return nil
-}
-
-// isID reports whether s is 32 lower-case hexadecimal digits.
-func isID(s string) bool {
-	return len(s) == 32 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // noteName returns the object of a note. It stands in one folder with all others, since a directory store keeps folders for ever.
@@ -176,9 +160,9 @@ func (v *Vault) readNote(ctx context.Context, name, kind string, body bool) (Not
 	if err != nil || !body || kind != "" && n.Kind != kind {
 		return n, err
 	}
-	raw, err := blob.Get(ctx, v.store, name)
+	raw, err := v.readLimited(ctx, name)
 	if err != nil {
-		return Note{}, fmt.Errorf("read %s: %w", name, err)
+		return Note{}, err
 	}
 	if !bytes.HasPrefix(raw, head) {
 		return Note{}, fmt.Errorf("%w: %s changes while it is read", ErrCorrupt, name)
@@ -187,8 +171,23 @@ func (v *Vault) readNote(ctx context.Context, name, kind string, body bool) (Not
 	return n, err
 }
 
+// readLimited reads a note or an entry of the ledger, which has at most so many bytes.
+func (v *Vault) readLimited(ctx context.Context, name string) ([]byte, error) {
+	raw, err := blob.Read(ctx, v.store, name, noteHead+MaxNote+MaxNote/64+1024)
+	if errors.Is(err, blob.ErrTooLarge) {
+		return nil, fmt.Errorf("%w: %s is larger than one can be", ErrCorrupt, name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return raw, nil
+}
+
 // DeleteNote removes a note of a point, damaged or not. It returns ErrNoNote if there is none of this ID.
 func (v *Vault) DeleteNote(ctx context.Context, id point.ID, note string) error {
+	if err := v.writable(); err != nil {
+		return err
+	}
 	if !isID(string(id)) || !isID(note) {
 		return fmt.Errorf("%w: %q of point %q", ErrNoNote, note, string(id))
 	}
@@ -217,33 +216,55 @@ func (v *Vault) deleteNotes(ctx context.Context, id point.ID) error {
 	return nil
 }
 
-// orphanNotes returns the objects of notes whose points are gone. Points are looked for after the notes were listed: a note is written only
-// for a point that is there, and a point that was deleted does not come back, but as a copy, which has the notes of no other.
-func (v *Vault) orphanNotes(ctx context.Context) ([]string, error) {
-	of := make(map[point.ID][]string)
-	for info, err := range v.store.List(ctx, notesPrefix, "") {
+// sweepNotes deletes the notes whose points do not live any more, and returns how many.
+func (v *Vault) sweepNotes(ctx context.Context, dryRun bool) (n int, err error) {
+	var names []string
+	for name, err := range blob.Names(ctx, v.store, notesPrefix, "") {
 		if err != nil {
-			return nil, fmt.Errorf("list notes: %w", err)
+			return 0, fmt.Errorf("list notes: %w", err)
 		}
-		if id, _, ok := parseNoteName(info.Name); ok {
-			of[id] = append(of[id], info.Name)
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		return 0, nil
+	}
+	// A note is written only for a point that lives: whoever has a note that was listed is known after
+	// reading on, and one that was purged does not come back.
+	if err := v.journal.Read(ctx); err != nil {
+		return 0, fmt.Errorf("read the vault's log: %w", err)
+	}
+	for _, name := range names {
+		id, _, ok := parseNoteName(name)
+		if !ok {
+			continue
+		}
+		if lives, err := v.lives(ctx, id); err != nil {
+			return n, err
+		} else if lives {
+			continue
+		}
+		n++
+		if dryRun {
+			continue
+		}
+		if err := v.store.Delete(ctx, name); err != nil {
+			return n, fmt.Errorf("delete a note: %w", err)
 		}
 	}
-	if len(of) == 0 {
-		return nil, nil
+	return n, nil
+}
+
+// lives reports whether a point lives, deleted or not, as the state was last read.
+func (v *Vault) lives(ctx context.Context, id point.ID) (lives bool, err error) {
+	sid, err := stateID(id)
+	if err != nil {
+		return false, nil //nolint:nilerr // no point has such an ID
 	}
-	for info, err := range v.store.List(ctx, pointsPrefix, "") {
-		if err != nil {
-			return nil, fmt.Errorf("list points: %w", err)
-		}
-		delete(of, point.ID(strings.TrimPrefix(info.Name, pointsPrefix)))
-	}
-	var out []string
-	for _, names := range of {
-		out = append(out, names...)
-	}
-	slices.Sort(out)
-	return out, nil
+	err = v.journal.View(ctx, func(st *state.State) (err error) {
+		_, lives, err = st.Point(ctx, sid)
+		return err
+	})
+	return lives, err
 }
 
 // noteKeySalt is what the key of a note is derived with: no two notes have the same.

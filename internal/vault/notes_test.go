@@ -175,7 +175,7 @@ func TestPointDeletedWhileANoteIsAdded(t *testing.T) {
 // Notes of points that come while garbage is collected stay.
 func TestNotesAddedWhileGarbageIsCollected(t *testing.T) {
 	ctx := context.Background()
-	for _, prefix := range []string{"notes/", "points/"} {
+	for _, prefix := range []string{"notes/"} {
 		store := mem.New()
 		key := newVault(t, store)
 		other := openVault(t, store, key)

@@ -8,15 +8,16 @@ import (
 
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 	"github.com/holdfast-vm/holdfast/internal/vault/index"
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
+	"github.com/holdfast-vm/holdfast/internal/vault/mark"
 	"github.com/holdfast-vm/holdfast/internal/vault/pack"
 )
 
-// objects numbers the stored chunks and tree nodes, so that what is known of one is an entry of an array.
+// objects numbers what is stored in packs, so that what is known of one is an entry of an array.
 type objects struct {
-	v     *Vault
-	snap  *index.Snapshot
-	avoid map[pack.Ref]bool
-	young map[place]uint32 // numbers of those that the index has no position for
+	v       *Vault
+	snap    *index.Snapshot
+	damaged map[log.ObjectID]bool
 
 	size  []uint32 // bytes stored, the row in the pack's table included; 0 for those not met yet
 	state []uint32 // whatever the walk keeps of each
@@ -34,15 +35,17 @@ type linked struct {
 // maxLinked is how many bytes of linked nodes are kept.
 const maxLinked = 96 << 20
 
-func newObjects(v *Vault, snap *index.Snapshot, avoid map[pack.Ref]bool) *objects {
+func newObjects(v *Vault, snap *index.Snapshot, damaged map[log.ObjectID]bool) *objects {
 	n := snap.Positions()
-	return &objects{v: v, snap: snap, avoid: avoid, young: make(map[place]uint32), size: make([]uint32, n), state: make([]uint32, n), nodes: make(map[uint32]*linked)}
+	return &objects{v: v, snap: snap, damaged: damaged, size: make([]uint32, n), state: make([]uint32, n),
+		nodes: make(map[uint32]*linked)}
 }
 
 // reset forgets all state.
 func (o *objects) reset() { clear(o.state) }
 
-// number returns the number of a chunk or node. Of one that is stored at several places, garbage collection counts the same one.
+// number returns the number of a chunk, node or manifest. Of one that is stored at several places,
+// a mark counts the same one.
 func (o *objects) number(ctx context.Context, id chunk.ID) (uint32, error) {
 	locs, err := o.snap.FindAll(ctx, id)
 	if err != nil {
@@ -51,18 +54,9 @@ func (o *objects) number(ctx context.Context, id chunk.ID) (uint32, error) {
 	if len(locs) == 0 {
 		return 0, fmt.Errorf("%w: %s is in no pack", ErrCorrupt, id)
 	}
-	l := bestPlace(locs, o.avoid)
+	l := &locs[mark.Best(locs, func(id log.ObjectID) bool { return o.damaged[id] })]
 	n := uint32(l.Pos)
-	if l.Pos < 0 {
-		at := place{l.Ref, l.Offset}
-		known := false
-		if n, known = o.young[at]; !known {
-			n = uint32(len(o.size))
-			o.young[at] = n
-			o.size, o.state = append(o.size, 0), append(o.state, 0)
-		}
-	}
-	o.size[n] = l.Stored + pack.EntrySize
+	o.size[n] = l.Stored + pack.RowSize
 	return n, nil
 }
 
@@ -71,7 +65,7 @@ func (o *objects) link(ctx context.Context, n uint32, id chunk.ID, level int) (*
 	if l := o.nodes[n]; l != nil {
 		return l, nil
 	}
-	node, err := o.v.Node(ctx, id, level)
+	node, err := o.v.content.Node(ctx, id, level)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +101,8 @@ func (o *objects) keep(n uint32, l *linked) {
 
 func (l *linked) cost() int { return 100 + 4*len(l.kids) + len(chunk.ID{})*len(l.ids) }
 
-// walk calls visit with the number of the node id, and if that returns true does the same with what the node names.
+// walk calls visit with the number of the node id, and if that returns true does the same with what
+// the node names.
 func (o *objects) walk(ctx context.Context, id chunk.ID, level int, visit func(n uint32) bool) error {
 	n, err := o.number(ctx, id)
 	if err != nil {

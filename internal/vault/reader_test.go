@@ -78,33 +78,35 @@ func requireReaderContent(t *testing.T, r *vault.Reader, p *point.RecoveryPoint,
 	}
 }
 
-// What is read stays readable while the reader is open, though its point is deleted and garbage collected twice; afterwards it is freed.
-func TestAnOpenReaderOutlivesItsPoint(t *testing.T) {
+// A point that a reader named stays while the reader is open: it cannot be purged, and collections leave
+// it alone.
+func TestAReaderKeepsItsPoint(t *testing.T) {
 	store := mem.New()
 	key := newVault(t, store)
 	v := openVault(t, store, key)
-	a, b := randomDisk(1, 100), randomDisk(2, 30)
-	pa, pb := backUpWhole(t, v, a), backUpWhole(t, v, b)
+	a := randomDisk(1, 100)
+	pa := backUpWhole(t, v, a)
 	r := openReader(t, openVault(t, store, key))
-	if err := v.DeletePoint(t.Context(), pa.ID); err != nil {
+	if err := r.RequirePoint(t.Context(), pa.ID); err != nil {
 		t.Fatal(err)
 	}
-	collect(t, v)
-	if second := collect(t, v); second.FreedBytes > 0 || len(second.WaitingFor) == 0 {
-		t.Fatalf("did not wait for the reader: %+v", second)
+	if err := v.PurgePoint(t.Context(), pa.ID); !errors.Is(err, vault.ErrHeld) {
+		t.Fatalf("purged under its reader: %v", err)
 	}
+	collect(t, v)
 	requireReaderContent(t, r, pa, a.data)
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
 	}
+	deletePoint(t, v, pa.ID)
 	collect(t, v)
-	if left := storedBytes(t, store); left > 31*testChunk+8192 {
+	collect(t, v)
+	if left := storedBytes(t, store); left > 4*testChunk {
 		t.Fatalf("%d bytes are left after the reader has gone", left)
 	}
-	requireContent(t, v, pb, b.data)
 }
 
-// A reader whose packs went away, because it could take no lease or its lease was broken, finds the chunks where they were moved to.
+// A reader whose packs went away finds the chunks where they were moved to.
 func TestAReaderFindsWhatWasMoved(t *testing.T) {
 	store := mem.New()
 	key := newVault(t, store)
@@ -113,16 +115,19 @@ func TestAReaderFindsWhatWasMoved(t *testing.T) {
 	whole := backUpWhole(t, v, all)
 	part := &disk{data: bytes.Clone(all.data[:20*testChunk])}
 	stays := backUpWhole(t, v, part)
-	leaseless, err := vault.Open(t.Context(), store, key, vault.Options{Workers: 2, NoLease: true})
+	readOnly, err := vault.Open(t.Context(), store, key, vault.Options{Workers: 2, ReadOnly: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	one, many := openReader(t, leaseless), openReader(t, leaseless)
-	if err := v.DeletePoint(t.Context(), whole.ID); err != nil {
+	one, many := openReader(t, readOnly), openReader(t, readOnly)
+	if err := v.PurgePoint(t.Context(), whole.ID); err != nil {
 		t.Fatal(err)
 	}
-	if moved := collect(t, v); moved.ThinPacks == 0 || moved.WaitingPacks > 0 {
-		t.Fatalf("nothing was moved: %+v", moved)
+	if _, err := v.CollectGarbage(t.Context(), vault.GCOptions{Full: true}); err != nil {
+		t.Fatal(err)
+	}
+	if left := storedBytes(t, store); left > 25*testChunk {
+		t.Fatalf("nothing was moved: %d bytes", left)
 	}
 	d := readerDisk(t, one, stays.Disks[0])
 	got := make([]byte, 100)
@@ -174,11 +179,11 @@ type spoiling struct {
 }
 
 func (s *spoiling) ReadAt(ctx context.Context, name string, p []byte, off int64) (int, error) {
-	if strings.HasPrefix(name, "meta/") {
+	if strings.HasPrefix(name, "pack/") {
 		s.nodes.Add(1)
 	}
 	n, err := s.Store.ReadAt(ctx, name, p, off)
-	if at := s.at.Load(); at > 0 && strings.HasPrefix(name, "data/") && off <= at && at < off+int64(n) {
+	if at := s.at.Load(); at > 0 && strings.HasPrefix(name, "pack/") && off <= at && at < off+int64(n) {
 		p[at-off] ^= 1
 	}
 	return n, err

@@ -22,7 +22,7 @@ func TestRestorePart(t *testing.T) {
 				d.data[at+rng.IntN(min(testChunk, size-at))] = byte(at/testChunk + 1)
 			}
 		}
-		s, err := v.Begin(ctx)
+		s, err := v.Begin(ctx, "")
 		if err == nil {
 			err = put(ctx, s, d, extent.Set{{Off: 0, Len: int64(size)}}, nil)
 		}

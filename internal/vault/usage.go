@@ -29,7 +29,8 @@ type Group struct {
 
 // UsageOptions tunes Usage.
 type UsageOptions struct {
-	// Groups returns the groups that a disk of p belongs to; d is nil for the files of a machine. nil means GroupsOf.
+	// Groups returns the groups that a disk of p belongs to; d is nil for the files of a machine.
+	// nil means GroupsOf.
 	Groups   func(p *point.RecoveryPoint, d *point.Disk) []Group
 	Progress func(done, total int) // points and groups; nil discards
 }
@@ -44,7 +45,8 @@ type PointUsage struct {
 	Usage            // of all its disks and files
 }
 
-// GroupUsage is what a group takes. Size and Used are the sums over its points; what its points share is held once, and is its own alone.
+// GroupUsage is what a group takes. Size and Used are the sums over its points; what its points
+// share is held once, and is its own alone.
 type GroupUsage struct {
 	Group
 	Points int `json:"points"` // that have a disk in it
@@ -58,7 +60,8 @@ type UsageReport struct {
 	Groups []GroupUsage `json:"groups"` // by By and Name
 }
 
-// GroupsOf groups by machine ("vm"), by disk of a machine ("disk", as MACHINE:DISK) and by tag ("tag", as KEY=VALUE).
+// GroupsOf groups by machine ("vm"), by disk of a machine ("disk", as MACHINE:DISK) and by tag
+// ("tag", as KEY=VALUE).
 func GroupsOf(p *point.RecoveryPoint, d *point.Disk) []Group {
 	out := []Group{{"vm", p.VM}}
 	if d != nil {
@@ -70,114 +73,134 @@ func GroupsOf(p *point.RecoveryPoint, d *point.Disk) []Group {
 	return out
 }
 
-// Usage accounts for every byte in packs that points need. Figures are exact: Alone of a point, or of a group of whole points, is by how much LiveBytes
-// of garbage collection falls when it is deleted. (Manifests and notes, a few KiB a point, are in no pack.) Each unique tree node is read a few
-// times, whatever the number of points; memory is 8 bytes for each stored chunk and 96 MiB at most besides. It
-// returns ErrCorrupt when a point cannot be read whole.
+// Usage accounts for every byte in packs that points need. Figures are exact: Alone of a point, or
+// of a group of whole points, is what purging it frees, some of it only by a full collection.
+// Points that were deleted and can be brought back are in no figure but Stored, and what they need
+// is nobody's alone. Each unique tree node is read a few times, whatever the number of points;
+// memory is 8 bytes for each stored chunk and 96 MiB at most besides. It returns ErrCorrupt when a
+// point cannot be read whole.
 func (v *Vault) Usage(ctx context.Context, o UsageOptions) (UsageReport, error) {
 	if o.Groups == nil {
 		o.Groups = GroupsOf
 	}
-	release, err := v.readLease(ctx)
-	if err != nil {
-		return UsageReport{}, err
-	}
-	defer release()
 	for try := 0; ; try++ {
-		r, err := v.usageOnce(ctx, o)
+		r, count, err := v.usageOnce(ctx, o)
 		if err == nil {
 			return r, nil
 		}
-		if !errors.Is(err, index.ErrStale) || try == maxStale {
+		again := errors.Is(err, index.ErrStale)
+		if isDamage(err) { // or purged meanwhile
+			var lookErr error
+			if again, lookErr = v.moved(ctx, count); lookErr != nil {
+				err = lookErr
+			}
+		}
+		if !again || try == maxStale {
 			return UsageReport{}, fmt.Errorf("account for usage: %w", err)
 		}
 	}
 }
 
-func (v *Vault) usageOnce(ctx context.Context, o UsageOptions) (UsageReport, error) {
-	points, err := v.Summaries(ctx, nil) // before the index: what a point needs was there before the point was
+func (v *Vault) usageOnce(ctx context.Context, o UsageOptions) (r UsageReport, count uint64, err error) {
+	s := &surveyor{v: v, bad: func(name string, err error) error { return fmt.Errorf("%s: %w", name, err) }}
+	points, count, err := s.survey(ctx) // before the index: what a point needs was there before the point was
 	if err != nil {
-		return UsageReport{}, err
+		return r, count, err
 	}
-	if err := v.index.Refresh(ctx); err != nil {
-		return UsageReport{}, err
-	}
-	avoid, err := v.notCounted(ctx)
+	damaged, err := v.damagedPacks(ctx)
 	if err != nil {
-		return UsageReport{}, err
-	}
-	owners, err := v.owners(points, o.Groups)
-	if err != nil {
-		return UsageReport{}, err
+		return r, count, err
 	}
 	snap, err := v.index.Snapshot(ctx)
 	if err != nil {
-		return UsageReport{}, err
+		return r, count, err
 	}
-	u := &accountant{objects: newObjects(v, snap, avoid), owners: owners, progress: o.Progress}
+	defer snap.Close()
+	u := &accountant{objects: newObjects(v, snap, damaged), owners: owners(points, o.Groups), progress: o.Progress}
 	if err := u.hold(ctx); err != nil {
-		return UsageReport{}, err
+		return r, count, err
 	}
 	if err := u.claim(ctx); err != nil {
-		return UsageReport{}, err
+		return r, count, err
 	}
-	return u.report(points), nil
+	return u.report(), count, nil
 }
 
 // owner is a point or a group, with its trees.
 type owner struct {
-	point *point.RecoveryPoint // nil for a group
-	group Group
-	order string // owners that are likely to share much stand together
-	trees []ownedTree
-	usage Usage
-	seen  map[point.ID]bool // points of a group
+	point  *point.RecoveryPoint // nil for a group
+	hidden bool                 // a point that was deleted
+	group  Group
+	order  string // owners that are likely to share much stand together
+	trees  []ownedTree
+	usage  Usage
+	seen   map[point.ID]bool // points of a group
 }
 
-// ownedTree is a tree of a point with all that it belongs to.
+// ownedTree is a tree or a manifest of a point, with all that it belongs to.
 type ownedTree struct {
 	treeOf
-	of []int // owners, ascending
+	of     []int // owners, ascending
+	single bool  // a manifest, under nothing
+}
+
+// owning gathers owners.
+type owning struct {
+	owners []*owner
+	number map[Group]int
+	groups func(*point.RecoveryPoint, *point.Disk) []Group
 }
 
 // owners returns the points, in the order given, and then the groups.
-func (v *Vault) owners(points []*point.RecoveryPoint, groups func(*point.RecoveryPoint, *point.Disk) []Group) ([]*owner, error) {
-	out := make([]*owner, len(points))
-	number := make(map[Group]int)
+func owners(points []*surveyed, groups func(*point.RecoveryPoint, *point.Disk) []Group) []*owner {
+	o := &owning{owners: make([]*owner, len(points)), number: make(map[Group]int), groups: groups}
 	for i, p := range points {
-		out[i] = &owner{point: p, order: p.VM}
-		for _, d := range p.Disks {
-			out[i].order += "\x00" + d.Name
+		own := &owner{point: &p.row.Point, hidden: p.deleted, order: p.row.Point.VM}
+		for _, d := range p.row.Point.Disks {
+			own.order += "\x00" + d.Name
 		}
+		o.owners[i] = own
 	}
 	for i, p := range points {
-		trees, err := v.roots(p)
-		if err != nil {
-			return nil, err
-		}
-		for j, t := range trees {
+		for j, t := range p.trees {
 			var d *point.Disk
-			if j < len(p.Disks) {
-				d = &p.Disks[j]
+			if j < len(p.row.Point.Disks) {
+				d = &p.row.Point.Disks[j]
 			}
-			owned := ownedTree{treeOf: t, of: []int{i}}
-			for _, g := range groups(p, d) {
-				n, ok := number[g]
-				if !ok {
-					n = len(out)
-					number[g] = n
-					out = append(out, &owner{group: g, order: g.Name, seen: make(map[point.ID]bool)})
-				}
-				owned.of = append(owned.of, n)
-			}
-			slices.Sort(owned.of)
-			owned.of = slices.Compact(owned.of)
-			for _, n := range owned.of {
-				out[n].add(owned, p, d)
-			}
+			o.add(i, ownedTree{treeOf: t}, d)
+		}
+		if !p.manifest.IsHole() {
+			o.add(i, ownedTree{treeOf: treeOf{name: "manifest", root: p.manifest}, single: true}, nil)
 		}
 	}
-	return out, nil
+	return o.owners
+}
+
+// add gives a tree of point i to all that it belongs to. Groups that none but deleted points are in
+// are none.
+func (o *owning) add(i int, t ownedTree, d *point.Disk) {
+	own := o.owners[i]
+	t.of = []int{i}
+	if !own.hidden {
+		for _, g := range o.groups(own.point, d) {
+			t.of = append(t.of, o.group(g))
+		}
+	}
+	slices.Sort(t.of)
+	t.of = slices.Compact(t.of)
+	for _, n := range t.of {
+		o.owners[n].add(t, own.point, d)
+	}
+}
+
+func (o *owning) group(g Group) int {
+	n, ok := o.number[g]
+	if !ok {
+		n = len(o.owners)
+		o.number[g] = n
+		o.owners = append(o.owners, &owner{group: g, order: g.Name, seen: make(map[point.ID]bool)})
+	}
+	return n
 }
 
 func (o *owner) add(t ownedTree, p *point.RecoveryPoint, d *point.Disk) {
@@ -199,8 +222,8 @@ type accountant struct {
 	stored   int64
 }
 
-// hold goes from owner to owner: what the next one needs is counted in, then what only the last one needed is counted out. So the cost of an
-// owner is what it does not share with the one before.
+// hold goes from owner to owner: what the next one needs is counted in, then what only the last one
+// needed is counted out. So the cost of an owner is what it does not share with the one before.
 func (u *accountant) hold(ctx context.Context) error {
 	order := slices.Clone(u.owners)
 	slices.SortStableFunc(order, func(a, b *owner) int {
@@ -228,9 +251,10 @@ func (u *accountant) hold(ctx context.Context) error {
 	return nil
 }
 
-// count adds a tree to what is held, or takes it out. The state of an object is by how many objects and trees that are held it is named.
+// count adds a tree to what is held, or takes it out. The state of an object is by how many objects
+// and trees that are held it is named.
 func (u *accountant) count(ctx context.Context, t ownedTree, by int, held *int64) error {
-	return u.walkTree(ctx, t.treeOf, func(n uint32) bool {
+	return u.walkTree(ctx, t, func(n uint32) bool {
 		before := u.state[n]
 		u.state[n] += uint32(by)
 		switch {
@@ -245,8 +269,9 @@ func (u *accountant) count(ctx context.Context, t ownedTree, by int, held *int64
 	})
 }
 
-// claim works out what each owner holds alone: that is every object all of whose trees it owns. The state of an object is the set of
-// those who own all trees that were found to need it; it only shrinks, a few times at most.
+// claim works out what each owner holds alone: that is every object all of whose trees it owns. The
+// state of an object is the set of those who own all trees that were found to need it; it only
+// shrinks, a few times at most.
 func (u *accountant) claim(ctx context.Context) error {
 	sets := newOwnerSets()
 	alone := map[uint32]int64{} // bytes by set
@@ -256,7 +281,7 @@ func (u *accountant) claim(ctx context.Context) error {
 		}
 		for _, t := range o.trees {
 			set := sets.intern(t.of)
-			err := u.walkTree(ctx, t.treeOf, func(n uint32) bool {
+			err := u.walkTree(ctx, t, func(n uint32) bool {
 				before := u.state[n]
 				after := sets.meet(before, set)
 				if after == before {
@@ -282,14 +307,17 @@ func (u *accountant) claim(ctx context.Context) error {
 	return nil
 }
 
-func (u *accountant) report(points []*point.RecoveryPoint) UsageReport {
-	r := UsageReport{Stored: u.stored, Points: make([]PointUsage, 0, len(points)), Groups: []GroupUsage{}}
+func (u *accountant) report() UsageReport {
+	r := UsageReport{Stored: u.stored, Points: []PointUsage{}, Groups: []GroupUsage{}}
 	for _, o := range u.owners {
-		if p := o.point; p != nil {
-			r.Points = append(r.Points, PointUsage{ID: p.ID, Kind: p.Kind, Name: p.Name, VM: p.VM, Time: p.Time, Usage: o.usage})
-			continue
+		switch p := o.point; {
+		case o.hidden:
+		case p != nil:
+			r.Points = append(r.Points, PointUsage{ID: p.ID, Kind: p.Kind, Name: p.Name, VM: p.VM, Time: p.Time,
+				Usage: o.usage})
+		default:
+			r.Groups = append(r.Groups, GroupUsage{Group: o.group, Points: len(o.seen), Usage: o.usage})
 		}
-		r.Groups = append(r.Groups, GroupUsage{Group: o.group, Points: len(o.seen), Usage: o.usage})
 	}
 	slices.SortFunc(r.Groups, func(a, b GroupUsage) int {
 		return cmp.Or(cmp.Compare(a.By, b.By), cmp.Compare(a.Name, b.Name))
@@ -297,13 +325,23 @@ func (u *accountant) report(points []*point.RecoveryPoint) UsageReport {
 	return r
 }
 
-// walkTree calls visit with the root of a tree, and with what an object names whenever visit returned true for it.
-func (u *accountant) walkTree(ctx context.Context, t treeOf, visit func(n uint32) bool) error {
+// walkTree calls visit with the root of a tree, and with what an object names whenever visit
+// returned true for it.
+func (u *accountant) walkTree(ctx context.Context, t ownedTree, visit func(n uint32) bool) error {
 	if t.root.IsHole() {
 		return nil
 	}
-	if err := u.walk(ctx, t.root, tree.Levels(t.chunks)-1, visit); err != nil {
-		return fmt.Errorf("disk %s: %w; run vault check", t.name, err)
+	var err error
+	if t.single {
+		var n uint32
+		if n, err = u.number(ctx, t.root); err == nil {
+			visit(n)
+		}
+	} else {
+		err = u.walk(ctx, t.root, tree.Levels(t.chunks)-1, visit)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w; run vault check", t.name, err)
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func memVault(t testing.TB) (*mem.Store, vault.Key, *vault.Vault) {
 
 func deletePoint(t *testing.T, v *vault.Vault, id point.ID) {
 	t.Helper()
-	if err := v.DeletePoint(context.Background(), id); err != nil {
+	if err := v.PurgePoint(context.Background(), id); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -60,6 +60,7 @@ type disk struct {
 	data []byte
 	root string
 	used int64
+	of   point.ID // the point that has it
 }
 
 // scribble changes the disk at random and returns the batch that says so.
@@ -93,7 +94,7 @@ func (d *disk) scribble(rng *rand.Rand) (data, zero extent.Set) {
 }
 
 func put(ctx context.Context, s *vault.Session, d *disk, data, zero extent.Set) error {
-	out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(d.data)), Base: d.root, BaseUsed: d.used, Data: data, Zero: zero, Source: bytes.NewReader(d.data)})
+	out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(d.data)), Base: d.root, Of: d.of, BaseUsed: d.used, Data: data, Zero: zero, Source: bytes.NewReader(d.data)})
 	if err != nil {
 		return err
 	}
@@ -104,6 +105,7 @@ func put(ctx context.Context, s *vault.Session, d *disk, data, zero extent.Set) 
 func newPoint(vm string, disks ...*disk) *point.RecoveryPoint {
 	p := &point.RecoveryPoint{ID: point.NewID(), VM: vm, Time: time.Now().UTC(), Consistency: point.Crash, ConsistencyReason: "test", Rung: point.Offline}
 	for i, d := range disks {
+		d.of = p.ID
 		p.Disks = append(p.Disks, point.Disk{Name: fmt.Sprintf("vd%c", 'a'+i), Size: int64(len(d.data)), Used: d.used, Root: d.root})
 	}
 	return p
@@ -134,7 +136,7 @@ func TestPointsReadBack(t *testing.T) {
 		d := &disk{data: make([]byte, rng.IntN(150*testChunk)+1)}
 		want := map[point.ID][]byte{}
 		for range 5 {
-			s, err := v.Begin(ctx)
+			s, err := v.Begin(ctx, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -207,7 +209,7 @@ func TestOnlyNewBytesAreStored(t *testing.T) {
 	}
 	all := extent.Of(extent.Extent{Len: int64(len(a.data))})
 	added := func(d *disk) int64 {
-		s, err := v.Begin(ctx)
+		s, err := v.Begin(ctx, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -260,12 +262,12 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, tt.err)
 		}
 	}
-	store.Corrupt("vault.json", func(b []byte) []byte { return bytes.Replace(b, []byte("vault-1"), []byte("vault-9"), 1) })
+	store.Corrupt("vault.json", func(b []byte) []byte { return bytes.Replace(b, []byte("vault-2"), []byte("vault-9"), 1) })
 	if err := open(store, key); !errors.Is(err, vault.ErrNewer) {
 		t.Errorf("newer version: %v", err)
 	}
 	store.Corrupt("vault.json", func(b []byte) []byte {
-		b = bytes.Replace(b, []byte("vault-9"), []byte("vault-1"), 1)
+		b = bytes.Replace(b, []byte("vault-9"), []byte("vault-2"), 1)
 		return bytes.Replace(b, []byte("16384"), []byte("32768"), 1)
 	})
 	if err := open(store, key); !errors.Is(err, vault.ErrCorrupt) {
@@ -302,7 +304,7 @@ func TestPointReferences(t *testing.T) {
 	d := &disk{data: make([]byte, testChunk)}
 	var last *point.RecoveryPoint
 	for i, id := range []point.ID{"aa000000000000000000000000000000", "ab000000000000000000000000000000"} {
-		s, err := v.Begin(ctx)
+		s, err := v.Begin(ctx, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -358,19 +360,25 @@ func TestPointsBelongToTheirReaders(t *testing.T) {
 	}
 }
 
-// An object among the points that is none answers to no name, and stands in the way of none.
-func TestStrayObjectsAreNoPoints(t *testing.T) {
+// Objects that nobody of the vault's put there stand in nobody's way.
+func TestStrayObjectsAreInNobodysWay(t *testing.T) {
 	ctx := context.Background()
-	store, _, v := memVault(t)
-	for _, name := range []string{"points/abc", "points/abd", "points/0123456789abcdef0123456789abcdef0"} {
-		if err := blob.Put(ctx, store, name, nil); err != nil {
+	store, key, v := memVault(t)
+	p := backUpWhole(t, v, randomDisk(1, 4))
+	for _, name := range []string{"pack/.nfs0001", "points/abc", "log/.nfs1", "log/0/0/x", "index/root/.nfs2", "index/x",
+		"keys/.nfs3", "notes/.nfs4", "checkpoint/.nfs5", "state/.nfs6", "ledger/.nfs7", "part/x"} {
+		if err := blob.Put(ctx, store, name, []byte("stray")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, ref := range []string{"ab", "abc", "0123456789abcdef0123456789abcdef"} {
-		if _, err := v.Point(ctx, ref); !errors.Is(err, vault.ErrNoPoint) {
-			t.Errorf("%q: %v", ref, err)
-		}
+	again := openVault(t, store, key)
+	if points, err := again.Points(ctx); err != nil || len(points) != 1 || points[0].ID != p.ID {
+		t.Errorf("%v, %v", points, err)
+	}
+	backUpWhole(t, again, randomDisk(2, 4))
+	collect(t, again)
+	if _, err := again.NotesByPoint(ctx, vault.NoteDrill); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -64,6 +64,7 @@ func (d *demo) do(args ...string) error {
 	cmd := exec.CommandContext(d.ctx, d.holdfast, args...)
 	cmd.Env = append(os.Environ(), "HOLDFAST_VAULT="+filepath.Join(d.dir, "vault"), "HOLDFAST_KEY_FILE="+
 		filepath.Join(d.dir, "vault.key"),
+		"HOLDFAST_MEMORY="+filepath.Join(d.dir, "memory"),
 		"HOLDFAST_STATE="+filepath.Join(d.dir, "state"), "HOLDFAST_SCRATCH="+filepath.Join(d.dir, "scratch"))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {

@@ -75,6 +75,7 @@ func newLab(t *testing.T, underLibvirt bool) *lab {
 func (l *lab) run(args ...string) (stdout, stderr string, status int) {
 	env := map[string]string{"HOLDFAST_VAULT": l.vault, "HOLDFAST_KEY_FILE": l.key, "HOLDFAST_POOL": l.pool,
 		"HOLDFAST_CONNECT": l.uri,
+		"HOLDFAST_MEMORY":  filepath.Join(l.dir, "memory"),
 		"HOLDFAST_STATE":   filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH": filepath.Join(l.dir, "scratch"),
 		"HOME": l.dir}
 	var out, errs bytes.Buffer

@@ -74,7 +74,7 @@ func (l *lab) point(name string, d point.Definition) {
 	v, err := vault.Open(ctx, store, vault.Key{Identity: identity}, vault.Options{})
 	l.ok(err)
 	defer v.Close()
-	s, err := v.Begin(ctx)
+	s, err := v.Begin(ctx, "")
 	l.ok(err)
 	defer s.Abort()
 	l.ok(s.Commit(ctx, &point.RecoveryPoint{ID: point.NewID(), VM: name, MachineUUID: uuid, Definition: d,
@@ -99,6 +99,7 @@ func domain(virt, os string) point.Definition {
 func (l *lab) env() []string {
 	return []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" +
 		filepath.Join(l.dir, "key"),
+		"HOLDFAST_MEMORY=" + filepath.Join(l.dir, "memory"),
 		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"),
 		"HOLDFAST_CONNECT=qmp:" + filepath.Join(l.dir, "q"), "XDG_CONFIG_HOME=" + l.dir}
 }

@@ -152,6 +152,7 @@ func (l *lab) start(args ...string) *program.Run {
 	l.t.Helper()
 	env := []string{"HOLDFAST_VAULT=" + filepath.Join(l.dir, "vault"), "HOLDFAST_KEY_FILE=" +
 		filepath.Join(l.dir, "key"),
+		"HOLDFAST_MEMORY=" + filepath.Join(l.dir, "memory"),
 		"HOLDFAST_STATE=" + filepath.Join(l.dir, "state"), "HOLDFAST_SCRATCH=" + filepath.Join(l.dir, "scratch"),
 		"XDG_CONFIG_HOME=" + l.dir, "HOLDFAST_CONNECT=" + l.uri}
 	return program.Start(l.t, env, args...)

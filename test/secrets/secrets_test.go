@@ -64,6 +64,7 @@ func (l *lab) tool(name string, args ...string) {
 func (l *lab) env() []string {
 	env := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, "HOLDFAST_") })
 	return append(env, "HOLDFAST_PASSPHRASE="+passphrase, "HOLDFAST_VAULT="+l.path("vault"),
+		"HOLDFAST_MEMORY="+l.path("memory"),
 		"HOLDFAST_STATE="+l.path("state"), "HOLDFAST_SCRATCH="+l.path("scratch"), "HOLDFAST_POOL="+l.path("pool"),
 		"XDG_CONFIG_HOME="+l.dir, "SOME_OTHER_TOKEN="+passphrase)
 }

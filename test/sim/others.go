@@ -32,7 +32,7 @@ func (w *worker) collect() error {
 		return err
 	}
 	var c state.Condemn
-	move := ""
+	move, shared := "", ""
 	look := w.view
 	if w.peek {
 		look = w.glance
@@ -41,7 +41,9 @@ func (w *worker) collect() error {
 		}
 	}
 	if err := look(func(ctx context.Context, st *state.State) (err error) {
-		c, move, err = w.mark(ctx, st)
+		if c, move, err = w.mark(ctx, st); err == nil {
+			shared, err = w.merge(ctx, st, &c)
+		}
 		return err
 	}); err != nil || len(c.Packs) == 0 {
 		return err
@@ -56,6 +58,7 @@ func (w *worker) collect() error {
 			return err
 		}
 		c.Added = []log.Object{o}
+		c.Moved = append(c.Moved, state.Moved{Pack: o.ID, Shared: slotsOf(move, shared)})
 	}
 	if w.actor.world.without.Has(log.SayFirst) {
 		if err := w.deletePacks(c.Packs); err != nil {
@@ -109,6 +112,14 @@ func (w *worker) mark(ctx context.Context, st *state.State) (c state.Condemn, mo
 	}); err != nil {
 		return c, "", err
 	}
+	if err := st.Pending(ctx, func(p state.Pending) bool { // of which a walk still has to say what they free
+		if !w.rash {
+			need += string(p.Point.Manifest)
+		}
+		return true
+	}); err != nil {
+		return c, "", err
+	}
 	sessions, err := st.Sessions(ctx)
 	if err != nil {
 		return c, "", err
@@ -130,8 +141,12 @@ func (w *worker) mark(ctx context.Context, st *state.State) (c state.Condemn, mo
 	for _, o := range packs {
 		content := w.actor.world.content(o.ID)
 		used := ""
+		_, freed, err := st.Bits(ctx, o.ID)
+		if err != nil {
+			return c, "", err
+		}
 		for i := range len(content) {
-			if strings.IndexByte(need, content[i]) >= 0 && strings.IndexByte(kept, content[i]) < 0 {
+			if !isSet(freed, i) && strings.IndexByte(need, content[i]) >= 0 && strings.IndexByte(kept, content[i]) < 0 {
 				used += content[i : i+1]
 			}
 		}
@@ -287,9 +302,12 @@ func (w *worker) deleteOne() error {
 	if w.rng.IntN(2) == 0 {
 		d := state.Delete{Points: []state.ID{id}}
 		if err := w.append(func(ctx context.Context) (log.Op, error) {
-			return d.Op(), d.Check(ctx, w.state)
+			return d.Op(), d.Check(ctx, w.state, w.actor.now().UnixMilli())
 		}); err != nil {
 			return err
+		}
+		if w.rng.IntN(3) == 0 {
+			return w.undelete(id)
 		}
 	}
 	t := w.actor.world.truth

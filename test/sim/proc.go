@@ -150,6 +150,7 @@ type worker struct {
 	*proc
 	rng  *rand.Rand
 	peek bool // marks as of what its process has read or put so far
+	rash bool // takes what is purged for dead, as one may where nobody walks what that frees
 }
 
 // worker returns one, with a process of its own.

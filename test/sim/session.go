@@ -115,12 +115,16 @@ func (s *session) count(ctx context.Context, st *state.State, chunks string) err
 	if err != nil {
 		return err
 	}
+	damaged := map[log.ObjectID]bool{}
+	if err := st.DamagedPacks(ctx, func(id log.ObjectID) bool { damaged[id] = true; return true }); err != nil {
+		return err
+	}
 	for i := range len(chunks) {
 		if _, have := s.where[chunks[i]]; have {
 			continue
 		}
 		for _, o := range packs {
-			if strings.IndexByte(s.actor.world.content(o.ID), chunks[i]) >= 0 {
+			if !damaged[o.ID] && strings.IndexByte(s.actor.world.content(o.ID), chunks[i]) >= 0 {
 				s.where[chunks[i]] = o.ID
 				break
 			}

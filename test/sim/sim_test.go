@@ -71,6 +71,8 @@ func (w *World) populate(rng *rand.Rand) error {
 	some("collector", 2, func(a *actor) error { return a.collects(2) })
 	some("sweeper", 1, func(a *actor) error { return a.sweeps(time.Duration(a.rng.IntN(25)) * time.Hour) })
 	some("deleter", 1, func(a *actor) error { return a.deletes(2) })
+	some("walker", 2, func(a *actor) error { return a.walks(4) })
+	some("checker", 1, func(a *actor) error { return a.damages(1) })
 	some("holder", 1, func(a *actor) error { return a.holds(1) })
 	some("roller", 1, func(a *actor) error { return a.rolls(3, true) })
 	some("cutter", 1, func(a *actor) error { return a.cuts(2) })
@@ -145,7 +147,7 @@ func everybody(w *World, rng *rand.Rand) error { return w.populate(rng) }
 
 // anybody is everybody most of the time, and else a few who do one thing much.
 func anybody(w *World, rng *rand.Rand) error {
-	few := []func(*World, *rand.Rand) error{everybody, everybody, everybody, takenOver, longSessions, swept}
+	few := []func(*World, *rand.Rand) error{everybody, everybody, everybody, takenOver, longSessions, swept, walked}
 	return few[rng.IntN(len(few))](w, rng)
 }
 
@@ -192,9 +194,29 @@ var rules = []struct {
 	{"R5 counted: what was counted on since is condemned", log.LeaveCounted, everybody, nil},
 	{"R5 rival: two collections stand", log.NoRival, everybody, nil},
 	{"R6 hold: a hold refuses nothing", log.HoldsRefuse, everybody, nil},
+	{"R6 once: a piece of a walk counts twice", log.WalkOnce, walked, &Faults{}},
+	{"R6 shared: what was shared since is freed", log.LeaveShared, walked, &Faults{}},
 	{"R7 read on: a reader does not read on", log.ReadOn, everybody, nil},
 	{"R9 settle: what was read is built on", log.SettleRead, everybody, &Faults{Crash: 10, Lose: 40, Power: 15}},
 	{"R9 absent: a cache says absent", log.AskAbsent, everybody, nil},
+}
+
+// walked is much purging, and several who say what that frees.
+func walked(w *World, rng *rand.Rand) error {
+	if err := w.Begin([][]string{{"abc"}, {"acz", "c"}}[rng.IntN(2)]...); err != nil {
+		return err
+	}
+	for i := range 3 {
+		w.Spawn(fmt.Sprintf("session%d", i), rng.Uint64(), func(a *actor) error {
+			return a.sessions(sessionPlan{points: 3, noBase: i == 0})
+		})
+		w.Spawn(fmt.Sprintf("walker%d", i), rng.Uint64(), func(a *actor) error { return a.walks(8) })
+	}
+	w.Spawn("deleter", rng.Uint64(), func(a *actor) error { return a.deletes(6) })
+	if rng.IntN(2) == 0 {
+		w.Spawn("collector", rng.Uint64(), func(a *actor) error { return a.collects(2) })
+	}
+	return nil
 }
 
 // takenOver is an owner that collects, and somebody who closes its volumes.
@@ -219,7 +241,7 @@ func voided(w *World, rng *rand.Rand) error {
 		if err != nil {
 			return over(err)
 		}
-		collects := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 3)), peek: true}
+		collects := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 3)), peek: true, rash: true}
 		deletes := &worker{proc: p, rng: rand.New(rand.NewPCG(a.rng.Uint64(), 2))}
 		done := make(chan error)
 		go func() {

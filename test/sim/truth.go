@@ -62,7 +62,10 @@ func (w *World) check() error {
 	if err != nil {
 		return err
 	}
-	return w.checkPoints(points, stored)
+	if err := w.checkPoints(points, stored); err != nil {
+		return err
+	}
+	return w.checkFreed(ctx, st, points)
 }
 
 // checkPacks demands that good packs are there, whole, and returns the chunks in them.

@@ -46,7 +46,7 @@ func (c *Commands) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(c.Holdfast, append([]string{"--quiet"}, args...)...)
 	cmd.Dir = c.Dir
 	cmd.Env = append(os.Environ(), "HOLDFAST_VAULT="+c.path("vault"), "HOLDFAST_KEY_FILE="+c.path("key"),
-		"HOLDFAST_POOL="+c.path("pool"), "HOLDFAST_STATE="+c.path("state"))
+		"HOLDFAST_POOL="+c.path("pool"), "HOLDFAST_STATE="+c.path("state"), "HOLDFAST_MEMORY="+c.path("memory"))
 	cmd.Env = append(cmd.Env, c.Env...)
 	return cmd
 }

@@ -148,6 +148,7 @@ func (l *lab) uri() string {
 
 func (l *lab) env() []string {
 	env := []string{"HOLDFAST_VAULT=" + l.vault, "HOLDFAST_KEY_FILE=" + l.key, "HOLDFAST_STATE=" + l.state,
+		"HOLDFAST_MEMORY=" + filepath.Join(l.dir, "memory"),
 		"HOLDFAST_SCRATCH=" + l.scratch,
 		"XDG_CONFIG_HOME=" + l.dir, "XDG_CACHE_HOME=" + l.dir}
 	if l.vm != nil {

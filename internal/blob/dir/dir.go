@@ -14,8 +14,11 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/durable"
@@ -71,6 +74,9 @@ func On(fsys durable.FS, root string) *Store {
 // Root returns the absolute path of the directory.
 func (s *Store) Root() string { return s.root }
 
+// ReadOnly reports whether this process may not write into the directory.
+func (s *Store) ReadOnly() bool { return unix.Access(s.root, unix.W_OK) != nil }
+
 // Close closes the files that are kept open for reading. Calls that are under way end as if it had
 // not happened.
 func (s *Store) Close() error {
@@ -98,9 +104,23 @@ func (s *Store) ReadAt(ctx context.Context, name string, p []byte, off int64) (i
 	if off < 0 {
 		return 0, fmt.Errorf("read object %s: offset %d is negative", name, off)
 	}
-	f, err := s.files.acquire(s.path(name))
+	n, err := s.readAt(s.path(name), p, off)
+	if errors.Is(err, syscall.ESTALE) {
+		// Another client has removed the file while it was kept open here, and may have put another
+		// in its place.
+		s.files.drop(s.path(name))
+		n, err = s.readAt(s.path(name), p, off)
+	}
 	if err != nil {
-		return 0, fmt.Errorf("read object %s: %w", name, notExist(err))
+		return n, fmt.Errorf("read object %s: %w", name, notExist(err))
+	}
+	return n, nil
+}
+
+func (s *Store) readAt(path string, p []byte, off int64) (int, error) {
+	f, err := s.files.acquire(path)
+	if err != nil {
+		return 0, err
 	}
 	defer s.files.release(f)
 	n, err := f.reader.ReadAt(p, off)
@@ -110,7 +130,7 @@ func (s *Store) ReadAt(ctx context.Context, name string, p []byte, off int64) (i
 	if err == io.EOF {
 		err = fmt.Errorf("%d bytes at %d, found %d: %w", len(p), off, n, io.ErrUnexpectedEOF)
 	}
-	return n, fmt.Errorf("read object %s: %w", name, notExist(err))
+	return n, err
 }
 
 // Stat implements [blob.Store].
@@ -132,7 +152,16 @@ func (s *Store) Stat(ctx context.Context, name string) (blob.Info, error) {
 // that are not known to be on disk; on a read-only file system nobody is committing.
 func (s *Store) Settle(ctx context.Context, name string) error {
 	if _, err := s.Stat(ctx, name); err != nil {
-		return fmt.Errorf("settle object %s: %w", name, err)
+		absent := true
+		if errors.Is(err, blob.ErrNotExist) {
+			absent, err = s.Absent(ctx, name)
+		}
+		if err == nil && absent {
+			err = blob.ErrNotExist
+		}
+		if err != nil {
+			return fmt.Errorf("settle object %s: %w", name, err)
+		}
 	}
 	dir := path.Dir(name)
 	err := s.ensureDir(dir)
@@ -145,27 +174,68 @@ func (s *Store) Settle(ctx context.Context, name string) error {
 	return nil
 }
 
-// Absent implements [blob.Store]. A name that a look-up does not find is looked for in its folder
-// too: a network file system may keep a negative entry for a while, but reads a directory that has
-// changed anew once it is opened.
+// Absent implements [blob.Store]. Only what is opened a network file system asks its server about:
+// an object is there if it can be opened, and absent if the list of its folder, or of the folder in
+// which that one is missing, says so. A look-up that finds nothing may come from a cache, also when
+// it was on the way to the folder.
 func (s *Store) Absent(ctx context.Context, name string) (bool, error) {
-	_, err := s.Stat(ctx, name)
+	if err := check(ctx, name); err != nil {
+		return false, fmt.Errorf("look for object %s: %w", name, err)
+	}
+	f, err := s.fs.Open(s.path(name))
 	if err == nil {
-		return false, nil
+		return false, f.Close()
 	}
-	if !errors.Is(err, blob.ErrNotExist) {
+	if err = notExist(err); !errors.Is(err, blob.ErrNotExist) {
 		return false, fmt.Errorf("look for object %s: %w", name, err)
 	}
-	entries, err := s.fs.ReadDir(path.Dir(s.path(name)))
-	if err = notExist(err); err != nil && !errors.Is(err, blob.ErrNotExist) {
+	kind, err := s.listed(name)
+	if err != nil {
 		return false, fmt.Errorf("look for object %s: %w", name, err)
 	}
-	for _, e := range entries {
-		if !e.Dir && e.Name == path.Base(name) {
-			return false, nil
+	return kind != isFile, nil
+}
+
+// listedAs is what has a name, as the list of its folder says.
+type listedAs int
+
+const (
+	isNothing listedAs = iota
+	isFile
+	isFolder
+)
+
+// errNotSettled reports a folder that its parent lists and that cannot be opened.
+var errNotSettled = errors.New("the file system lists a folder that it does not find; it may in a while")
+
+// listed looks for a name in the list of its folder; where that cannot be opened, in the one above
+// whether it is there at all.
+func (s *Store) listed(name string) (listedAs, error) {
+	dir := path.Dir(name)
+	entries, err := s.fs.ReadDir(s.path(dir))
+	if err = notExist(err); errors.Is(err, blob.ErrNotExist) && dir != "." {
+		kind, above := s.listed(dir)
+		if above != nil || kind != isFolder {
+			return isNothing, above
+		}
+		// The list of the folder above is new, and with it what is known of the names in it.
+		if entries, err = s.fs.ReadDir(s.path(dir)); errors.Is(err, fs.ErrNotExist) {
+			return isNothing, errNotSettled
 		}
 	}
-	return true, nil
+	if err != nil {
+		return isNothing, err
+	}
+	for _, e := range entries {
+		switch {
+		case e.Name != path.Base(name):
+		case e.Dir:
+			return isFolder, nil
+		default:
+			return isFile, nil
+		}
+	}
+	return isNothing, nil
 }
 
 // Delete implements [blob.Store].
@@ -173,6 +243,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	if err := check(ctx, name); err != nil {
 		return fmt.Errorf("delete object %s: %w", name, err)
 	}
+	s.files.drop(s.path(name)) // a network file system keeps what is open, under another name
 	err := s.fs.Remove(s.path(name))
 	s.files.drop(s.path(name))
 	// A caller that finds the object gone syncs too: the one that removed it may not have done so
@@ -188,10 +259,20 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 
 // check is where every method begins.
 func check(ctx context.Context, name string) error {
-	if err := blob.ValidName(name); err != nil {
+	if err := validName(name); err != nil {
 		return err
 	}
 	return ctx.Err()
+}
+
+// validName reports what is wrong with a name, or nil. Network file systems have some of their own.
+func validName(name string) error {
+	for part := range strings.SplitSeq(name, "/") {
+		if durable.Hidden(part) {
+			return fmt.Errorf("object name %q: %q is how network file systems name files that were removed", name, part)
+		}
+	}
+	return blob.ValidName(name)
 }
 
 // notExist adds blob.ErrNotExist to what a file system says of a name that no object has.

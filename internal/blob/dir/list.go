@@ -95,7 +95,7 @@ func (l *lister) read(dir string) folder {
 		}
 	}
 	entries = slices.DeleteFunc(entries, func(e durable.Entry) bool {
-		return !e.Dir && (!strings.HasPrefix(e.Name, l.prefix) || e.Name <= l.after) || blob.ValidName(e.Name) != nil
+		return !e.Dir && (!strings.HasPrefix(e.Name, l.prefix) || e.Name <= l.after) || validName(e.Name) != nil
 	})
 	slices.SortFunc(entries, func(a, b durable.Entry) int { return strings.Compare(sortKey(a), sortKey(b)) })
 	return folder{entries: entries}

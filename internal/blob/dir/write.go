@@ -170,8 +170,8 @@ func (w *writer) Abort() {
 // end lets go of the file. What cannot be removed is left to SweepTemp.
 func (w *writer) end(err error) {
 	w.err = err
+	_ = w.file.Close() // first: a network file system keeps what is open
 	if err != errCommitted {
 		_ = w.store.fs.Remove(w.temp)
 	}
-	_ = w.file.Close()
 }

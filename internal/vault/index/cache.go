@@ -3,36 +3,36 @@ package index
 import (
 	"context"
 	"sync"
-
-	"github.com/holdfast-vm/holdfast/internal/blob"
 )
 
-// cacheBlocks bounds the block cache: 16 MiB.
+// cacheBlocks bounds the cache: 16 MiB.
 const cacheBlocks = 4096
 
 type blockKey struct {
-	name  string
-	block int
+	seg     *page // the segment's first
+	section section
+	n       int
 }
 
-// blockCache keeps checked blocks. When it is full, an arbitrary one makes room: look-ups are random, recency says nothing.
-type blockCache struct {
+// cache keeps opened blocks. When it is full, an arbitrary one makes room: look-ups are random, and
+// recency says nothing.
+type cache struct {
 	mu     sync.RWMutex
-	blocks map[blockKey][]byte // the rows
+	blocks map[blockKey][]byte
 }
 
-func newBlockCache() *blockCache { return &blockCache{blocks: make(map[blockKey][]byte)} }
+func newCache() *cache { return &cache{blocks: make(map[blockKey][]byte)} }
 
-// get returns the rows of block b of s.
-func (c *blockCache) get(ctx context.Context, store blob.Store, s *segment, b int) ([]byte, error) {
-	key := blockKey{s.name, b}
+// get returns the plain bytes of a block, which nobody changes.
+func (c *cache) get(ctx context.Context, s *segment, sec section, n int) ([]byte, error) {
+	key := blockKey{&s.pages[0], sec, n}
 	c.mu.RLock()
-	rows := c.blocks[key]
+	b := c.blocks[key]
 	c.mu.RUnlock()
-	if rows != nil {
-		return rows, nil
+	if b != nil {
+		return b, nil
 	}
-	rows, err := s.block(ctx, store, b, make([]byte, blockSize))
+	b, err := s.read(ctx, sec, n, n+1, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +44,21 @@ func (c *blockCache) get(ctx context.Context, store blob.Store, s *segment, b in
 			break
 		}
 	}
-	c.blocks[key] = rows
-	return rows, nil
+	c.blocks[key] = b
+	return b, nil
+}
+
+// drop forgets the blocks of segments that are used no more.
+func (c *cache) drop(old []*segment) {
+	gone := make(map[*page]bool, len(old))
+	for _, s := range old {
+		gone[&s.pages[0]] = true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k := range c.blocks {
+		if gone[k.seg] {
+			delete(c.blocks, k)
+		}
+	}
 }

@@ -1,11 +1,11 @@
-// Package index finds chunks: an ID's pack, offset and sizes.
+// Package index knows where every chunk is stored. It is a cache, never the truth: what it knows
+// stands in the tables of the packs that the log's state calls good.
 //
-// It is a cache, never the truth: what it knows stands in the tables of the packs, and whatever is missing, damaged or out of date
-// is read from there. Sorted, immutable segments are kept in the vault beside the packs, so that another process opens a
-// large vault without reading every pack, and several processes share them without a lock. Opening reads the segments alone and takes no
-// longer the more packs there are: whether a pack is there is looked at when that matters, and Refresh lists them all. In memory an
-// [Index] keeps 10 bits of filter and a tenth of a byte of fence per chunk, a bounded cache of blocks, and the entries of young packs that no
-// segment covers. It is safe for concurrent use.
+// Sorted, immutable segments lie in the store, and a small root says which there are and which
+// entries of the log each covers; docs/formats/index.md has both. Whatever of it is missing, damaged
+// or out of date is made up for from the packs' tables. In memory an [Index] keeps filter and
+// fences, 1.7 bytes a row, of the stretches that were asked for; a bounded cache of blocks; and the
+// rows of young packs, which no segment has.
 package index
 
 import (
@@ -16,245 +16,249 @@ import (
 	"sync"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
-	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
 	"github.com/holdfast-vm/holdfast/internal/vault/pack"
 )
 
-// Prefix is where segments lie in the store.
-const Prefix = "index/"
+// ErrStale reports that a segment of a Snapshot is gone or damaged: take a new one and begin again.
+var ErrStale = errors.New("the index was rewritten meanwhile")
 
-// Thresholds. A segment costs an object and a filter lookup, a pack without one costs a read when the vault is opened.
-const (
-	spillEntries = 128 << 10 // young entries in memory before they are written out
-	fanIn        = 8         // segments of one size class before they are merged
-	maxLooks     = 256       // packs looked for one by one before all are listed
-)
-
-// Loc is where a chunk is stored.
-type Loc struct {
-	Ref pack.Ref
-	pack.Entry
-	// Pos numbers the entry among all segments of one Snapshot, from 0; -1 for an entry of a young pack.
-	Pos int64
-	// Cut says that the pack has not the size it was written with: what is left of it may be readable, but is not to be counted on.
-	Cut bool
-
-	written int64 // size of the pack when it was written
+// Packs is what the log's state says of packs. An Index never holds its lock while it asks.
+type Packs interface {
+	// Since calls do for the good packs that entries after count added, in the order of the
+	// entries, with the count of the entry, until it reports false; and returns the count of the
+	// last entry that the answer takes in.
+	Since(ctx context.Context, count uint64, do func(o log.Object, added uint64) bool) (upTo uint64, err error)
+	// Good reports for each of the packs whether it is good now.
+	Good(ctx context.Context, ids []log.ObjectID) ([]bool, error)
 }
 
-// Source reads tables of packs.
+// Source is what an index is made of.
 type Source struct {
 	Store  blob.Store
 	Secret *pack.Secret
+	Key    [32]byte // segments and roots authenticate under it
 	Vault  [16]byte
+	Packs  Packs
 }
 
-type young struct {
-	size    int64
-	entries int
+// Loc is where a chunk is stored.
+type Loc struct {
+	Pack log.Object
+	Slot uint32
+	pack.Entry
+	Pos int64 // numbers the row among those of a Snapshot, from 0; -1 in what Index.Find returns
 }
 
-type youngLoc struct {
-	ref   pack.Ref
-	entry pack.Entry
-}
-
-// Index knows every chunk of every pack.
+// Index knows every row of every good pack. It is safe for concurrent use.
 type Index struct {
-	src    Source
-	blocks *blockCache
-	seal   sync.Mutex // one writer of segments at a time
+	src      Source
+	tables   func(context.Context, log.Object) ([]pack.Entry, error)
+	limits   limits
+	cache    *cache
+	syncing  gate // one reads tables at a time
+	flushing gate // one writes segments at a time; whoever syncs may wait for it, not the other way
 
-	mu       sync.RWMutex
-	segments []*segment
-	listed   bool               // packs has all that there were at the last Refresh
-	looks    int                // packs that were looked for since the last Reload
-	packs    map[pack.Ref]int64 // packs that are known to be there, with their size
-	bad      map[pack.Ref]error // packs whose table cannot be read
-	young    map[pack.Ref]young // packs that no segment covers
-	delta    map[chunk.ID][]youngLoc
-	damaged  []string // names of segments that could not be read
-
-	unreadable map[string]bool // segments that loaded, but have damage further inside
+	mu         sync.RWMutex
+	root       *root      // on which segments stand; nil without one
+	segments   []*segment // in the order of their spans; the slice is never changed
+	version    int        // of segments
+	young      *young
+	done       uint64 // packs of entries up to this are known: covered by segments, young, or missing
+	seen       uint64 // Packs has told of the entries up to this
+	missing    spans  // of entries whose packs' tables must be read, as their segment is lost
+	holes      []hole // packs of which the table could not be read
+	retryHoles bool
+	synced     bool
+	begun      uint64          // number of the last Sync that began
+	ended      uint64          // number of the last that succeeded
+	good       *goodPacks      // what Packs said since the last Sync began
+	useless    map[string]bool // names of segments that could not be read
 }
 
-// Open reads which segments the store holds.
-func Open(ctx context.Context, src Source) (*Index, error) {
-	ix := &Index{src: src, blocks: newBlockCache(), packs: map[pack.Ref]int64{}, bad: map[pack.Ref]error{}, young: map[pack.Ref]young{}, delta: map[chunk.ID][]youngLoc{}, unreadable: map[string]bool{}}
-	if err := ix.Reload(ctx); err != nil {
+// limits are when young rows are written; tests have smaller ones.
+type limits struct {
+	rows, packs int // a Flush writes what is more
+	most        int // rows; a Sync does not gather more
+	batch       int // packs whose tables are read before they are taken in
+}
+
+var usual = limits{rows: 64 << 10, packs: 64, most: 512 << 10, batch: 32}
+
+// Open reads which segments the store holds. Nothing that is wrong with them is an error: packs'
+// tables are read instead.
+func Open(ctx context.Context, s Source) (*Index, error) {
+	ix := newIndex(s, func(ctx context.Context, o log.Object) ([]pack.Entry, error) {
+		return s.Secret.Table(ctx, s.Store, s.Vault, o)
+	})
+	r, err := s.newestRoot(ctx, nil)
+	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
-	return ix, nil
+	if r != nil {
+		ix.done = r.count()
+		ix.missing = spans{{0, ix.done}} // until the root says what of it segments cover
+		err = ix.adopt(r)
+	}
+	return ix, err
 }
 
-func (ix *Index) addLocked(ref pack.Ref, size int64, entries []pack.Entry) {
-	ix.packs[ref] = size
-	ix.young[ref] = young{size: size, entries: len(entries)}
-	for _, e := range entries {
-		ix.delta[e.ID] = append(ix.delta[e.ID], youngLoc{ref, e})
+func newIndex(s Source, tables func(context.Context, log.Object) ([]pack.Entry, error)) *Index {
+	return &Index{src: s, tables: tables, limits: usual, cache: newCache(), syncing: newGate(), flushing: newGate(),
+		young: newYoung(), good: newGoodPacks(), useless: make(map[string]bool)}
+}
+
+// gate lets one through at a time.
+type gate chan struct{}
+
+func newGate() gate { return make(gate, 1) }
+
+func (g gate) enter(ctx context.Context) error {
+	select {
+	case g <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
-// Add takes in a pack that was just committed, and writes a segment when many entries have gathered.
-func (ix *Index) Add(ctx context.Context, ref pack.Ref, size int64, entries []pack.Entry) error {
+func (g gate) leave() { <-g }
+
+// Know takes in a pack that this process has just committed, and of which an entry tells soon: its
+// rows are found at once, and Sync does not read its table.
+func (ix *Index) Know(o log.Object, entries []pack.Entry) {
 	ix.mu.Lock()
-	ix.addLocked(ref, size, entries)
-	spill := len(ix.delta) >= spillEntries
-	ix.mu.Unlock()
-	if spill {
-		return ix.Seal(ctx)
-	}
-	return nil
-}
-
-// Find returns a place of id that skip does not pass over; skip may be nil. Whether the pack is still there is not looked at: who reads finds
-// out, and who counts on it asks FindKept.
-func (ix *Index) Find(ctx context.Context, id chunk.ID, skip func(Loc) bool) (Loc, bool, error) {
-	var found Loc
-	ok := false
-	err := ix.each(ctx, id, func(l Loc) bool {
-		if skip != nil && skip(l) {
-			return true
-		}
-		found, ok = l, true
-		return false
-	})
-	return found, ok, err
-}
-
-// FindKept returns a place of id that skip does not pass over, in a pack that is in the store now, whole.
-func (ix *Index) FindKept(ctx context.Context, id chunk.ID, skip func(Loc) bool) (Loc, bool, error) {
-	var failed error
-	loc, found, err := ix.Find(ctx, id, func(l Loc) bool {
-		if failed != nil || skip(l) {
-			return true
-		}
-		kept := l.Pos < 0
-		if !kept {
-			var size int64
-			size, failed = ix.look(ctx, l.Ref)
-			kept = failed == nil && size == l.written
-		}
-		return !kept
-	})
-	return loc, found, errors.Join(err, failed)
-}
-
-// FindAll returns every place of id.
-func (ix *Index) FindAll(ctx context.Context, id chunk.ID) ([]Loc, error) {
-	var all []Loc
-	err := ix.each(ctx, id, func(l Loc) bool { all = append(all, l); return true })
-	return all, err
-}
-
-// each calls yield with each place of id until it returns false. A segment that another process merged away meanwhile makes it start anew.
-func (ix *Index) each(ctx context.Context, id chunk.ID, yield func(Loc) bool) error {
-	for try := 0; ; try++ {
-		err := ix.eachOnce(ctx, id, yield)
-		if try == 2 || !(errors.Is(err, blob.ErrNotExist) || isDamaged(err)) {
-			return err
-		}
-		if err := ix.dropUnreadable(ctx, err); err != nil {
-			return err
-		}
+	defer ix.mu.Unlock()
+	if _, ok := ix.young.byID[o.ID]; !ok {
+		ix.young.add(&youngPack{object: o, known: true, entries: entries})
 	}
 }
 
-// dropUnreadable makes the index whole again after a segment could not be read: one that is damaged is passed over from now on, so
-// that its packs' tables are read instead. Merge deletes it.
-func (ix *Index) dropUnreadable(ctx context.Context, cause error) error {
-	var damaged *damagedError
-	if errors.As(cause, &damaged) {
-		ix.mu.Lock()
-		ix.unreadable[damaged.name] = true
-		ix.mu.Unlock()
+// Forget takes back what Know was told: the pack's entry was never made, or a Sync after it did not tell
+// of the pack as it is not good any more. A pack of which Sync has learned stays.
+func (ix *Index) Forget(id log.ObjectID) {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if i, ok := ix.young.byID[id]; ok && ix.young.packs[i].known {
+		ix.young.remove(func(p *youngPack) bool { return p.object.ID == id })
 	}
-	return ix.Refresh(ctx)
 }
 
-func (ix *Index) eachOnce(ctx context.Context, id chunk.ID, yield func(Loc) bool) error {
-	ix.mu.RLock()
-	young, segments := ix.delta[id], ix.segments
-	ix.mu.RUnlock()
-	for _, l := range young {
-		if !yield(Loc{Ref: l.ref, Entry: l.entry, Pos: -1}) {
-			return nil
-		}
-	}
-	return ix.eachSegment(ctx, segments, id, yield)
-}
-
-// eachSegment looks id up in segments, which nobody changes.
-func (ix *Index) eachSegment(ctx context.Context, segments []*segment, id chunk.ID, yield func(Loc) bool) error {
-	for _, s := range segments {
-		if s.entries == 0 || !s.mayHave(&id) {
-			continue
-		}
-		more, err := ix.eachIn(ctx, s, id, yield)
-		if err != nil || !more {
-			return err
-		}
-	}
-	return nil
-}
-
-func (ix *Index) eachIn(ctx context.Context, s *segment, id chunk.ID, yield func(Loc) bool) (more bool, err error) {
-	f := fenceOf(&id)
-	for b := s.firstBlock(&id); b < s.blocks && s.fence[b] <= f; b++ {
-		rows, err := ix.blocks.get(ctx, ix.src.Store, s, b)
-		if err != nil {
-			return false, err
-		}
-		for i := searchRows(rows, &id); i < len(rows)/entrySize; i++ {
-			r := parseRow(rows[i*entrySize:])
-			if r.id != id {
-				break
-			}
-			if size, ok := s.holds(r); ok && !yield(s.loc(r, int64(b)*perBlock+int64(i), size)) {
-				return false, nil
-			}
-		}
-	}
-	return true, nil
-}
-
-// loc returns the place of a row, whose pack has size bytes now.
-func (s *segment) loc(r row, at, size int64) Loc {
-	return Loc{Ref: s.packs[r.pack].ref, Pos: s.base + at, Cut: size != s.packs[r.pack].size, written: s.packs[r.pack].size, Entry: pack.Entry{
-		ID: r.id, Offset: r.offset, Stored: r.stored, Plain: r.plain & 0xffffff, Encoding: chunk.Encoding(r.plain >> 24)}}
-}
-
-// Remembered returns the packs that segments say hold id, even those that are gone.
-func (ix *Index) Remembered(ctx context.Context, id chunk.ID) ([]pack.Ref, error) {
-	ix.mu.RLock()
-	segments := ix.segments
-	ix.mu.RUnlock()
-	var refs []pack.Ref
-	for _, s := range segments {
-		if s.entries == 0 || !s.mayHave(&id) {
-			continue
-		}
-		for b := s.firstBlock(&id); b < s.blocks && s.fence[b] <= fenceOf(&id); b++ {
-			rows, err := ix.blocks.get(ctx, ix.src.Store, s, b)
-			if isDamaged(err) || errors.Is(err, blob.ErrNotExist) {
-				break // it remembers no more
-			}
-			if err != nil {
-				return nil, err
-			}
-			for i := searchRows(rows, &id); i < len(rows)/entrySize; i++ {
-				if r := parseRow(rows[i*entrySize:]); r.id == id && int(r.pack) < len(s.packs) {
-					refs = append(refs, s.packs[r.pack].ref)
-				}
-			}
-		}
-	}
-	return refs, nil
-}
-
-// Damaged returns the names of segments that could not be read. Their packs' tables were read instead.
+// Damaged returns the names of segments that could not be read.
 func (ix *Index) Damaged() []string {
 	ix.mu.RLock()
 	defer ix.mu.RUnlock()
-	return slices.Clone(ix.damaged)
+	var names []string
+	for name := range ix.useless {
+		names = append(names, name)
+	}
+	for i := range ix.holes {
+		names = append(names, ix.holes[i].object.Name())
+	}
+	slices.Sort(names)
+	return names
+}
+
+// covered returns the spans of segments.
+func covered(segments []*segment) (s spans) {
+	for _, seg := range segments {
+		s = append(s, seg.span)
+	}
+	return s
+}
+
+// adopt makes the segments of r those of the index.
+func (ix *Index) adopt(r *root) error {
+	ix.mu.RLock()
+	old := ix.segments
+	ix.mu.RUnlock()
+	var segments []*segment
+	for _, info := range r.segments {
+		s, err := ix.segmentOf(old, info)
+		if err != nil {
+			return err
+		}
+		segments = append(segments, s)
+	}
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	segments = slices.DeleteFunc(segments, func(s *segment) bool { return ix.useless[s.name] })
+	before, now := covered(ix.segments), covered(segments)
+	all := spans{{0, ix.done}}
+	read := all.minus(before).minus(ix.missing)
+	ix.install(r, segments)
+	ix.missing = all.minus(now).minus(read)
+	ix.young.remove(func(p *youngPack) bool { return !p.known && now.has(p.added) })
+	ix.holes = slices.DeleteFunc(ix.holes, func(h hole) bool { return now.has(h.added) })
+	for _, h := range r.holes {
+		if now.has(h.added) {
+			ix.holes, ix.retryHoles = append(ix.holes, h), true
+		}
+	}
+	return nil
+}
+
+// install is for who holds ix.mu.
+func (ix *Index) install(r *root, segments []*segment) {
+	var old []*segment
+	for _, s := range ix.segments {
+		if !hasSegment(segments, s.name) {
+			old = append(old, s)
+		}
+	}
+	ix.root, ix.segments = r, segments
+	ix.version++
+	ix.cache.drop(old)
+}
+
+func hasSegment(list []*segment, name string) bool {
+	return slices.ContainsFunc(list, func(s *segment) bool { return s.name == name })
+}
+
+// segmentOf returns the segment that a root tells of, with what one of old that is the same has read.
+func (ix *Index) segmentOf(old []*segment, info segmentInfo) (*segment, error) {
+	for _, s := range old {
+		if s.name == info.name && s.rows == info.rows && s.origins == info.origins {
+			same := *s
+			same.span = info.span
+			return &same, nil
+		}
+	}
+	return newSegment(&ix.src, info)
+}
+
+// lose does without a segment that cannot be read: one that is gone was merged by another process,
+// whose root tells by what; otherwise the tables of its packs are read before the next look-up.
+func (ix *Index) lose(ctx context.Context, e *lostError) error {
+	ix.mu.RLock()
+	has, mine := hasSegment(ix.segments, e.seg.name), ix.root
+	ix.mu.RUnlock()
+	if has && e.gone {
+		r, err := ix.src.newestRoot(ctx, mine)
+		if err != nil {
+			return err
+		}
+		if r.newerThan(mine) {
+			if err := ix.adopt(r); err != nil {
+				return err
+			}
+		}
+	}
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	if !hasSegment(ix.segments, e.seg.name) {
+		return nil
+	}
+	ix.useless[e.seg.name] = true
+	var rest []*segment
+	for _, s := range ix.segments {
+		if s.name == e.seg.name {
+			ix.missing = append(ix.missing, spans{s.span}.upTo(ix.done)...)
+			slices.SortFunc(ix.missing, func(a, b span) int { return compare(a.from, b.from) })
+		} else {
+			rest = append(rest, s)
+		}
+	}
+	ix.install(ix.root, rest)
+	return nil
 }

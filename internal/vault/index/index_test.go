@@ -1,412 +1,410 @@
-package index_test
+package index
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
-	"maps"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
-	"pgregory.net/rapid"
+	"github.com/zeebo/blake3"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/blob/mem"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
-	"github.com/holdfast-vm/holdfast/internal/vault/index"
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
 	"github.com/holdfast-vm/holdfast/internal/vault/pack"
 )
 
-// tester is what testing.T and rapid.T have in common here.
-type tester interface {
-	Helper()
-	Fatal(args ...any)
-}
-
-// world is a store, what its packs hold, and two processes that have it open.
-type world struct {
-	store *mem.Store
-	src   index.Source
-	open  []*index.Index
-	packs map[pack.Ref]*packModel
-	made  int
+// truth is a log's state and the packs' tables, as a model. It is safe for concurrent use.
+type truth struct {
+	mu    sync.Mutex
+	count uint64
+	packs []*packModel
+	reads int // of tables
 }
 
 type packModel struct {
+	object  log.Object
+	added   uint64 // 0: no entry tells of it
+	bad     bool
+	broken  error // what reading its table says
 	entries []pack.Entry
-	cut     bool
 }
 
-func newWorld(t tester) *world {
-	w := &world{store: mem.New(), packs: map[pack.Ref]*packModel{}}
-	w.src = index.Source{Store: w.store, Secret: pack.NewSecret([32]byte{1}), Vault: [16]byte{2}}
-	for range 2 {
-		ix, err := index.Open(context.Background(), w.src)
+func (w *truth) Since(_ context.Context, count uint64, do func(log.Object, uint64) bool) (uint64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.since(w.count, count, do)
+}
+
+func (w *truth) since(end, count uint64, do func(log.Object, uint64) bool) (uint64, error) {
+	packs := slices.Clone(w.packs)
+	slices.SortStableFunc(packs, func(a, b *packModel) int { return cmp.Compare(a.added, b.added) })
+	for _, p := range packs {
+		if p.added > count && p.added <= end && !p.bad && !do(p.object, p.added) {
+			return p.added - 1, nil
+		}
+	}
+	return end, nil
+}
+
+func (w *truth) Good(_ context.Context, ids []log.ObjectID) ([]bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.goodAt(w.count, ids), nil
+}
+
+func (w *truth) goodAt(end uint64, ids []log.ObjectID) []bool {
+	good := make([]bool, len(ids))
+	for i, id := range ids {
+		p := w.pack(id)
+		good[i] = p != nil && p.added > 0 && p.added <= end && !p.bad
+	}
+	return good
+}
+
+func (w *truth) pack(id log.ObjectID) *packModel {
+	n := int(binary.BigEndian.Uint32(id[20:]))
+	if n >= len(w.packs) {
+		return nil
+	}
+	return w.packs[n]
+}
+
+func (w *truth) table(_ context.Context, o log.Object) ([]pack.Entry, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.reads++
+	p := w.pack(o.ID)
+	if p.object != o {
+		return nil, fmt.Errorf("asked for %+v", o)
+	}
+	return p.entries, p.broken
+}
+
+// idOf is the ID of chunk n, spread as those of real ones.
+func idOf(n int) chunk.ID { return blake3.Sum256(binary.LittleEndian.AppendUint64(nil, uint64(n))) }
+
+// add makes a pack of some of the first most chunks, which no entry tells of yet.
+func (w *truth) add(rng *rand.Rand, rows, most int) *packModel {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := len(w.packs)
+	p := &packModel{object: log.Object{ID: log.NewObjectID(log.Volume{Number: 7}, log.Session{1}, uint32(n)),
+		Kind: log.Pack, Copy: byte(rng.IntN(2)), Size: rng.Uint64N(1 << 30), Sum: log.Hash{byte(n), 9}}}
+	for slot := range rows {
+		p.entries = append(p.entries, pack.Entry{ID: idOf(rng.IntN(most)), Kind: pack.Kind(1 + rng.IntN(3)),
+			Encoding: chunk.Encoding(rng.IntN(3)), Offset: rng.Uint32(), Stored: rng.Uint32(), Plain: rng.Uint32(),
+			Sum: rng.Uint32(), Nonce: uint32(slot), Salt: log.Salt{byte(n), byte(rng.IntN(2))}})
+	}
+	w.packs = append(w.packs, p)
+	return p
+}
+
+// commit has the next entry add packs.
+func (w *truth) commit(packs ...*packModel) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.count++
+	for _, p := range packs {
+		p.added = w.count
+	}
+}
+
+// want returns where chunks are.
+func (w *truth) want(counts func(*packModel) bool) map[chunk.ID][]Loc {
+	all := make(map[chunk.ID][]Loc)
+	for _, p := range w.packs {
+		if !counts(p) {
+			continue
+		}
+		for slot, e := range p.entries {
+			all[e.ID] = append(all[e.ID], Loc{Pack: p.object, Slot: uint32(slot), Entry: e, Pos: -1})
+		}
+	}
+	return all
+}
+
+func sorted(locs []Loc) []Loc {
+	slices.SortFunc(locs, func(a, b Loc) int {
+		return cmp.Or(slices.Compare(a.Pack.ID[:], b.Pack.ID[:]), cmp.Compare(a.Slot, b.Slot))
+	})
+	return locs
+}
+
+func source(store blob.Store, w Packs) Source {
+	return Source{Store: store, Key: [32]byte{1}, Vault: [16]byte{2}, Packs: w}
+}
+
+// open opens an index that reads the tables of w, with small limits.
+func open(t testing.TB, src Source, w *truth) *Index {
+	t.Helper()
+	ix, err := Open(context.Background(), src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ix.tables = w.table
+	ix.limits = limits{rows: 300, packs: 20, most: 2000, batch: 4}
+	return ix
+}
+
+func places(locs []Loc) (s []string) {
+	for _, l := range locs {
+		s = append(s, fmt.Sprintf("%d:%d", binary.BigEndian.Uint32(l.Pack.ID[20:]), l.Slot))
+	}
+	return s
+}
+
+// requireRows fails unless ix knows of the first most chunks what w says.
+func requireRows(t testing.TB, ix *Index, w *truth, most int, counts func(*packModel) bool) {
+	t.Helper()
+	ctx := context.Background()
+	all := w.want(counts)
+	for n := range most {
+		id := idOf(n)
+		got, err := ix.FindAll(ctx, id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.open = append(w.open, ix)
-	}
-	return w
-}
-
-// id is one of few, so that packs hold the same ones; neighbours share fence and filter line.
-func id(n int) chunk.ID {
-	return chunk.ID{byte(n / 4), 0, 0, 0, 0, 0, 0, byte(n / 2 % 2), 31: byte(n + 1)}
-}
-
-const ids = 300
-
-// addPack writes a pack and returns it.
-func (w *world) addPack(t tester, kind pack.Kind, members []int) (pack.Ref, []pack.Entry) {
-	t.Helper()
-	w.made++
-	n := w.made
-	ref := pack.Ref{ID: pack.ID{byte(n), 15: byte(n >> 8)}, Kind: kind}
-	pw, err := w.src.Secret.Create(context.Background(), w.store, ref, w.src.Vault)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range members {
-		if _, err := pw.Append(id(m), 5, []byte("bytes"), chunk.Plain); err != nil {
-			t.Fatal(err)
+		want := all[id]
+		if !slices.Equal(sorted(got), sorted(want)) {
+			t.Fatalf("chunk %d is in %v, not %v", n, places(got), places(want))
+		}
+		l, ok, err := ix.Find(ctx, id, nil)
+		if err != nil || ok != (len(want) > 0) || ok && !slices.Contains(want, l) {
+			t.Fatalf("found %v, %v, %v", l, ok, err)
 		}
 	}
-	entries, err := pw.Commit(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.packs[ref] = &packModel{entries: entries}
-	return ref, entries
 }
 
-func (w *world) size(t tester, ref pack.Ref) int64 {
-	t.Helper()
-	info, err := w.store.Stat(context.Background(), ref.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return info.Size
+func isGood(p *packModel) bool { return p.added > 0 && !p.bad && p.broken == nil }
+
+// process is one of several that use an index at once. What it sees of the log lags.
+type process struct {
+	*truth
+	ix    *Index
+	saw   uint64
+	known map[*packModel]bool // packs that Know was told of, and whose entry it has not seen
 }
 
-func (w *world) names(t tester, prefix string) (names []string) {
+func (p *process) Since(_ context.Context, count uint64, do func(log.Object, uint64) bool) (uint64, error) {
+	return p.since(p.saw, count, do)
+}
+
+func (p *process) Good(_ context.Context, ids []log.ObjectID) ([]bool, error) {
+	return p.goodAt(p.saw, ids), nil
+}
+
+func (p *process) counts(m *packModel) bool {
+	return isGood(m) && m.added <= p.saw || p.known[m]
+}
+
+// world is a log, a store and some processes.
+type world struct {
+	*truth
+	store *mem.Store
+	procs []*process
+	rng   *rand.Rand
+}
+
+const chunks = 60
+
+func (w *world) start(t testing.TB) *process {
+	p := &process{truth: w.truth, saw: w.count, known: make(map[*packModel]bool)}
+	p.ix = open(t, source(w.store, p), w.truth)
+	p.sync(t)
+	return p
+}
+
+func (p *process) sync(t testing.TB) {
 	t.Helper()
-	for info, err := range w.store.List(context.Background(), prefix, "") {
+	p.saw = p.count
+	if err := p.ix.Sync(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for m := range p.known {
+		if m.added > 0 {
+			p.ix.Forget(m.object.ID) // in vain, unless it was condemned meanwhile
+			delete(p.known, m)
+		}
+	}
+}
+
+func (w *world) names(t testing.TB, prefix string) (names []string) {
+	for name, err := range blob.Names(context.Background(), w.store, prefix, "") {
 		if err != nil {
 			t.Fatal(err)
 		}
-		names = append(names, info.Name)
+		names = append(names, name)
 	}
 	return names
 }
 
-// step does something to the world at random.
-func (w *world) step(t *rapid.T) {
+// step does something to the world.
+func (w *world) step(t testing.TB) {
 	ctx := context.Background()
-	ix := w.open[rapid.IntRange(0, 1).Draw(t, "process")]
-	var err error
-	switch rapid.SampledFrom([]string{"add", "add", "add", "seal", "merge", "refresh", "reload", "end", "lose pack", "cut pack", "lose segment", "damage segment"}).Draw(t, "step") {
-	case "add":
-		kind := rapid.SampledFrom([]pack.Kind{pack.Data, pack.Meta}).Draw(t, "kind")
-		ref, entries := w.addPack(t, kind, rapid.SliceOfN(rapid.IntRange(0, ids-1), 1, 120).Draw(t, "members"))
-		if err = ix.Add(ctx, ref, w.size(t, ref), entries); err == nil {
-			w.requireKnown(t, ix, ref)
+	i := w.rng.IntN(len(w.procs))
+	p := w.procs[i]
+	switch k := w.rng.IntN(20); {
+	case k < 8: // one or several packs by one entry
+		var packs []*packModel
+		for range 1 + w.rng.IntN(4) {
+			packs = append(packs, w.add(w.rng, w.rng.IntN(60), chunks))
 		}
-	case "seal":
-		err = ix.Seal(ctx)
-	case "merge":
-		err = ix.Merge(ctx)
-	case "refresh":
-		err = ix.Refresh(ctx)
-	case "reload":
-		if err = ix.Reload(ctx); err == nil {
-			w.requireKept(t, ix)
+		w.commit(packs...)
+	case k < 10:
+		m := w.add(w.rng, 20, chunks)
+		p.ix.Know(m.object, m.entries)
+		p.known[m] = true
+		if w.rng.IntN(2) == 0 {
+			w.commit(m)
 		}
-	case "end":
-		err = ix.SessionEnd(ctx)
-	case "lose pack":
-		if ref, ok := w.draw(t); ok {
-			delete(w.packs, ref)
-			err = w.store.Delete(ctx, ref.Name())
+	case k < 11:
+		for m := range p.known {
+			if m.added == 0 {
+				p.ix.Forget(m.object.ID)
+				delete(p.known, m)
+			}
 		}
-	case "cut pack":
-		if ref, ok := w.draw(t); ok {
-			keep := rapid.IntRange(0, int(w.size(t, ref))-1).Draw(t, "keep")
-			w.packs[ref].cut = true
-			err = w.store.Corrupt(ref.Name(), func(b []byte) []byte { return b[:keep] })
-		}
-	case "lose segment":
-		for _, name := range w.names(t, index.Prefix) {
-			err = w.store.Delete(ctx, name)
-			break
-		}
-	case "damage segment":
-		for _, name := range w.names(t, index.Prefix) {
-			at, bit := rapid.Float64Range(0, 0.999).Draw(t, "at"), rapid.IntRange(0, 7).Draw(t, "bit")
-			err = w.store.Corrupt(name, func(b []byte) []byte { b[int(at*float64(len(b)))] ^= 1 << bit; return b })
-			break
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// draw returns a pack that is whole.
-func (w *world) draw(t *rapid.T) (pack.Ref, bool) {
-	whole := slices.SortedFunc(maps.Keys(w.packs), func(a, b pack.Ref) int { return slices.Compare(a.ID[:], b.ID[:]) })
-	whole = slices.DeleteFunc(whole, func(r pack.Ref) bool { return w.packs[r].cut })
-	if len(whole) == 0 {
-		return pack.Ref{}, false
-	}
-	return rapid.SampledFrom(whole).Draw(t, "pack"), true
-}
-
-// requireKnown checks that an index finds what was just added to it.
-func (w *world) requireKnown(t *rapid.T, ix *index.Index, ref pack.Ref) {
-	for _, e := range w.packs[ref].entries {
-		_, ok, err := ix.Find(context.Background(), e.ID, func(l index.Loc) bool { return l.Ref != ref })
-		if err != nil || !ok {
-			t.Fatalf("entry %s of a pack just added: %v, %v", e.ID, ok, err)
-		}
-	}
-}
-
-// requireKept checks that an index that was reloaded counts only on whole packs, and finds in some pack what segments and it itself know of those.
-func (w *world) requireKept(t *rapid.T, ix *index.Index) {
-	ctx := context.Background()
-	for n := range ids {
-		l, found, err := ix.FindKept(ctx, id(n), func(index.Loc) bool { return false })
-		if err != nil {
+	case k < 13:
+		p.sync(t)
+	case k < 16:
+		if err := p.ix.Flush(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if p := w.packs[l.Ref]; found && (p == nil || p.cut) {
-			t.Fatalf("counts on pack %s, which is not whole", l.Ref.Name())
+	case k < 17:
+		w.procs[i] = w.start(t)
+	case k < 18:
+		for _, m := range w.packs {
+			if m.added > 0 && w.rng.IntN(5) == 0 {
+				m.bad = true
+				for _, p := range w.procs {
+					p.sync(t)
+				}
+			}
 		}
-		all, err := ix.FindAll(ctx, id(n))
-		if err != nil {
-			t.Fatal(err)
+	case k < 19:
+		names := w.names(t, "index/")
+		if len(names) > 0 {
+			w.damage(t, names[w.rng.IntN(len(names))])
 		}
-		whole := slices.ContainsFunc(all, func(l index.Loc) bool { return w.packs[l.Ref] != nil && !w.packs[l.Ref].cut })
-		if whole != found {
-			t.Fatalf("found %v in a whole pack, one is known: %v", found, whole)
-		}
-	}
-}
-
-// requireModel checks that an index that is up to date finds every copy in whole packs, of cut packs nothing but what is left of them, and
-// nothing else.
-func (w *world) requireModel(t *rapid.T, ix *index.Index) {
-	want, left := map[string]bool{}, map[string]bool{}
-	for ref, p := range w.packs {
-		for _, e := range p.entries {
-			place := fmt.Sprintf("%s %s %d %d %d", e.ID, ref.Name(), e.Offset, e.Stored, e.Plain)
-			if !p.cut {
-				want[place] = true
-			} else if int64(e.Offset)+int64(e.Stored) <= w.size(t, ref) {
-				left[place] = true
+	default:
+		for _, m := range w.packs {
+			if m.added == 0 && w.rng.IntN(4) == 0 && !w.isKnown(m) {
+				m.broken = pack.ErrCorrupt
+				w.commit(m)
 			}
 		}
 	}
-	got := map[string]bool{}
-	for n := range ids {
-		locs, err := ix.FindAll(context.Background(), id(n))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range locs {
-			place := fmt.Sprintf("%s %s %d %d %d", l.ID, l.Ref.Name(), l.Offset, l.Stored, l.Plain)
-			switch {
-			case l.Cut && !left[place]:
-				t.Fatalf("%s is said to be left of a cut pack", place)
-			case !l.Cut:
-				got[place] = true
-			}
-		}
-	}
-	if !maps.Equal(got, want) {
-		t.Fatalf("finds %d places, there are %d, or others", len(got), len(want))
-	}
 }
 
-// Whatever two processes and damage did to packs and segments, an index that is brought up to date, one opened anew and a snapshot agree
-// with the packs.
-func TestIndexAgreesWithPacks(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		ctx := context.Background()
-		w := newWorld(t)
-		for range rapid.IntRange(1, 25).Draw(t, "steps") {
-			w.step(t)
-		}
-		fresh, err := index.Open(ctx, w.src)
-		if err != nil {
+func (w *world) isKnown(m *packModel) bool {
+	return slices.ContainsFunc(w.procs, func(p *process) bool { return p.known[m] })
+}
+
+func (w *world) damage(t testing.TB, name string) {
+	if w.rng.IntN(2) == 0 {
+		if err := w.store.Delete(context.Background(), name); err != nil {
 			t.Fatal(err)
 		}
-		for _, ix := range append(w.open, fresh) {
-			if err := ix.Refresh(ctx); err != nil {
-				t.Fatal(err)
-			}
-			w.requireModel(t, ix)
-			w.requirePositions(t, ix)
+		return
+	}
+	cut := w.rng.IntN(4) == 0
+	err := w.store.Corrupt(name, func(b []byte) []byte {
+		at := w.rng.IntN(len(b))
+		if cut {
+			return b[:at]
 		}
+		b[at] ^= 1 << w.rng.IntN(8)
+		return b
 	})
-}
-
-// requirePositions checks that the positions of a snapshot are below its count and each of one place only.
-func (w *world) requirePositions(t *rapid.T, ix *index.Index) {
-	snap, err := ix.Snapshot(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := map[int64]string{}
-	for n := range ids {
-		locs, err := snap.FindAll(context.Background(), id(n))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range locs {
-			place := fmt.Sprint(l.ID, l.Ref, l.Offset)
-			if l.Pos >= snap.Positions() || l.Pos >= 0 && at[l.Pos] != "" && at[l.Pos] != place {
-				t.Fatalf("position %d of %d belongs to %s and %s", l.Pos, snap.Positions(), at[l.Pos], place)
-			}
-			at[l.Pos] = place
-		}
-	}
 }
 
-// What sessions have stored is found by others that list no packs, whether the session has ended or not.
-func TestReloadListsNoPacks(t *testing.T) {
-	ctx := context.Background()
-	w := newWorld(t)
-	ref, entries := w.addPack(t, pack.Data, []int{1})
-	if err := errors.Join(w.open[0].Add(ctx, ref, w.size(t, ref), entries), w.open[0].SessionEnd(ctx)); err != nil {
-		t.Fatal(err)
-	}
-	ix, err := index.Open(ctx, index.Source{Store: noLists{w.store, t}, Secret: w.src.Secret, Vault: w.src.Vault})
-	if err != nil {
-		t.Fatal(err)
-	}
-	atWork, _ := w.addPack(t, pack.Meta, []int{2})
-	if err := errors.Join(ix.Reload(ctx), ix.LearnSession(ctx, atWork.ID.String()[:24])); err != nil {
-		t.Fatal(err)
-	}
-	for n := 1; n <= 2; n++ {
-		if l, found, err := ix.FindKept(ctx, id(n), func(index.Loc) bool { return false }); err != nil || !found {
-			t.Errorf("chunk %d: %+v, %v, %v", n, l, found, err)
-		}
-	}
-	if ix.Listed() {
-		t.Error("packs were listed")
-	}
-}
-
-// noLists is a store whose packs must not all be listed.
-type noLists struct {
-	*mem.Store
-	t *testing.T
-}
-
-func (n noLists) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Info, error] {
-	if prefix == "data/" || prefix == "meta/" {
-		n.t.Errorf("%s was listed", prefix)
-	}
-	return n.Store.List(ctx, prefix, after)
-}
-
-// A snapshot whose segments were merged away says so, and does not take it for missing chunks.
-func TestSnapshotGoesStale(t *testing.T) {
-	ctx := context.Background()
-	w := newWorld(t)
-	for n := range 2 {
-		ref, entries := w.addPack(t, pack.Data, []int{n})
-		if err := w.open[0].Add(ctx, ref, w.size(t, ref), entries); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.open[0].Seal(ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.open[1].Refresh(ctx); err != nil {
-		t.Fatal(err)
-	}
-	snap, err := w.open[1].Snapshot(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.open[0].Merge(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := snap.FindAll(ctx, id(0)); !isStale(err) {
-		t.Fatalf("got %v", err)
-	}
-	if locs, err := w.open[1].FindAll(ctx, id(0)); err != nil || len(locs) != 1 {
-		t.Fatalf("the index itself finds %v, %v", locs, err)
-	}
-}
-
-// A damaged segment is passed over by readers, who may not be allowed to delete, and deleted by the next merge.
-func TestDamagedSegmentIsReplaced(t *testing.T) {
-	ctx := context.Background()
-	for _, part := range []struct {
-		name string
-		at   func(size int) int
-	}{{"header", func(int) int { return 3 }}, {"block", func(int) int { return 40 }}, {"filter", func(n int) int { return n - 70 }}, {"footer", func(n int) int { return n - 10 }}} {
-		t.Run(part.name, func(t *testing.T) {
-			w := newWorld(t)
-			ref, entries := w.addPack(t, pack.Data, []int{1, 2, 3})
-			if err := w.open[0].Add(ctx, ref, w.size(t, ref), entries); err != nil {
-				t.Fatal(err)
+// Whatever is added, condemned, flushed, merged by whichever process, damaged or lost: every process
+// finds the rows of the packs that are good as far as it has read the log, and of no others.
+func TestIndexKnowsWhatTheLogSays(t *testing.T) {
+	for seed := range uint64(12) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 0))
+			w := &world{truth: &truth{}, store: mem.New(), rng: rng}
+			for range 1 + rng.IntN(3) {
+				w.procs = append(w.procs, w.start(t))
 			}
-			if err := w.open[0].Seal(ctx); err != nil {
-				t.Fatal(err)
+			for range 120 {
+				w.step(t)
+				if p := w.procs[rng.IntN(len(w.procs))]; rng.IntN(8) == 0 {
+					requireRows(t, p.ix, w.truth, chunks, p.counts)
+				}
 			}
-			name := w.names(t, index.Prefix)[0]
-			if err := w.store.Corrupt(name, func(b []byte) []byte { b[part.at(len(b))] ^= 4; return b }); err != nil {
-				t.Fatal(err)
-			}
-			reader := readOnly{w.store, t}
-			ix, err := index.Open(ctx, index.Source{Store: reader, Secret: w.src.Secret, Vault: w.src.Vault})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if locs, err := ix.FindAll(ctx, id(2)); err != nil || len(locs) != 1 {
-				t.Fatalf("found %v, %v", locs, err)
-			}
-			if got := ix.Damaged(); len(got) != 1 || got[0] != name {
-				t.Fatalf("damaged: %v", got)
-			}
-			other, err := index.Open(ctx, w.src)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := other.FindAll(ctx, id(2)); err != nil { // reads the block
-				t.Fatal(err)
-			}
-			if err := other.Merge(ctx); err != nil {
-				t.Fatal(err)
-			}
-			if slices.Contains(w.names(t, index.Prefix), name) {
-				t.Error("it is still there after a merge")
+			for _, p := range w.procs {
+				p.sync(t)
+				requireRows(t, p.ix, w.truth, chunks, p.counts)
+				requireSnapshot(t, p)
 			}
 		})
 	}
 }
 
-// readOnly is a store that must not be changed.
-type readOnly struct {
-	*mem.Store
-	t *testing.T
+// requireSnapshot fails unless a snapshot has every good row at one position of its own.
+func requireSnapshot(t testing.TB, p *process) {
+	t.Helper()
+	ctx := context.Background()
+	for {
+		s, err := p.ix.Snapshot(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := make(map[int64]Loc)
+		err = s.Each(ctx, func(l *Loc) bool {
+			if _, ok := at[l.Pos]; ok || l.Pos < 0 || l.Pos >= s.Positions() {
+				t.Fatalf("position %d of %d is taken twice", l.Pos, s.Positions())
+			}
+			at[l.Pos] = *l
+			return true
+		})
+		if err == nil {
+			err = requireFound(t, p, s, at)
+		}
+		s.Close()
+		if !errors.Is(err, ErrStale) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
 }
 
-func (r readOnly) Create(context.Context, string) (blob.Writer, error) {
-	r.t.Error("a reader writes")
-	return nil, fmt.Errorf("read-only")
+func requireFound(t testing.TB, p *process, s *Snapshot, at map[int64]Loc) error {
+	t.Helper()
+	total := 0
+	all := p.want(func(m *packModel) bool { return isGood(m) && m.added <= p.saw })
+	for n := range chunks {
+		got, err := s.FindAll(context.Background(), idOf(n))
+		if err != nil {
+			return err
+		}
+		for i := range got {
+			if at[got[i].Pos] != got[i] {
+				t.Fatalf("found %v, which Each did not show", got[i])
+			}
+			got[i].Pos = -1
+		}
+		total += len(got)
+		if want := all[idOf(n)]; !slices.Equal(sorted(got), sorted(want)) {
+			t.Fatalf("chunk %d is in %v, not %v", n, places(got), places(want))
+		}
+	}
+	if total != len(at) {
+		t.Fatalf("%d rows were found, and %d shown", total, len(at))
+	}
+	return nil
 }
-
-func (r readOnly) Delete(context.Context, string) error {
-	r.t.Error("a reader deletes")
-	return fmt.Errorf("read-only")
-}
-
-func isStale(err error) bool { return errors.Is(err, index.ErrStale) }

@@ -1,335 +1,263 @@
 package index
 
 import (
-	"bytes"
 	"context"
+	"crypto/cipher"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"hash/crc32"
-	"io"
 	"sort"
+	"sync"
 	"sync/atomic"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
-	"github.com/holdfast-vm/holdfast/internal/vault/pack"
 )
 
-// The format of a segment, docs/formats/index.md. Sizes in bytes.
+// Numbers and sizes of blocks, as in docs/formats/index.md.
 const (
-	headSize    = 32
-	footSize    = 64
-	blockSize   = 4096
-	perBlock    = 85 // entries in a block
-	entrySize   = 48
-	packRowSize = 32
-	bloomBlock  = 64 // bytes; one cache line
-	bloomBits   = 10 // a key
-	bloomProbes = 7
-
-	headMagic = "HFINDX01"
-	footMagic = "HFIXEND1"
+	perBlock      = 64 // rows
+	perPage       = 1024
+	pageRows      = perBlock * perPage
+	perOrigins    = 48 // origins in a block
+	blockStored   = perBlock*rowSize + tagSize
+	originsStored = perOrigins*originSize + tagSize
+	groupStored   = perPage*blockStored + perPage*8 + pageRows*lineBits/8 + lineSize + tagSize
 )
 
-// damagedError reports a segment that is not as it was written. Segments are a cache: it is dropped and made anew.
-type damagedError struct{ name, why string }
-
-func (e *damagedError) Error() string { return fmt.Sprintf("%s is damaged: %s", e.name, e.why) }
-
-func isDamaged(err error) bool {
-	var d *damagedError
-	return errors.As(err, &d)
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// packRow is a pack that a segment covers.
-type packRow struct {
-	ref  pack.Ref
-	size int64 // of the object, bytes
-}
-
-// row is an entry of a segment: where a chunk is, the pack as an ordinal in the segment's pack list.
-type row struct {
-	id             chunk.ID
-	pack           uint32
-	offset, stored uint32
-	plain          uint32 // encoding in the top byte
-}
-
-func (r *row) append(b []byte) []byte {
-	b = append(b, r.id[:]...)
-	b = binary.LittleEndian.AppendUint32(b, r.pack)
-	b = binary.LittleEndian.AppendUint32(b, r.offset)
-	b = binary.LittleEndian.AppendUint32(b, r.stored)
-	return binary.LittleEndian.AppendUint32(b, r.plain)
-}
-
-func parseRow(b []byte) row {
-	return row{id: chunk.ID(b[:32]), pack: binary.LittleEndian.Uint32(b[32:]), offset: binary.LittleEndian.Uint32(b[36:]),
-		stored: binary.LittleEndian.Uint32(b[40:]), plain: binary.LittleEndian.Uint32(b[44:])}
-}
-
-// segment is a sorted, immutable run of entries. In memory it keeps the filter, a fence of eight bytes per block and the packs.
+// segment is a sorted, immutable run of rows: all of the good packs that the entries of its span
+// added. What it is made of stands in the root; of the object itself only what is asked for is read.
 type segment struct {
 	name    string
-	entries int64
-	blocks  int
-	packs   []packRow
-	now     []atomic.Int64 // sizes that packs have in the store now, bytes, or gone or unseen
-	fence   []uint64
-	filter  []byte
-	base    int64 // position of the first entry among all segments
+	span    span
+	rows    int64
+	origins int
+	fences  []uint64 // of the first row of each page
+
+	store blob.Store
+	aead  cipher.AEAD
+	pages []page
+	sizes // of its parts
 }
 
-// Sizes of packs that have none.
-const (
-	packGone   = -1
-	packUnseen = -2 // nobody has looked
-)
+// page is a stretch of a segment, read when it is first needed, and kept.
+type page struct {
+	mu   sync.Mutex
+	data atomic.Pointer[pageData]
+}
 
-func unseenPacks(n int) []atomic.Int64 {
-	now := make([]atomic.Int64, n)
-	for i := range now {
-		now[i].Store(packUnseen)
+type pageData struct {
+	fences []byte // of the first row of each block, 8 bytes each
+	filter []byte
+}
+
+func (p *pageData) blocks() int        { return len(p.fences) / 8 }
+func (p *pageData) fence(n int) uint64 { return binary.LittleEndian.Uint64(p.fences[8*n:]) }
+
+// sizes are what follows from the number of rows.
+type sizes struct {
+	blocks, pageCount int
+	originsAt         int64 // offset
+}
+
+func sizesOf(rows int64) sizes {
+	s := sizes{blocks: int((rows + perBlock - 1) / perBlock), pageCount: int((rows + pageRows - 1) / pageRows)}
+	s.originsAt = rows / pageRows * groupStored
+	if rest := rows % pageRows; rest > 0 {
+		s.originsAt += blocksSize(rest) + pageSize(rest)
 	}
-	return now
+	return s
 }
 
-// see takes in which packs there are. If all says that packs has every one, others are gone.
-func (s *segment) see(packs map[pack.Ref]int64, all bool) {
-	for i, p := range s.packs {
-		if size, ok := packs[p.ref]; ok {
-			s.now[i].Store(size)
-		} else if all {
-			s.now[i].Store(packGone)
-		}
-	}
-}
+// blocksSize returns the bytes of the blocks of rows rows.
+func blocksSize(rows int64) int64 { return rows*rowSize + (rows+perBlock-1)/perBlock*tagSize }
 
-// holds reports whether the bytes of r are there, and the size of their pack. A pack that nobody has looked at is taken to be as it was. Segments are not
-// authenticated: a row that no writer makes is passed over.
-func (s *segment) holds(r row) (size int64, ok bool) {
-	if int(r.pack) >= len(s.packs) {
-		return 0, false
-	}
-	if size = s.now[r.pack].Load(); size == packUnseen {
-		size = s.packs[r.pack].size
-	}
-	return size, int64(r.offset)+int64(r.stored) <= size && r.stored <= chunk.MaxSize+pack.TagSize && r.plain&0xffffff <= chunk.MaxSize
-}
+// pageSize returns the bytes of a page of rows rows.
+func pageSize(rows int64) int64 { return (rows+perBlock-1)/perBlock*8 + filterSize(rows) + tagSize }
 
-func fenceOf(id *chunk.ID) uint64 { return binary.BigEndian.Uint64(id[:8]) }
-
-// bloom yields the filter's block for id and the 63 bits that choose bits in it.
-func bloom(id *chunk.ID, filterLen int) (block int, bits uint64) {
-	n := uint64(filterLen / bloomBlock)
-	return int(binary.LittleEndian.Uint64(id[8:16]) % n), binary.LittleEndian.Uint64(id[16:24])
-}
-
-func bloomAdd(filter []byte, id *chunk.ID) {
-	block, bits := bloom(id, len(filter))
-	line := filter[block*bloomBlock : (block+1)*bloomBlock]
-	for range bloomProbes {
-		line[bits>>3&63] |= 1 << (bits & 7)
-		bits >>= 9
-	}
-}
-
-func (s *segment) mayHave(id *chunk.ID) bool {
-	block, bits := bloom(id, len(s.filter))
-	line := s.filter[block*bloomBlock : (block+1)*bloomBlock]
-	for range bloomProbes {
-		if line[bits>>3&63]&(1<<(bits&7)) == 0 {
-			return false
-		}
-		bits >>= 9
-	}
-	return true
-}
-
-func filterSize(entries int64) int64 {
-	return (entries*bloomBits/8/bloomBlock + 1) * bloomBlock
-}
-
-// segmentWriter writes rows in ascending order of ID as one segment.
-type segmentWriter struct {
-	w       blob.Writer
-	block   []byte
-	fence   []uint64
-	filter  []byte
-	entries int64
-	blocks  int
-}
-
-// newSegmentWriter begins the object name for at most most rows.
-func newSegmentWriter(ctx context.Context, store blob.Store, name string, vault [16]byte, most int64) (*segmentWriter, error) {
-	w, err := store.Create(ctx, name)
+func newSegment(src *Source, info segmentInfo) (*segment, error) {
+	aead, err := src.sealer(info.name)
 	if err != nil {
 		return nil, err
 	}
-	head := append([]byte(headMagic), vault[:]...)
-	head = append(head, 0, 0, 0, 0, 0, 0, 0, 0)
-	if _, err := w.Write(head); err != nil {
-		w.Abort()
-		return nil, err
-	}
-	return &segmentWriter{w: w, block: make([]byte, 0, blockSize), filter: make([]byte, filterSize(most))}, nil
+	s := &segment{name: info.name, span: info.span, rows: info.rows, origins: info.origins, fences: info.fences,
+		store: src.Store, aead: aead, sizes: sizesOf(info.rows)}
+	s.pages = make([]page, s.pageCount)
+	return s, nil
 }
 
-func (sw *segmentWriter) add(r row) error {
-	if len(sw.block) == 0 {
-		sw.fence = append(sw.fence, fenceOf(&r.id))
+// at returns where block n of a section lies and how many bytes it has as stored.
+func (s *segment) at(c section, n int) (off, size int64) {
+	switch c {
+	case rowBlocks:
+		rows := min(s.rows-int64(n)*perBlock, perBlock)
+		return int64(n/perPage)*groupStored + int64(n%perPage)*blockStored, rows*rowSize + tagSize
+	case pages:
+		rows := min(s.rows-int64(n)*pageRows, pageRows)
+		return int64(n)*groupStored + blocksSize(rows), pageSize(rows)
 	}
-	sw.block = r.append(sw.block)
-	bloomAdd(sw.filter, &r.id)
-	sw.entries++
-	if len(sw.block) == perBlock*entrySize {
-		return sw.endBlock()
+	items := min(s.origins-n*perOrigins, perOrigins)
+	return s.originsAt + int64(n)*originsStored, int64(items*originSize + tagSize)
+}
+
+// read returns the plain bytes of blocks from to before to of a section, which are neighbours, one
+// after the other. It uses buf if that is large enough.
+func (s *segment) read(ctx context.Context, c section, from, to int, buf []byte) ([]byte, error) {
+	off, _ := s.at(c, from)
+	last, size := s.at(c, to-1)
+	if n := last + size - off; int64(cap(buf)) < n {
+		buf = make([]byte, n)
+	} else {
+		buf = buf[:n]
+	}
+	if useless, err := readFull(ctx, s.store, s.name, buf, off); useless {
+		return nil, &lostError{s, errors.Is(err, blob.ErrNotExist), err}
+	} else if err != nil {
+		return nil, err
+	}
+	plain := buf[:0]
+	for n := from; n < to; n++ {
+		at, size := s.at(c, n)
+		sealed := buf[at-off : at-off+size]
+		if _, err := s.aead.Open(sealed[:0], c.nonce(int64(n)), sealed, nil); err != nil {
+			return nil, &lostError{seg: s, why: errDamaged}
+		}
+		plain = append(plain, sealed[:size-tagSize]...)
+	}
+	return plain, nil
+}
+
+// page returns page n.
+func (s *segment) page(ctx context.Context, n int) (*pageData, error) {
+	p := &s.pages[n]
+	if d := p.data.Load(); d != nil {
+		return d, nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d := p.data.Load(); d != nil {
+		return d, nil
+	}
+	b, err := s.read(ctx, pages, n, n+1, nil)
+	if err != nil {
+		return nil, err
+	}
+	fences := 8 * min(s.blocks-n*perPage, perPage)
+	d := &pageData{fences: b[:fences], filter: b[fences:]}
+	p.data.Store(d)
+	return d, nil
+}
+
+// firstPage returns the first page that may have a row of fence f.
+func (s *segment) firstPage(f uint64) int {
+	n := sort.Search(len(s.fences), func(i int) bool { return s.fences[i] >= f })
+	return max(n-1, 0)
+}
+
+// find calls yield with each row of id and its number in the segment, until that is false.
+func (s *segment) find(ctx context.Context, c *cache, id *chunk.ID, yield func(r row, number int64) (bool, error)) error {
+	f := fenceOf(id)
+	for n := s.firstPage(f); n < len(s.fences) && s.fences[n] <= f; n++ {
+		p, err := s.page(ctx, n)
+		if err != nil {
+			return err
+		}
+		if !filterHas(p.filter, id) {
+			continue
+		}
+		if more, err := s.findInPage(ctx, c, n, p, id, yield); err != nil || !more {
+			return err
+		}
 	}
 	return nil
 }
 
-func (sw *segmentWriter) endBlock() error {
-	n := len(sw.block)
-	b := sw.block[:blockSize-4]
-	clear(b[n:])
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	sw.blocks++
-	sw.block = sw.block[:0]
-	_, err := sw.w.Write(b)
-	return err
-}
-
-// commit writes the rest and makes the segment durable.
-func (sw *segmentWriter) commit(ctx context.Context, packs []packRow) error {
-	if len(sw.block) > 0 {
-		if err := sw.endBlock(); err != nil {
-			return err
+func (s *segment) findInPage(ctx context.Context, c *cache, n int, p *pageData, id *chunk.ID, yield func(row, int64) (bool, error)) (more bool, err error) {
+	f := fenceOf(id)
+	b := sort.Search(p.blocks(), func(i int) bool { return p.fence(i) >= f })
+	for b = max(b-1, 0); b < p.blocks() && p.fence(b) <= f; b++ {
+		block := n*perPage + b
+		rows, err := c.get(ctx, s, rowBlocks, block)
+		if err != nil {
+			return false, err
+		}
+		for i := searchRows(rows, id); i < len(rows)/rowSize; i++ {
+			r := parseRow(rows[i*rowSize:])
+			if r.entry.ID != *id {
+				break
+			}
+			if more, err := yield(r, int64(block)*perBlock+int64(i)); err != nil || !more {
+				return false, err
+			}
 		}
 	}
-	var tail []byte
-	for _, p := range packs {
-		tail = append(tail, p.ref.ID[:]...)
-		tail = append(tail, byte(p.ref.Kind), 0, 0, 0, 0, 0, 0, 0)
-		tail = binary.LittleEndian.AppendUint64(tail, uint64(p.size))
-	}
-	for _, f := range sw.fence {
-		tail = binary.LittleEndian.AppendUint64(tail, f)
-	}
-	tail = append(tail, sw.filter...)
-	foot := make([]byte, 0, footSize)
-	foot = binary.LittleEndian.AppendUint64(foot, uint64(sw.entries))
-	foot = binary.LittleEndian.AppendUint64(foot, uint64(sw.blocks))
-	foot = binary.LittleEndian.AppendUint64(foot, uint64(len(packs)))
-	foot = binary.LittleEndian.AppendUint64(foot, uint64(len(sw.filter)))
-	foot = append(foot, make([]byte, footSize-4*8-8-4)...)
-	sum := crc32.Update(crc32.Checksum(tail, castagnoli), castagnoli, foot)
-	foot = binary.LittleEndian.AppendUint32(foot, sum)
-	foot = append(foot, footMagic...)
-	if _, err := sw.w.Write(append(tail, foot...)); err != nil {
-		return err
-	}
-	return sw.w.Commit(ctx)
+	return true, nil
 }
 
-// loadSegment reads what a segment keeps in memory. A segment of another vault or with damage is a damagedError.
-func loadSegment(ctx context.Context, store blob.Store, info blob.Info, vault [16]byte) (*segment, error) {
-	head, foot := make([]byte, headSize), make([]byte, footSize)
-	if info.Size < headSize+footSize {
-		return nil, &damagedError{info.Name, fmt.Sprintf("%d bytes long", info.Size)}
+// origin returns origin n.
+func (s *segment) origin(ctx context.Context, c *cache, n uint32) (originOf, error) {
+	if int64(n) >= int64(s.origins) {
+		return originOf{}, &lostError{seg: s, why: errDamaged}
 	}
-	if err := readAt(ctx, store, info.Name, head, 0); err != nil {
-		return nil, err
+	b, err := c.get(ctx, s, originBlocks, int(n/perOrigins))
+	if err != nil {
+		return originOf{}, err
 	}
-	if err := readAt(ctx, store, info.Name, foot, info.Size-footSize); err != nil {
-		return nil, err
-	}
-	want := append(append([]byte(headMagic), vault[:]...), 0, 0, 0, 0, 0, 0, 0, 0)
-	if !bytes.Equal(head, want) || string(foot[footSize-8:]) != footMagic {
-		return nil, &damagedError{info.Name, "wrong magic or vault"}
-	}
-	s, tailLen, why := parseSegmentFoot(foot, info.Size)
-	if why != "" {
-		return nil, &damagedError{info.Name, why}
-	}
-	s.name = info.Name
-	tail := make([]byte, tailLen)
-	if err := readAt(ctx, store, info.Name, tail, info.Size-footSize-tailLen); err != nil {
-		return nil, err
-	}
-	sum := crc32.Update(crc32.Checksum(tail, castagnoli), castagnoli, foot[:footSize-12])
-	if sum != binary.LittleEndian.Uint32(foot[footSize-12:]) {
-		return nil, &damagedError{info.Name, "checksum"}
-	}
-	s.parseTail(tail)
-	return s, nil
+	return parseOrigin(b[n%perOrigins*originSize:]), nil
 }
 
-// parseSegmentFoot checks the counts against the object's size, so that nothing larger than the object is allocated. It returns
-// the length of what stands between blocks and footer, or what is wrong.
-func parseSegmentFoot(foot []byte, size int64) (s *segment, tailLen int64, why string) {
-	entries, blocks := binary.LittleEndian.Uint64(foot), binary.LittleEndian.Uint64(foot[8:])
-	packs, filter := binary.LittleEndian.Uint64(foot[16:]), binary.LittleEndian.Uint64(foot[24:])
-	most := uint64(size)
-	if entries > most || blocks > most || packs > most || filter > most || filter == 0 || filter%bloomBlock != 0 || blocks != (entries+perBlock-1)/perBlock {
-		return nil, 0, "its counts make no sense"
+// eachOrigin calls do with every origin, in order.
+func (s *segment) eachOrigin(ctx context.Context, do func(o originOf) error) error {
+	const at = 64
+	var buf []byte
+	blocks := (s.origins + perOrigins - 1) / perOrigins
+	for b := 0; b < blocks; b += at {
+		plain, err := s.read(ctx, originBlocks, b, min(b+at, blocks), buf)
+		if err != nil {
+			return err
+		}
+		for i := 0; i < len(plain); i += originSize {
+			if err := do(parseOrigin(plain[i:])); err != nil {
+				return err
+			}
+		}
+		buf = plain
 	}
-	tail := packs*packRowSize + blocks*8 + filter
-	if headSize+blocks*blockSize+tail+footSize != most {
-		return nil, 0, "its counts do not fit its size"
-	}
-	return &segment{entries: int64(entries), blocks: int(blocks), packs: make([]packRow, packs)}, int64(tail), ""
+	return nil
 }
 
-func (s *segment) parseTail(tail []byte) {
-	for i := range s.packs {
-		b := tail[i*packRowSize:]
-		s.packs[i] = packRow{ref: pack.Ref{ID: pack.ID(b[:16]), Kind: pack.Kind(b[16])}, size: int64(binary.LittleEndian.Uint64(b[24:]))}
-	}
-	tail = tail[len(s.packs)*packRowSize:]
-	s.fence = make([]uint64, s.blocks)
-	for i := range s.fence {
-		s.fence[i] = binary.LittleEndian.Uint64(tail[i*8:])
-	}
-	s.filter = tail[s.blocks*8:]
-	s.now = unseenPacks(len(s.packs))
+// info returns what a root tells of s.
+func (s *segment) info() segmentInfo {
+	return segmentInfo{name: s.name, span: s.span, rows: s.rows, origins: s.origins, fences: s.fences}
 }
 
-// block reads block i into p, which has blockSize bytes, and returns its rows.
-func (s *segment) block(ctx context.Context, store blob.Store, i int, p []byte) ([]byte, error) {
-	if err := readAt(ctx, store, s.name, p, headSize+int64(i)*blockSize); err != nil {
-		return nil, err
-	}
-	if crc32.Checksum(p[:blockSize-4], castagnoli) != binary.LittleEndian.Uint32(p[blockSize-4:]) {
-		return nil, &damagedError{s.name, fmt.Sprintf("checksum of block %d", i)}
-	}
-	n := perBlock
-	if i == s.blocks-1 {
-		n = int(s.entries - int64(i)*perBlock)
-	}
-	return p[:n*entrySize], nil
+// cursor walks over the rows of a segment in order.
+type cursor struct {
+	seg  *segment
+	next int    // block
+	rows []byte // of the blocks read last, not yet passed
+	buf  []byte
 }
 
-// firstBlock returns the first block that may hold id. Equal fences may span several blocks.
-func (s *segment) firstBlock(id *chunk.ID) int {
-	f := fenceOf(id)
-	i := sort.Search(len(s.fence), func(i int) bool { return s.fence[i] >= f })
-	return max(i-1, 0)
-}
+const readAhead = 128 // blocks; a divisor of perPage
 
-// searchRows returns the index of the first row in rows not below id.
-func searchRows(rows []byte, id *chunk.ID) int {
-	return sort.Search(len(rows)/entrySize, func(i int) bool {
-		return bytes.Compare(rows[i*entrySize:i*entrySize+32], id[:]) >= 0
-	})
-}
-
-func readAt(ctx context.Context, store blob.Store, name string, p []byte, off int64) error {
-	_, err := store.ReadAt(ctx, name, p, off)
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return &damagedError{name, "cut short"}
+// head returns the bytes of the row at which the cursor stands, nil at the end.
+func (c *cursor) head(ctx context.Context) ([]byte, error) {
+	if len(c.rows) == 0 && c.next < c.seg.blocks {
+		to := min(c.next+readAhead, c.seg.blocks)
+		plain, err := c.seg.read(ctx, rowBlocks, c.next, to, c.buf)
+		if err != nil {
+			return nil, err
+		}
+		c.next, c.rows, c.buf = to, plain, plain
 	}
-	return err
+	if len(c.rows) == 0 {
+		return nil, nil
+	}
+	return c.rows[:rowSize], nil
+}
+
+func (c *cursor) pass() { c.rows = c.rows[rowSize:] }
+
+func (c *cursor) eachOrigin(ctx context.Context, do func(originOf) error) error {
+	return c.seg.eachOrigin(ctx, do)
 }

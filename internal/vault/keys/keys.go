@@ -53,6 +53,8 @@ type Slot struct {
 	Recipient  string      `json:"recipient,omitempty"` // age
 	Wrapped    []byte      `json:"wrapped"`             // age file, or AES-256-GCM box
 	Passphrase *Passphrase `json:"passphrase,omitempty"`
+
+	Vault string `json:"-"` // whose slot it is, where it was read from a store
 }
 
 // Passphrase holds the argon2id parameters of a slot.

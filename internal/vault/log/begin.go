@@ -158,3 +158,30 @@ func (l *Log) noteCheckpoint(c Checkpoint) {
 func (l *Log) Due() bool {
 	return l.since >= EveryEntries && l.head.At.Number%EveryEntries == 0 || l.since >= 2*EveryEntries
 }
+
+// BeginTenure begins a tenure after was, and after all that others began, with a state before any entry: for
+// a vault whose log does not open any more. Who remembers an entry of the old one notices.
+func BeginTenure(ctx context.Context, s blob.Store, k *Keys, state State, was Tenure, o Options) (*Log, error) {
+	l := newLog(s, k, state, o)
+	for t := was; ; {
+		t.Number++
+		at := Position{Volume: Volume{Tenure: t}}
+		raw, err := first(t, k)
+		if err != nil {
+			return nil, err
+		}
+		err = blob.Put(ctx, s, EntryName(at), raw)
+		if errors.Is(err, blob.ErrExist) {
+			continue // one that was cut off; what it says is not believed
+		}
+		if err != nil {
+			return nil, fmt.Errorf("begin the log: %w", err)
+		}
+		e, err := parse(raw, at, k)
+		if err != nil {
+			return nil, err
+		}
+		state.Reset()
+		return l, l.fold(e, raw)
+	}
+}

@@ -34,6 +34,34 @@ func (l *Log) Cut(ctx context.Context, v Volume, verify func(context.Context, Ch
 	return l.deleteEntries(ctx, v)
 }
 
+// CutVolume is Cut for who has no log open: head is an entry that was confirmed. It holds up nobody.
+func CutVolume(ctx context.Context, s blob.Store, k *Keys, head Position, v Volume,
+	verify func(context.Context, Checkpoint) error,
+) error {
+	l := &Log{store: s, keys: k, head: Remembered{At: head}}
+	return l.Cut(ctx, v, verify)
+}
+
+// IsCut reports whether a volume has no entry but its first, as a list tells.
+func IsCut(ctx context.Context, s blob.Store, v Volume) (bool, error) {
+	first := EntryName(Position{Volume: v})
+	folder := strings.TrimSuffix(first, "000/000000")
+	for _, err := range blob.Names(ctx, s, folder, first) {
+		return false, err
+	}
+	return true, nil
+}
+
+// IsBegunToCut reports whether somebody has begun to cut a volume: it is closed by next/VOLUME, and its
+// second entry is gone.
+func IsBegunToCut(ctx context.Context, s blob.Store, v Volume) (bool, error) {
+	open, err := s.Absent(ctx, NextName(v))
+	if err != nil || open {
+		return false, err
+	}
+	return s.Absent(ctx, EntryName(Position{Volume: v, Number: 1}))
+}
+
 // deleteEntries deletes what stands below a volume's name but its first entry.
 func (l *Log) deleteEntries(ctx context.Context, v Volume) error {
 	first := EntryName(Position{Volume: v})
@@ -73,11 +101,17 @@ func (l *Log) Begun(ctx context.Context) (Checkpoint, bool, error) {
 	if l.head.At.Volume.Number == 0 {
 		return Checkpoint{}, false, nil
 	}
-	_, _, b, err := l.readBegin(ctx, l.head.At.Volume)
+	c, err := l.BegunWith(ctx, l.head.At.Volume)
+	return c, err == nil, err
+}
+
+// BegunWith returns the checkpoint that a volume of this tenure which is not the first begins with.
+func (l *Log) BegunWith(ctx context.Context, v Volume) (Checkpoint, error) {
+	_, _, b, err := l.readBegin(ctx, v)
 	if err != nil {
-		return Checkpoint{}, false, err
+		return Checkpoint{}, err
 	}
-	return b.from, true, nil
+	return b.from, nil
 }
 
 // readBegin reads the first entry of a volume that is not the first.

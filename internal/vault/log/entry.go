@@ -36,6 +36,7 @@ type Entry struct {
 	Term   uint64
 	Time   time.Time // of the writer's clock, to the millisecond; for people
 	Nonce  Nonce     // zero in the first entry of a volume
+	Who    string    // of the writer, for people; at most 64 bytes, "" where bodies are in the clear
 	Ops    []Op
 
 	Hash   Hash // of the entry as stored
@@ -52,6 +53,7 @@ const (
 	tagSize    = 16
 	flagSealed = 1
 	flagClear  = 2
+	maxWho     = 64
 )
 
 // errVoid reports an object that is no entry.
@@ -61,6 +63,9 @@ var errVoid = errors.New("it is no entry")
 func (e *Entry) seal(k *Keys) ([]byte, error) {
 	raw := e.header()
 	var bodies []byte
+	if raw[22] == flagSealed {
+		bodies = append([]byte{byte(len(e.Who))}, e.Who...)
+	}
 	for _, op := range e.Ops {
 		bodies = append(bodies, op.Body...)
 	}
@@ -134,6 +139,9 @@ func (e *Entry) flags() byte {
 		default:
 			return flagSealed
 		}
+	}
+	if e.Who != "" {
+		return flagSealed
 	}
 	return 0
 }
@@ -286,6 +294,9 @@ func (e *Entry) openBodies(head, stored []byte, k *Keys) error {
 		if plain, err = aead.Open(nil, nonceZero[:], stored, head); err != nil {
 			return fmt.Errorf("%w: the body of entry %s does not authenticate", ErrDamaged, e.At)
 		}
+		if plain, err = e.readWho(plain); err != nil {
+			return err
+		}
 	}
 	heads := head[headSize+32*len(e.Voids):]
 	for i := range e.Ops {
@@ -300,6 +311,16 @@ func (e *Entry) openBodies(head, stored []byte, k *Keys) error {
 		return fmt.Errorf("%w: %d bytes of bodies too many, or flags of none", errVoid, len(plain))
 	}
 	return nil
+}
+
+// readWho takes the writer's name off the front of what was sealed.
+func (e *Entry) readWho(plain []byte) ([]byte, error) {
+	if len(plain) == 0 || plain[0] > maxWho || int(plain[0]) >= len(plain) {
+		return nil, fmt.Errorf("%w: the name of its writer reads wrong", errVoid)
+	}
+	n := 1 + int(plain[0])
+	e.Who = string(plain[1:n])
+	return plain[n:], nil
 }
 
 // reader takes bytes from the front of a slice until there are too few; then all it gives is zero.

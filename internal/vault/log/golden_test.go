@@ -64,6 +64,7 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 	var packs []log.Object
 	for i := range 150 {
 		c := state.Commit{Session: session(), Points: []state.Point{{ID: id(), Time: int64(i), Until: int64(1000 * i),
+			Finds:    []string{fmt.Sprintf("vm/%d", i%7), "all"},
 			Manifest: fmt.Appendf(nil, "manifest %d", i), Replaced: []byte{byte(i)}}}}
 		c.Added = []log.Object{pack(c.Session, 100+i)}
 		if i > 0 {
@@ -80,7 +81,7 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 		}
 	}
 	long, next := session(), session()
-	progress := state.Progress{Session: long, Machine: "vm", Bases: points[:1], Added: []log.Object{pack(long, 5)},
+	progress := state.Progress{Session: long, Machine: "vm", Holder: []byte("process 12"), Bases: points[:1], Added: []log.Object{pack(long, 5)},
 		Counts: []state.Count{{Pack: packs[9].ID, Shared: []byte{1, 2}}}, Roots: []byte("roots")}
 	do(progress.Op())
 	adopted := state.Adopted{Session: long, Progress: 1}
@@ -96,14 +97,41 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 		Bytes: packs[1].Size + packs[2].Size,
 		Recipes: []log.Recipe{{Makes: moved.ID,
 			Pieces: []log.Piece{{Of: packs[1].ID, Kind: log.Pack, Offset: 3, Length: 9}}}},
-		Mark: o.log.Head().At, MarkAt: 5}).Op())
+		AddedAt: []uint64{3, 4}, Parts: []bool{false, true},
+		Moved: []state.Moved{{Pack: moved.ID, Shared: []byte{1}, Freed: []byte{2}, FreedBytes: 4}}, Mark: o.log.Head().At, MarkAt: 5}).Op())
 	do((&state.Condemn{Orphans: true, Packs: []log.ObjectID{pack(session(), 1).ID}}).Op())
 	do(state.Gone([]log.ObjectID{packs[1].ID}))
 	do((&state.Delete{Points: points[3:5], Until: 77}).Op())
-	do(state.Undelete(points[3:4]))
-	do((&state.Purge{Points: []state.Purged{{ID: points[6], Bases: []state.ID{points[3]}}, {ID: points[7]}}}).Op())
-	do((&state.Freed{Slots: []state.Count{{Pack: packs[8].ID, Shared: []byte{0, 1}}},
-		Nodes: []state.Purged{{ID: points[6], Bases: []state.ID{points[3]}}}}).Op())
+	do((&state.Undelete{Points: points[3:4]}).Op())
+	purge := func(ids ...state.ID) uint64 {
+		p := state.Purge{}
+		for _, id := range ids {
+			p.Points = append(p.Points, state.Purged{ID: id})
+		}
+		if err := p.Check(ctx, o.state, 0); err != nil {
+			t.Fatal(err)
+		}
+		do(p.Op())
+		return o.state.Count()
+	}
+	freed := func(f state.Freed) {
+		if err := f.Check(ctx, o.state); err != nil {
+			t.Fatal(err)
+		}
+		do(f.Op())
+	}
+	at := purge(points[130], points[6])
+	later := purge(points[140])
+	freed(state.Freed{Walk: []state.Walk{{Point: points[130], At: at, To: []byte("half")}},
+		Slots: []state.Count{{Pack: packs[8].ID, Shared: []byte{0, 1}, Bytes: 55}}})
+	freed(state.Freed{Walk: []state.Walk{{Point: points[130], At: at, From: []byte("half"), Done: true},
+		{Point: points[6], At: at, Done: true}}})
+	freed(state.Freed{Walk: []state.Walk{{Point: points[140], At: later, To: []byte("begun")}}})
+	freed(state.Freed{FromMark: true, Mark: o.log.Head().At, MarkAt: o.state.Count(), Last: o.state.LastCondemn(),
+		Slots: []state.Count{{Pack: packs[8].ID, Shared: []byte{1}, Bytes: 7}, {Pack: packs[9].ID, Shared: []byte{1}}},
+		Keep:  []state.Count{{Pack: packs[30].ID, Shared: []byte{4}}}})
+	do((&state.Damaged{Packs: []log.ObjectID{packs[20].ID, packs[21].ID}}).Op())
+	do((&state.Condemn{Packs: []log.ObjectID{packs[21].ID}, AddedAt: []uint64{23}, Bytes: packs[21].Size}).Op())
 	hold := state.Hold{Point: points[10], ID: id(), Holder: []byte("export of vm")}
 	do(hold.Op())
 	do((&state.Hold{Point: points[11], ID: id(), Holder: []byte("drill")}).Op())
@@ -117,9 +145,9 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 	do(state.Pin(mirror))
 	do(state.Unpin(mirror))
 	// Garbage at the next number, which is void, and one more entry.
-	at := o.log.Head().At
-	at.Number++
-	if err := blob.Put(ctx, store, log.EntryName(at), []byte("garbage")); err != nil {
+	void := o.log.Head().At
+	void.Number++
+	if err := blob.Put(ctx, store, log.EntryName(void), []byte("garbage")); err != nil {
 		t.Fatal(err)
 	}
 	do((&state.Owner{Term: 4, Name: "west"}).Op())
@@ -137,7 +165,7 @@ func goldenLog(t *testing.T) *mem.Store {
 	begin(t, s)
 	rng := rand.New(rand.NewPCG(1, 2))
 	clock := time.UnixMilli(1_800_000_000_000)
-	o := open(t, s, log.Options{Term: 2, Now: func() time.Time { clock = clock.Add(time.Second); return clock },
+	o := open(t, s, log.Options{Who: "root@east holdfast[12]", Term: 2, Now: func() time.Time { clock = clock.Add(time.Second); return clock },
 		Rand: func(b []byte) {
 			for i := range b {
 				b[i] = byte(rng.Uint32())

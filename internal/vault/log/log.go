@@ -12,8 +12,7 @@
 // into. What the log promises: an entry that was acknowledged is in the history for ever, at its
 // place, once; one that was not may be there or not. Safety needs no clock and no list.
 //
-// docs/formats/log.md is the format, docs/design/log.md the argument. The vault itself does not
-// stand on this room yet: it still coordinates by leases (docs/design/ordering.md).
+// docs/formats/log.md is the format, docs/design/log.md the argument.
 package log
 
 import (
@@ -95,8 +94,10 @@ type Loaded struct {
 // Options tunes a log. The zero value of each field is its default.
 type Options struct {
 	Remembered *Remembered      // an entry that the log must have, or have had
+	Newest     *string          // name of the newest checkpoint, "" for none, where the caller has listed it; a hint
 	Now        func() time.Time // what entries are dated by, for people to read; nil means time.Now
 	Rand       func([]byte)     // fills nonces and salts; nil means crypto/rand
+	Who        string           // writes, told in entries for people; cut to 64 bytes
 	Term       uint64           // of the owner whom this log writes for; told in entries
 	Owner      bool             // it writes all the time, and leaves numbers to those who want one
 	// NoReadAhead reads entries one after the other when opening, for stores where that costs

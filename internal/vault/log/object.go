@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"strings"
 )
 
 // ObjectID names a pack, or another object that entries name: 10 bytes of the volume in which it
@@ -47,7 +48,7 @@ type Object struct {
 	Kind ObjectKind
 	Copy byte   // 0, or the k of NAME.k where the name had been used up
 	Size uint64 // bytes as stored
-	Sum  Hash   // BLAKE3-256 of them
+	Sum  Hash   // BLAKE3-256 of them; of a pack, of its header and trailer, which vouch for the rest
 }
 
 // Name returns the object's name in the store.
@@ -65,16 +66,31 @@ func (o *Object) Name() string {
 }
 
 // ParsePackName returns the ID in a pack's name.
-func ParsePackName(name string) (o Object, ok bool) {
+func ParsePackName(name string) (Object, bool) {
+	o, ok := ParseObjectName(name)
+	return o, ok && o.Kind == Pack
+}
+
+// ParseObjectName returns the kind and the ID in the name of an object that entries name. One that was
+// stored again under another name, with .K, is none.
+func ParseObjectName(name string) (o Object, ok bool) {
 	var t, v uint32
 	var r uint16
 	var two string
 	var tail []byte
-	if _, err := fmt.Sscanf(name, "pack/%08x-%04x/%08x/%2s/%28x", &t, &r, &v, &two, &tail); err != nil ||
+	folder, rest, _ := strings.Cut(name, "/")
+	if _, err := fmt.Sscanf(rest, "%08x-%04x/%08x/%2s/%28x", &t, &r, &v, &two, &tail); err != nil ||
 		len(tail) != 14 {
 		return o, false
 	}
-	o.Kind = Pack
+	switch folder {
+	case "pack":
+		o.Kind = Pack
+	case "part":
+		o.Kind = Part
+	default:
+		return o, false
+	}
 	b := Volume{Tenure: Tenure{Number: t, Region: r}, Number: v}.Append(o.ID[:0])
 	copy(o.ID[len(b):], tail)
 	return o, o.Name() == name

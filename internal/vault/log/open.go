@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/holdfast-vm/holdfast/internal/blob"
 )
@@ -15,13 +16,7 @@ import (
 // trips, one after the other, when the checkpoint is as new as it should be, and one more for each
 // volume that has begun since.
 func Open(ctx context.Context, s blob.Store, k *Keys, state State, o Options) (*Log, error) {
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Rand == nil {
-		o.Rand = func(b []byte) { rand.Read(b) }
-	}
-	l := &Log{store: s, keys: k, state: state, opts: o}
+	l := newLog(s, k, state, o)
 	if err := l.start(ctx); err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
@@ -35,13 +30,27 @@ func Open(ctx context.Context, s blob.Store, k *Keys, state State, o Options) (*
 	return l, nil
 }
 
+func newLog(s blob.Store, k *Keys, state State, o Options) *Log {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Rand == nil {
+		o.Rand = func(b []byte) { rand.Read(b) }
+	}
+	for len(o.Who) > maxWho {
+		_, size := utf8.DecodeLastRuneInString(o.Who)
+		o.Who = o.Who[:len(o.Who)-size]
+	}
+	return &Log{store: s, keys: k, state: state, opts: o}
+}
+
 // start loads the newest checkpoint that can be loaded; without one it begins at the beginning.
 func (l *Log) start(ctx context.Context) error {
 	l.voids, l.sure, l.ended, l.closed, l.suspect = nil, 0, false, false, nil
 	l.folded, l.recent, l.since = false, nil, 0
 	after := ""
 	for {
-		name, c, err := l.listed(ctx, after)
+		name, c, err := l.hinted(ctx, after)
 		if err != nil {
 			return err
 		}
@@ -64,9 +73,34 @@ func (l *Log) start(ctx context.Context) error {
 
 // restart reads the log anew, from its newest checkpoint on.
 func (l *Log) restart(ctx context.Context) error {
+	gone := l.head
 	err := l.start(ctx)
 	l.ahead = nil // what was absent then need not be any more
+	if err == nil && l.head == gone {
+		err = fmt.Errorf("%w: entry %s is gone, and a checkpoint was made of it", ErrDamaged, gone.At)
+	}
 	return err
+}
+
+// NewestCheckpoint returns the name of the newest checkpoint, as a list tells, "" if there is none:
+// for Options.Newest.
+func NewestCheckpoint(ctx context.Context, s blob.Store) (string, error) {
+	l := &Log{store: s}
+	name, _, err := l.listed(ctx, "")
+	return name, err
+}
+
+// hinted is listed, but for what the caller has listed before.
+func (l *Log) hinted(ctx context.Context, after string) (string, Checkpoint, error) {
+	hint := l.opts.Newest
+	l.opts.Newest = nil
+	if hint == nil || after != "" {
+		return l.listed(ctx, after)
+	}
+	if c, ok := ParseCheckpointName(*hint); ok || *hint == "" {
+		return *hint, c, nil
+	}
+	return l.listed(ctx, after)
 }
 
 // listed returns the newest checkpoint after a name, as a list tells; it is a hint.

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"strconv"
+	"strings"
 )
 
 // Tenure is a region's time of authority over a vault: one for ever where there is no mirror.
@@ -73,6 +75,28 @@ func (p Position) String() string {
 		return p.Volume.Tenure.String() + "/" + s
 	}
 	return s
+}
+
+// ParsePosition is the inverse of String.
+func ParsePosition(s string) (p Position, ok bool) {
+	if tenure, rest, there := strings.Cut(s, "/"); there {
+		t := &p.Volume.Tenure
+		if _, err := fmt.Sscanf(tenure, "%08x-%04x", &t.Number, &t.Region); err != nil {
+			return Position{}, false
+		}
+		s = rest
+		if p.Volume.Tenure.String() != tenure {
+			return Position{}, false
+		}
+	}
+	volume, number, _ := strings.Cut(s, ".")
+	v, err := strconv.ParseUint(volume, 10, 32)
+	n, err2 := strconv.ParseUint(number, 10, 32)
+	if err != nil || err2 != nil {
+		return Position{}, false
+	}
+	p.Volume.Number, p.Number = uint32(v), uint32(n)
+	return p, true
 }
 
 // PositionSize is the size of a position in bytes.

@@ -21,6 +21,8 @@ const (
 	SettleRead                      // R9: what was only read is settled before something builds on it
 	AskAbsent                       // R9: absent is not answered from a cache
 	Remember                        // R2, R4: the state remembers condemned names and nonces
+	WalkOnce                        // R6: each piece of what a purge frees counts once
+	LeaveShared                     // R6: what was shared since it was walked is not freed
 )
 
 // Has reports whether all of r are among them.

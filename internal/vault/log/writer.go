@@ -227,11 +227,11 @@ func (w *Writer) gather(batch []*request) (*Entry, []*request, error) {
 	l.opts.Rand(e.salt[:])
 	if e.At.Number >= MaxEntries-1 { // the last number is for the end
 		w.requeue(batch)
-		e.Ops = []Op{{Kind: End}}
+		e.Ops, e.Who = []Op{{Kind: End}}, l.opts.Who
 		return e, nil, nil
 	}
 	defer l.state.Drop()
-	size := headSize + 32*len(l.voids) + tagSize + macSize
+	size := headSize + 32*len(l.voids) + tagSize + macSize + 1 + len(l.opts.Who)
 	var in []*request
 	for i, r := range batch {
 		if r.ended {
@@ -270,6 +270,9 @@ func (w *Writer) gather(batch []*request) (*Entry, []*request, error) {
 	}
 	if len(in) == 0 {
 		return nil, nil, nil
+	}
+	if e.flags() != flagClear {
+		e.Who = l.opts.Who
 	}
 	return e, in, nil
 }

@@ -12,8 +12,9 @@ import (
 const (
 	// bufferSize has room for what is gathered and a chunk more, for all but the largest chunks.
 	bufferSize = writeSize + chunk.MaxSize/4
-	// maxBehind is how many buffers of a pack may wait to be written: a disk that is slow for a moment holds nobody up.
-	maxBehind = 2
+	// maxBehind is how many buffers of a pack may wait to be written: those that were held, and so
+	// many more that a disk which is slow for a moment holds nobody up.
+	maxBehind = maxHeld + 1
 )
 
 // buffers are kept between packs.
@@ -53,12 +54,12 @@ func (b *behind) run(out io.Writer) {
 	}
 }
 
-// buffer returns an empty buffer, or why an earlier write failed.
-func (b *behind) buffer() ([]byte, error) {
+// error returns why an earlier write failed.
+func (b *behind) error() error {
 	if err := b.failed.Load(); err != nil {
-		return nil, *err
+		return *err
 	}
-	return newBuffer(), nil
+	return nil
 }
 
 // write takes p over, and waits while too much is waiting.
@@ -68,8 +69,5 @@ func (b *behind) write(p []byte) { b.todo <- p }
 func (b *behind) end() error {
 	close(b.todo)
 	<-b.done
-	if err := b.failed.Load(); err != nil {
-		return *err
-	}
-	return nil
+	return b.error()
 }

@@ -3,9 +3,8 @@ package pack
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -14,236 +13,247 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/blob"
 	"github.com/holdfast-vm/holdfast/internal/blob/mem"
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
+	"github.com/holdfast-vm/holdfast/internal/vault/log"
 )
 
 var (
 	testSecret = NewSecret([32]byte{7})
 	testVault  = [16]byte{8}
-	testRef    = Ref{ID: ID{1, 15: 2}, Kind: Data}
 )
 
-// writePack stores chunks as a pack and returns its table.
-func writePack(t interface{ Fatal(...any) }, store blob.Store, chunks [][]byte) []Entry {
-	w, err := testSecret.Create(context.Background(), store, testRef, testVault)
+// testID returns the ID of the n-th pack of the tests.
+func testID(n int) log.ObjectID {
+	return log.NewObjectID(log.Volume{Number: 3}, log.Session{1, 2}, uint32(n))
+}
+
+// plainRow is what a row must open to.
+type plainRow struct {
+	id    chunk.ID
+	kind  Kind
+	bytes []byte
+}
+
+// tester is what testing.T and rapid.T have.
+type tester interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// noise returns n bytes made from a seed.
+func noise(seed uint64, n int) []byte {
+	p := make([]byte, n)
+	rng := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)})
+	_, _ = rng.Read(p) // it never fails
+	return p
+}
+
+// shelf is a store with packs, and what each must hold.
+type shelf struct {
+	store *mem.Store
+	packs []stored
+	ids   int // used
+}
+
+type stored struct {
+	object  log.Object
+	entries []Entry
+	rows    []plainRow
+}
+
+func newShelf() *shelf { return &shelf{store: mem.New()} }
+
+func (s *shelf) begin() *building {
+	s.ids++
+	return &building{Writer: testSecret.Begin(s.store, testVault, testID(s.ids))}
+}
+
+// building is a pack that is being written, and what it must hold.
+type building struct {
+	*Writer
+	rows  []plainRow
+	moved bool // a row was moved here
+}
+
+func (b *building) add(t tester, seed uint64, n int) {
+	t.Helper()
+	row := plainRow{chunk.ID{byte(seed), byte(seed >> 8), byte(seed >> 16), 1}, Kind(1 + seed%3), noise(seed, n)}
+	e, err := b.Append(context.Background(), row.kind, row.id, n, row.bytes, chunk.Plain)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, c := range chunks {
-		if _, err := w.Append(chunk.ID{byte(i), 1}, len(c), c, chunk.Plain); err != nil {
-			t.Fatal(err)
+	if int(e.Nonce) != len(b.rows) || b.Len() != len(b.rows)+1 {
+		t.Fatalf("row %d was sealed in slot %d, and there are %d", len(b.rows), e.Nonce, b.Len())
+	}
+	b.rows = append(b.rows, row)
+}
+
+// move moves row i of a pack.
+func (s *shelf) move(t tester, b *building, from *stored, i int) {
+	t.Helper()
+	e := &from.entries[i]
+	if _, err := b.Move(context.Background(), from.object.ID, e, s.sealed(t, from.object, e)); err != nil {
+		t.Fatal(err)
+	}
+	b.rows, b.moved = append(b.rows, from.rows[i]), true
+}
+
+func (s *shelf) sealed(t tester, o log.Object, e *Entry) []byte {
+	t.Helper()
+	p := make([]byte, e.Stored)
+	if err := NewReader(testSecret, s.store).ReadSealed(context.Background(), o, p, int64(e.Offset)); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// commit commits the pack and checks that it holds what it must.
+func (s *shelf) commit(t tester, b *building) *stored {
+	t.Helper()
+	o, entries, err := b.Commit(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := stored{o, entries, b.rows}
+	s.check(t, &p)
+	s.packs = append(s.packs, p)
+	return &s.packs[len(s.packs)-1]
+}
+
+// check reads a pack back.
+func (s *shelf) check(t tester, p *stored) {
+	t.Helper()
+	ctx := context.Background()
+	if info, err := s.store.Stat(ctx, p.object.Name()); err != nil || uint64(info.Size) != p.object.Size {
+		t.Fatalf("the pack of %d bytes has %d: %v", p.object.Size, info.Size, err)
+	}
+	read, err := testSecret.Table(ctx, s.store, testVault, p.object)
+	if err != nil || len(read) != len(p.rows) || len(p.entries) != len(p.rows) {
+		t.Fatalf("%d entries for %d rows: %v", len(read), len(p.rows), err)
+	}
+	o, looked, err := testSecret.Look(ctx, s.store, testVault, p.object.ID)
+	if err != nil || o != p.object || len(looked) != len(read) {
+		t.Fatalf("it looks like %+v, want %+v: %v", o, p.object, err)
+	}
+	at := uint32(HeaderSize)
+	for i := range read {
+		e := &read[i]
+		if *e != p.entries[i] || *e != looked[i] || e.Offset != at {
+			t.Fatalf("row %d reads as %+v, was written as %+v", i, *e, p.entries[i])
+		}
+		at += e.Stored
+		if err := s.opens(p.object, e, p.rows[i]); err != nil {
+			t.Fatalf("row %d: %v", i, err)
 		}
 	}
-	entries, err := w.Commit(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return entries
 }
 
-func tableOf(store blob.Store) ([]Entry, error) {
-	info, err := store.Stat(context.Background(), testRef.Name())
-	if err != nil {
-		return nil, err
-	}
-	return testSecret.Table(context.Background(), store, testRef, testVault, info.Size)
-}
-
-// unseal reads one chunk of the pack.
-func unseal(store blob.Store, e *Entry) ([]byte, error) {
-	r := NewReader(testSecret, store)
+// opens reports why a row does not open to what it must.
+func (s *shelf) opens(o log.Object, e *Entry, want plainRow) error {
+	r := NewReader(testSecret, s.store)
 	sealed := make([]byte, e.Stored)
-	if err := r.ReadSealed(context.Background(), testRef, sealed, int64(e.Offset)); err != nil {
-		return nil, err
+	if err := r.ReadSealed(context.Background(), o, sealed, int64(e.Offset)); err != nil {
+		return err
 	}
-	if !e.SumOK(sealed) {
-		return nil, ErrCorrupt
+	sumOK := e.SumOK(sealed)
+	got, err := r.Unseal(e, sealed)
+	if err != nil {
+		return err
 	}
-	return r.Unseal(testRef, e, sealed)
+	if !sumOK || e.ID != want.id || e.Kind != want.kind || int(e.Plain) != len(want.bytes) ||
+		!bytes.Equal(got, want.bytes) {
+		return fmt.Errorf("it is %+v (sum right: %v) and opens to %d bytes, want %d", *e, sumOK, len(got),
+			len(want.bytes))
+	}
+	return nil
 }
 
-// Whatever is appended is in the table, in order, without gaps, under offsets that differ, and opens to what it was.
-func TestPackHoldsWhatWasAppended(t *testing.T) {
+// Whatever is appended, moved and joined in whichever order, moved again too, is in the table, in
+// order, without gaps, and opens to what it was; and the recipe of a pack makes the same bytes.
+func TestPacksHoldWhatWasPutIntoThem(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		store := mem.New()
-		chunks := rapid.SliceOfN(rapid.SliceOfN(rapid.Byte(), 1, 3000), 0, 20).Draw(t, "chunks")
-		written := writePack(t, store, chunks)
-		read, err := tableOf(store)
-		if err != nil || len(read) != len(chunks) {
-			t.Fatalf("%d entries for %d chunks: %v", len(read), len(chunks), err)
-		}
-		next := uint32(HeaderSize)
-		for i := range read {
-			e := &read[i]
-			if *e != written[i] || e.Offset != next {
-				t.Fatalf("entry %d is %+v, written as %+v", i, *e, written[i])
+		s := newShelf()
+		for range rapid.IntRange(1, 4).Draw(t, "packs") {
+			b := s.build(t)
+			if rapid.Bool().Draw(t, "join") {
+				s.join(t, b, s.build(t))
 			}
-			next += e.Stored
-			if got, err := unseal(store, e); err != nil || !bytes.Equal(got, chunks[i]) {
-				t.Fatalf("chunk %d opens to %d bytes: %v", i, len(got), err)
-			}
+			s.checkRecipe(t, b, s.commit(t, b))
 		}
 	})
 }
 
-// Any flipped bit and any cut is found in the table or in exactly the chunk that it hit.
-func TestAnyDamageIsFound(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 1))
-	for range 300 {
-		store := mem.New()
-		entries := writePack(t, store, [][]byte{make([]byte, 100), make([]byte, 50)})
-		at := 0
-		err := store.Corrupt(testRef.Name(), func(b []byte) []byte {
-			if at = rng.IntN(len(b)); rng.IntN(3) == 0 {
-				return b[:at]
-			}
-			b[at] ^= 1 << rng.IntN(8)
-			return b
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tableOf(store); errors.Is(err, ErrCorrupt) {
-			continue
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		for i := range entries {
-			e := &entries[i]
-			hit := at >= int(e.Offset) && at < int(e.Offset+e.Stored)
-			if _, err := unseal(store, e); errors.Is(err, ErrCorrupt) != hit {
-				t.Fatalf("byte %d changed: chunk %d says %v", at, i, err)
+// build begins a pack with rows that are appended and moved.
+func (s *shelf) build(t *rapid.T) *building {
+	b := s.begin()
+	for range rapid.IntRange(0, 8).Draw(t, "rows") {
+		if len(s.packs) > 0 && rapid.IntRange(0, 2).Draw(t, "what") > 0 {
+			p := &s.packs[rapid.IntRange(0, len(s.packs)-1).Draw(t, "from")]
+			if len(p.rows) > 0 {
+				first := rapid.IntRange(0, len(p.rows)-1).Draw(t, "first")
+				for i := first; i < min(len(p.rows), first+3); i++ {
+					s.move(t, b, p, i)
+				}
+				continue
 			}
 		}
+		b.add(t, rapid.Uint64Range(0, 1<<20).Draw(t, "seed"), rapid.IntRange(1, 300).Draw(t, "size"))
+	}
+	return b
+}
+
+func (s *shelf) join(t tester, b, other *building) {
+	t.Helper()
+	first, ok, err := b.Join(context.Background(), other.Writer)
+	if err != nil || !ok || first != len(b.rows) || b.Len() != len(b.rows)+len(other.rows) {
+		t.Fatalf("%d rows are joined to %d from %d on: %v, %v", len(other.rows), len(b.rows), first, ok, err)
+	}
+	b.rows, b.moved = append(b.rows, other.rows...), b.moved || other.moved
+	if _, _, err := other.Commit(context.Background()); err == nil {
+		t.Fatal("a pack that was joined to another was committed")
 	}
 }
 
-// A chunk does not open as another one, in another pack, or with another secret, even when its checksum is right.
-func TestChunksAreBoundToTheirPlace(t *testing.T) {
-	store := mem.New()
-	entries := writePack(t, store, [][]byte{make([]byte, 100), make([]byte, 100)})
-	for name, e := range map[string]Entry{
-		"other ID":       {ID: chunk.ID{9}, Offset: entries[0].Offset, Stored: entries[0].Stored, Plain: entries[0].Plain},
-		"other size":     {ID: entries[0].ID, Offset: entries[0].Offset, Stored: entries[0].Stored, Plain: 99},
-		"other encoding": {ID: entries[0].ID, Offset: entries[0].Offset, Stored: entries[0].Stored, Plain: 100, Encoding: chunk.Zstd},
-		"other place":    {ID: entries[0].ID, Offset: entries[1].Offset, Stored: entries[0].Stored, Plain: entries[0].Plain},
-	} {
-		sealed := make([]byte, e.Stored)
-		r := NewReader(testSecret, store)
-		if err := r.ReadSealed(context.Background(), testRef, sealed, int64(e.Offset)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := r.Unseal(testRef, &e, sealed); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("%s: %v", name, err)
-		}
+// checkRecipe makes a pack by its recipe and compares.
+func (s *shelf) checkRecipe(t tester, b *building, p *stored) {
+	t.Helper()
+	recipe, literal, ok := b.Recipe()
+	if ok != b.moved {
+		t.Fatalf("there is a recipe: %v, want %v", ok, b.moved)
 	}
-	for name, open := range map[string]func(sealed []byte) ([]byte, error){
-		"other pack": func(p []byte) ([]byte, error) {
-			return NewReader(testSecret, store).Unseal(Ref{ID: ID{3}}, &entries[0], p)
-		},
-		"other secret": func(p []byte) ([]byte, error) {
-			return NewReader(NewSecret([32]byte{}), store).Unseal(testRef, &entries[0], p)
-		},
-	} {
-		sealed := make([]byte, entries[0].Stored)
-		if err := NewReader(testSecret, store).ReadSealed(context.Background(), testRef, sealed, int64(entries[0].Offset)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := open(sealed); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-func TestNames(t *testing.T) {
-	for _, k := range []Kind{Data, Meta} {
-		r := Ref{ID: ID{0xab, 15: 3}, Kind: k}
-		if got, err := ParseName(r.Name()); err != nil || got != r {
-			t.Errorf("%s reads as %v, %v", r.Name(), got, err)
-		}
-	}
-	for _, name := range []string{"", "data/", "data/ab/abab", "data/aa/ab000000000000000000000000000003", "data/AB/AB000000000000000000000000000003", "other/ab/ab000000000000000000000000000003"} {
-		if _, err := ParseName(name); err == nil {
-			t.Errorf("%q is taken for a pack", name)
-		}
-	}
-}
-
-// FuzzEntry: every row reads as an entry that is written as the same row.
-func FuzzEntry(f *testing.F) {
-	e := Entry{ID: chunk.ID{1}, Offset: 64, Stored: 116, Plain: 100, Encoding: chunk.Zstd, Sum: 5}
-	f.Add(e.append(nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) < EntrySize {
-			return
-		}
-		e := parseEntry(b)
-		if got := e.append(nil); !bytes.Equal(got, b[:EntrySize]) {
-			t.Fatalf("%x is written as %x", b[:EntrySize], got)
-		}
-	})
-}
-
-// FuzzPackTable: any bytes are a pack with a table that fits them, or ErrCorrupt; with seal, the table is one that a writer with the key
-// made of them.
-func FuzzPackTable(f *testing.F) {
-	store := mem.New()
-	writePack(f, store, [][]byte{[]byte("one"), []byte("two")})
-	whole, err := blob.Get(context.Background(), store, testRef.Name())
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(whole, false)
-	f.Add(whole, true)
-	f.Add(whole[:len(whole)-1], false)
-	f.Add([]byte{}, false)
-	f.Fuzz(func(t *testing.T, b []byte, seal bool) {
-		if seal {
-			resign(t, b)
-		}
-		store := mem.New()
-		if err := blob.Put(context.Background(), store, testRef.Name(), b); err != nil {
-			t.Fatal(err)
-		}
-		entries, err := tableOf(store)
-		if err != nil {
-			if !errors.Is(err, ErrCorrupt) {
-				t.Fatalf("refused with %v", err)
-			}
-			return
-		}
-		if HeaderSize+len(entries)*(EntrySize+TagSize)+FooterSize > len(b) {
-			t.Fatalf("%d entries in %d bytes", len(entries), len(b))
-		}
-		for i := range entries {
-			if e := &entries[i]; int(e.Offset)+int(e.Stored) > len(b) || e.Plain > chunk.MaxSize {
-				t.Fatalf("entry %d is %+v", i, *e)
-			}
-			if _, err := unseal(store, &entries[i]); err != nil && !errors.Is(err, ErrCorrupt) {
-				t.Fatal(err)
-			}
-		}
-	})
-}
-
-// resign makes header, checksum and MAC of b right, if there is a place for them.
-func resign(t *testing.T, b []byte) {
-	if len(b) < HeaderSize+FooterSize {
+	if !ok {
 		return
 	}
-	copy(b, header(testRef, testVault))
-	foot := b[len(b)-FooterSize:]
-	copy(foot[FooterSize-8:], footMagic)
-	count, off, err := parseFooter(foot, int64(len(b)))
-	if err != nil {
-		return
+	made := s.make(t, recipe, literal)
+	if want, err := blob.Get(context.Background(), s.store, p.object.Name()); err != nil || !bytes.Equal(made, want) {
+		t.Fatalf("the recipe makes %d bytes other than the %d of the pack: %v", len(made), len(want), err)
 	}
-	table := b[off : len(b)-FooterSize]
-	k, err := testSecret.derive(testRef.ID)
-	if err != nil {
+}
+
+// make makes a pack by its recipe, first unnamed and then named.
+func (s *shelf) make(t tester, recipe log.Recipe, literal []byte) []byte {
+	t.Helper()
+	part := log.ObjectID{9}
+	read := func(ctx context.Context, of log.ObjectID, kind log.ObjectKind, p []byte, off int64) error {
+		if kind == log.Part {
+			if of != part || int(off)+len(p) > len(literal) {
+				return fmt.Errorf("%d literal bytes at %d of %s", len(p), off, of)
+			}
+			copy(p, literal[off:])
+			return nil
+		}
+		o := log.Object{ID: of, Kind: kind}
+		_, err := s.store.ReadAt(ctx, o.Name(), p, off)
+		return err
+	}
+	var made, again bytes.Buffer
+	err := Make(context.Background(), recipe, part, read, &made)
+	NameLiteral(&recipe, part)
+	if err := errors.Join(err, Make(context.Background(), recipe, log.ObjectID{}, read, &again)); err != nil {
 		t.Fatal(err)
 	}
-	copy(foot, footer(count, off, table, k.tableMAC(b[:HeaderSize], table)))
-	if binary.LittleEndian.Uint32(foot[4:]) != crc32.Checksum(table, castagnoli) {
-		t.Fatal("footer has no checksum of the table")
+	if !bytes.Equal(made.Bytes(), again.Bytes()) {
+		t.Fatal("a recipe with a name makes other bytes than without")
 	}
+	return made.Bytes()
 }

@@ -64,10 +64,8 @@ func (c *Commit) Check(ctx context.Context, s *State) error {
 	if err := lost.own(ctx, s, own); err != nil {
 		return err
 	}
-	for _, n := range c.Counts {
-		if err := lost.count(ctx, s, n.Pack); err != nil {
-			return err
-		}
+	if err := lost.counts(ctx, s, c.Counts, own); err != nil {
+		return err
 	}
 	for i := range c.Points {
 		if err := lost.bases(ctx, s, c.Points[i].Bases, c.Points[:i]); err != nil {
@@ -84,7 +82,7 @@ func (c *Commit) warm(ctx context.Context, s *State) {
 		p := &c.Points[i]
 		keys[sealed] = append(keys[sealed], key(tablePoint, p.ID[:]), key(tablePurged, p.ID[:]))
 		for _, base := range p.Bases {
-			keys[sealed] = append(keys[sealed], key(tablePoint, base[:]))
+			keys[sealed] = append(keys[sealed], key(tablePoint, base[:]), key(tablePurged, base[:]))
 		}
 	}
 	for i := range c.Added {
@@ -94,7 +92,8 @@ func (c *Commit) warm(ctx context.Context, s *State) {
 		keys[open] = append(keys[open], key(tableCondemned, id[:]))
 	}
 	for i := range c.Counts {
-		keys[open] = append(keys[open], key(tablePack, c.Counts[i].Pack[:]))
+		id := c.Counts[i].Pack[:]
+		keys[open] = append(keys[open], key(tablePack, id), key(tableDamaged, id))
 	}
 	var wg sync.WaitGroup
 	for c := range classes {
@@ -136,15 +135,39 @@ func (l *Lost) own(ctx context.Context, s *State, ids []log.ObjectID) error {
 	return nil
 }
 
-func (l *Lost) count(ctx context.Context, s *State, id log.ObjectID) error {
-	if s.opts.Without.Has(log.GoodCounts) {
+// counts finds the packs on which nothing may be counted. Those that the session adds with this entry
+// are judged as its own.
+func (l *Lost) counts(ctx context.Context, s *State, counts []Count, own []log.ObjectID) error {
+	if s.opts.Without.Has(log.GoodCounts) || len(counts) == 0 {
 		return nil
 	}
-	_, good, err := s.Good(ctx, id)
-	if err == nil && !good {
-		l.Counts = append(l.Counts, id)
+	mine := map[log.ObjectID]bool{}
+	for _, id := range own {
+		mine[id] = true
 	}
-	return err
+	for _, n := range counts {
+		if mine[n.Pack] {
+			continue
+		}
+		sound, err := s.sound(ctx, n.Pack)
+		if err != nil {
+			return err
+		}
+		if !sound {
+			l.Counts = append(l.Counts, n.Pack)
+		}
+	}
+	return nil
+}
+
+// sound reports whether a pack is good, and no check found damage in it.
+func (s *State) sound(ctx context.Context, id log.ObjectID) (bool, error) {
+	_, good, err := s.Good(ctx, id)
+	if err != nil || !good {
+		return false, err
+	}
+	damaged, err := s.IsDamaged(ctx, id)
+	return !damaged, err
 }
 
 func (l *Lost) bases(ctx context.Context, s *State, bases []ID, same []Point) error {
@@ -152,7 +175,7 @@ func (l *Lost) bases(ctx context.Context, s *State, bases []ID, same []Point) er
 		return nil
 	}
 	for _, id := range bases {
-		lives, err := s.has(ctx, sealed, key(tablePoint, id[:]))
+		lives, err := s.lives(ctx, id)
 		if err != nil {
 			return err
 		}
@@ -199,10 +222,8 @@ func (p *Progress) Check(ctx context.Context, s *State) error {
 	if err := lost.own(ctx, s, own); err != nil {
 		return err
 	}
-	for _, n := range p.Counts {
-		if err := lost.count(ctx, s, n.Pack); err != nil {
-			return err
-		}
+	if err := lost.counts(ctx, s, p.Counts, own); err != nil {
+		return err
 	}
 	if err := lost.bases(ctx, s, p.Bases, nil); err != nil {
 		return err
@@ -260,15 +281,26 @@ func (c *Condemn) Prune(ctx context.Context, s *State) error {
 		return err
 	}
 	var left []log.ObjectID
-	c.Bytes = 0
-	for _, id := range c.Packs {
-		size, may, err := c.may(ctx, s, id, needed)
+	c.Bytes, c.AddedAt = 0, nil
+	parts := c.Parts
+	c.Parts = nil
+	seen := map[log.ObjectID]bool{}
+	for i, id := range c.Packs {
+		pack, may, err := c.may(ctx, s, id, needed)
 		if err != nil {
 			return err
 		}
-		if may {
-			left = append(left, id)
-			c.Bytes += size
+		if !may || seen[id] {
+			continue
+		}
+		seen[id] = true
+		left = append(left, id)
+		if c.Orphans {
+			c.Parts = append(c.Parts, i < len(parts) && parts[i])
+		} else {
+			c.Parts = append(c.Parts, pack.Object.Kind == log.Part)
+			c.Bytes += pack.Object.Size
+			c.AddedAt = append(c.AddedAt, pack.Added)
 		}
 	}
 	if c.Packs = left; len(left) == 0 {
@@ -278,8 +310,13 @@ func (c *Condemn) Prune(ctx context.Context, s *State) error {
 }
 
 func (c *Condemn) checkMark(ctx context.Context, s *State) error {
+	return s.checkMark(ctx, c.Mark, c.Last)
+}
+
+// checkMark returns ErrVoid unless what a mark found still stands.
+func (s *State) checkMark(ctx context.Context, mark log.Position, last uint64) error {
 	if !s.opts.Without.Has(log.VoidMarks) {
-		stands, err := log.Stands(ctx, s, s.root.At, c.Mark)
+		stands, err := log.Stands(ctx, s, s.root.At, mark)
 		if err != nil {
 			return err
 		}
@@ -287,29 +324,29 @@ func (c *Condemn) checkMark(ctx context.Context, s *State) error {
 			return fmt.Errorf("%w: the entry of its mark is void", ErrVoid)
 		}
 	}
-	if s.LastCondemn() != c.Last && !s.opts.Without.Has(log.NoRival) {
+	if s.LastCondemn() != last && !s.opts.Without.Has(log.NoRival) {
 		return fmt.Errorf("%w: others condemned packs since", ErrVoid)
 	}
 	return nil
 }
 
-// may reports whether a pack may be condemned, and its size.
-func (c *Condemn) may(ctx context.Context, s *State, id log.ObjectID, needed map[log.ObjectID]bool) (uint64, bool,
+// may reports whether a pack may be condemned, and what is known of it.
+func (c *Condemn) may(ctx context.Context, s *State, id log.ObjectID, needed map[log.ObjectID]bool) (packRow, bool,
 	error) {
-	o, good, err := s.Good(ctx, id)
+	p, good, err := s.pack(ctx, id)
 	if err != nil {
-		return 0, false, err
+		return p, false, err
 	}
 	if c.Orphans {
 		condemned, err := s.IsCondemned(ctx, id)
-		return 0, !good && !condemned, err
+		return p, !good && !condemned, err
 	}
 	b, err := s.bits(ctx, id)
 	if err != nil {
-		return 0, false, err
+		return p, false, err
 	}
 	counted := (b.Counted > c.MarkAt || needed[id]) && !s.opts.Without.Has(log.LeaveCounted)
-	return o.Size, good && !counted, nil
+	return p, good && !counted, nil
 }
 
 // openNeeds returns the packs that open sessions need whole: their own, and those that they count
@@ -349,83 +386,4 @@ func CheckGone(ctx context.Context, s *State, ids []log.ObjectID) (left []log.Ob
 		}
 	}
 	return left, nil
-}
-
-// Check returns nil if the points may be deleted softly.
-func (d *Delete) Check(ctx context.Context, s *State) error {
-	for _, id := range d.Points {
-		if _, ok, err := s.Point(ctx, id); err != nil || !ok {
-			return errors.Join(err, noPoint(ok))
-		}
-	}
-	return nil
-}
-
-func noPoint(ok bool) error {
-	if ok {
-		return nil
-	}
-	return ErrNoPoint
-}
-
-// Check returns nil if the points may be purged at a time: rule R6. It fills in their bases.
-func (p *Purge) Check(ctx context.Context, s *State, now int64) error {
-	sessions, err := s.Sessions(ctx)
-	if err != nil {
-		return err
-	}
-	for i := range p.Points {
-		if err := p.Points[i].check(ctx, s, now, sessions); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *Purged) check(ctx context.Context, s *State, now int64, sessions []Session) error {
-	point, ok, err := s.Point(ctx, p.ID)
-	if err != nil || !ok {
-		return errors.Join(err, noPoint(ok))
-	}
-	p.Bases = point.Bases
-	until, err := s.LockedUntil(ctx, p.ID)
-	if err != nil {
-		return err
-	}
-	if until > now {
-		return ErrLocked
-	}
-	if !s.opts.Without.Has(log.HoldsRefuse) {
-		if holds, err := s.Holds(ctx, p.ID); err != nil || len(holds) > 0 {
-			return errors.Join(err, ErrHeld)
-		}
-	}
-	for _, x := range sessions {
-		for _, pr := range x.Progress {
-			for _, b := range pr.Bases {
-				if b == p.ID {
-					return ErrInUse
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// Check returns nil if the point can be held.
-func (h *Hold) Check(ctx context.Context, s *State) error {
-	_, ok, err := s.Point(ctx, h.Point)
-	return errors.Join(err, noPoint(ok))
-}
-
-// Check returns nil if the lock makes the time longer in which the point is kept.
-func (l *Lock) Check(ctx context.Context, s *State) error {
-	if _, ok, err := s.Point(ctx, l.Point); err != nil || !ok {
-		return errors.Join(err, noPoint(ok))
-	}
-	until, err := s.LockedUntil(ctx, l.Point)
-	if err == nil && until >= l.Until {
-		err = ErrNoChange
-	}
-	return err
 }

@@ -38,8 +38,10 @@ type Counters struct {
 
 // fold gathers what an entry changes. Nothing is read for it.
 type fold struct {
-	root root
-	rows [classes]map[string]tier.Row
+	root   root
+	rows   [classes]map[string]tier.Row
+	purges uint32 // points that operations of the entry purged
+	time   int64  // of the entry, milliseconds since 1970; 0 while it is only tried
 }
 
 func newFold(r root) *fold {
@@ -68,9 +70,13 @@ func (f *fold) gone(c class, key []byte) {
 
 // op folds in an operation. e is nil when it is only tried.
 func (f *fold) op(op *log.Op, e *log.Entry) (err error) {
+	if e != nil {
+		f.time = e.Time.UnixMilli()
+	}
 	for i := range op.Added {
 		o := &op.Added[i]
-		f.put(open, key(tablePack, o.ID[:]), packRow{Object: *o, Added: f.root.Count}.encode())
+		f.put(open, key(tablePack, o.ID[:]), packRow{Object: *o, Added: f.root.Count, Time: f.time}.encode())
+		f.put(open, addedKey(f.root.Count, o.ID), nil)
 		f.root.Packs++
 		f.root.Bytes += o.Size
 	}
@@ -91,8 +97,12 @@ func (f *fold) op(op *log.Op, e *log.Entry) (err error) {
 		err = f.condemn(op)
 	case KindGone:
 		f.markGone(op)
-	case KindDelete, KindUndelete, KindPurge, KindFreed, KindHold, KindRelease, KindLock:
+	case KindDelete, KindUndelete, KindPurge, KindHold, KindRelease, KindLock:
 		err = f.pointOp(op)
+	case KindFreed:
+		err = f.freed(op)
+	case KindDamaged:
+		err = f.damaged(op)
 	case KindOwner:
 		var o Owner
 		if o, err = readOwner(op); err == nil {
@@ -145,7 +155,10 @@ func (f *fold) commit(op *log.Op) error {
 		p := &c.Points[i]
 		f.put(sealed, key(tablePoint, p.ID[:]), p.append(nil))
 		for _, base := range p.Bases {
-			f.put(sealed, key(tableChild, base[:], p.ID[:]), nil)
+			f.link(base, p.ID)
+		}
+		for _, find := range p.Finds {
+			f.put(sealed, findKey(find, p.Time, p.ID), nil)
 		}
 		f.root.Points++
 	}
@@ -210,10 +223,19 @@ func (f *fold) condemn(op *log.Op) error {
 		return err
 	}
 	f.root.Condemn = f.root.Count
-	for _, id := range c.Packs {
-		f.put(open, key(tableCondemned, id[:]), condemnedRow{At: f.root.Count}.encode())
+	for i, id := range c.Packs {
+		if len(c.AddedAt) > 0 {
+			f.gone(open, addedKey(c.AddedAt[i], id))
+		}
+		f.gone(open, key(tableDamaged, id[:]))
+		part := len(c.Parts) > 0 && c.Parts[i]
+		f.put(open, key(tableCondemned, id[:]), condemnedRow{At: f.root.Count, Part: part}.encode())
 		f.gone(open, key(tablePack, id[:]))
 		f.gone(sealed, key(tableBits, id[:]))
+	}
+	for _, m := range c.Moved {
+		row := bitsRow{Shared: m.Shared, Freed: m.Freed, FreedBytes: m.FreedBytes, Moved: true}
+		f.join(sealed, key(tableBits, m.Pack[:]), row.encode())
 	}
 	f.root.Condemned += uint64(len(c.Packs))
 	if !c.Orphans {
@@ -239,23 +261,13 @@ func (f *fold) pointOp(op *log.Op) error {
 		}
 		return err
 	case KindUndelete:
-		d := dec{b: op.Body}
-		for _, id := range getPoints(&d) {
+		x, err := readUndelete(op)
+		for _, id := range x.Points {
 			f.gone(sealed, key(tableDeleted, id[:]))
 		}
-		return d.end()
-	case KindPurge:
-		x, err := readPurge(op)
-		for _, p := range x.Points {
-			f.gone(sealed, key(tablePoint, p.ID[:]))
-			f.gone(sealed, key(tableDeleted, p.ID[:]))
-			f.gone(sealed, key(tableLock, p.ID[:]))
-			f.put(sealed, key(tablePurged, p.ID[:]), putPoints(enc(nil).u64(f.root.Count), p.Bases))
-		}
-		f.root.Points -= uint64(len(x.Points))
 		return err
-	case KindFreed:
-		return f.freed(op)
+	case KindPurge:
+		return f.purge(op)
 	case KindLock:
 		l, err := readLock(op)
 		f.put(sealed, key(tableLock, l.Point[:]), enc(nil).u64(uint64(l.Until)))
@@ -273,14 +285,71 @@ func (f *fold) pointOp(op *log.Op) error {
 
 func (f *fold) freed(op *log.Op) error {
 	x, err := readFreed(op)
+	f.counts(x.Keep)
 	for _, c := range x.Slots {
-		f.join(sealed, key(tableBits, c.Pack[:]), bitsRow{Freed: c.Shared}.encode())
+		f.join(sealed, key(tableBits, c.Pack[:]), bitsRow{Freed: c.Shared, FreedBytes: c.Bytes, FreedSince: f.time}.encode())
 	}
-	for _, n := range x.Nodes {
-		f.gone(sealed, key(tablePurged, n.ID[:]))
-		for _, base := range n.Bases {
-			f.gone(sealed, key(tableChild, base[:], n.ID[:]))
+	for _, w := range x.Walk {
+		if !w.Done {
+			f.put(sealed, key(tableCursor, w.Point[:]), w.To)
+			continue
 		}
+		f.gone(sealed, key(tableCursor, w.Point[:]))
+		f.gone(sealed, pendingKey(w.At, w.Number, w.Point))
+		f.gone(sealed, key(tablePoint, w.Point[:]))
+	}
+	for _, r := range x.Relink {
+		f.relink(r)
+	}
+	return err
+}
+
+// relink takes an empty node out of the graph.
+func (f *fold) relink(r Relink) {
+	f.gone(sealed, key(tablePurged, r.Node[:]))
+	if r.Child != (ID{}) {
+		f.unlink(r.Node, r.Child)
+	}
+	for _, base := range r.Bases {
+		f.unlink(base, r.Node)
+		if r.Child != (ID{}) {
+			f.link(base, r.Child)
+		}
+	}
+}
+
+func (f *fold) link(base, child ID) {
+	f.put(sealed, key(tableChild, base[:], child[:]), nil)
+	f.put(sealed, key(tableBase, child[:], base[:]), nil)
+}
+
+func (f *fold) unlink(base, child ID) {
+	f.gone(sealed, key(tableChild, base[:], child[:]))
+	f.gone(sealed, key(tableBase, child[:], base[:]))
+}
+
+// purge marks points as purged. Their rows stay until it was said what that frees.
+func (f *fold) purge(op *log.Op) error {
+	x, err := readPurge(op)
+	for _, p := range x.Points {
+		n := f.purges
+		f.purges++
+		f.gone(sealed, key(tableDeleted, p.ID[:]))
+		f.gone(sealed, key(tableLock, p.ID[:]))
+		for _, find := range p.Finds {
+			f.gone(sealed, findKey(find, p.Time, p.ID))
+		}
+		f.put(sealed, key(tablePurged, p.ID[:]), enc(nil).u64(f.root.Count).u32(n))
+		f.put(sealed, pendingKey(f.root.Count, n, p.ID), nil)
+	}
+	f.root.Points -= uint64(len(x.Points))
+	return err
+}
+
+func (f *fold) damaged(op *log.Op) error {
+	x, err := readDamaged(op)
+	for _, id := range x.Packs {
+		f.put(open, key(tableDamaged, id[:]), nil)
 	}
 	return err
 }

@@ -15,7 +15,12 @@ func FuzzBodies(f *testing.F) {
 	f.Add(uint16(KindCommit), commit.Op().Body)
 	progress := Progress{Machine: "vm", Bases: []ID{{1}}}
 	f.Add(uint16(KindProgress), progress.Op().Body)
-	f.Add(uint16(KindFreed), (&Freed{Nodes: []Purged{{ID: ID{3}}}}).Op().Body)
+	f.Add(uint16(KindFreed), (&Freed{Walk: []Walk{{Point: ID{3}, Done: true}}, Relink: []Relink{{Node: ID{3}, Bases: []ID{{4}}}}}).Op().Body)
+	mark := Freed{FromMark: true, Slots: []Count{{Shared: []byte{1}, Bytes: 9}}, Keep: []Count{{Shared: []byte{2}}}}
+	f.Add(uint16(KindFreed), mark.Op().Body)
+	condemn := Condemn{Packs: []log.ObjectID{{1}}, AddedAt: []uint64{1}, Parts: []bool{true},
+		Moved: []Moved{{Shared: []byte{1}, Freed: []byte{2}, FreedBytes: 9}}}
+	f.Add(uint16(KindCondemn), condemn.Op().Body)
 	f.Add(uint16(KindPin), Pin(ID{1}).Body)
 	k, err := NewKeys([32]byte{1}, [16]byte{2})
 	if err != nil {

@@ -23,6 +23,7 @@ const (
 	KindPin      log.Kind = 30
 	KindArrived  log.Kind = 31
 	KindUnpin    log.Kind = 32
+	KindDamaged  log.Kind = 33
 )
 
 // ID names a point, a hold or a mirror.
@@ -31,17 +32,27 @@ type ID [16]byte
 // Point is a recovery point as the state knows it. What Manifest holds is its owner's matter.
 type Point struct {
 	ID       ID
-	Bases    []ID   // points that it shares with; each must live when it is committed
-	Time     int64  // milliseconds since 1970
-	Until    int64  // to which its retention keeps it; 0 means for ever
-	Manifest []byte // sealed with the entry: where the manifest stands, or the manifest
-	Replaced []byte // what it replaced of its first base
+	Bases    []ID     // points that it shares with; each must live when it is committed, and may go later
+	Finds    []string // words by which it is found, of 1 to 255 bytes
+	Time     int64    // milliseconds since 1970
+	Until    int64    // to which its retention keeps it; 0 means for ever
+	Manifest []byte   // sealed with the entry: where the manifest stands, or the manifest
+	Replaced []byte   // what it replaced of its first base
 }
 
 // Count is a pack of others that a commit counts on, with the slots that it shares.
 type Count struct {
 	Pack   log.ObjectID
 	Shared []byte // bitmap
+	Bytes  uint64 // what the slots take, as stored: told in Freed alone, for who chooses what to rewrite
+}
+
+// Moved is what is known of the slots of a pack that a condemnation adds: what was known of the rows
+// where they came from.
+type Moved struct {
+	Pack          log.ObjectID
+	Shared, Freed []byte // bitmaps
+	FreedBytes    uint64 // what the freed ones take, as stored
 }
 
 // Commit adds points. Several may be of one session.
@@ -81,7 +92,7 @@ func readCommit(op *log.Op) (c Commit, err error) {
 	c.Adopted = getAdopted(&d)
 	c.Own = getIDs(&d)
 	c.Counts = getCounts(&d)
-	for range d.count(16 + 4 + 8 + 8 + 4 + 4) {
+	for range d.count(16 + 4 + 8 + 8 + 4 + 4 + 4) {
 		c.Points = append(c.Points, readPoint(&d))
 	}
 	return c, d.end()
@@ -92,15 +103,36 @@ func (p *Point) append(b enc) enc {
 	for _, id := range p.Bases {
 		b = b.raw(id[:])
 	}
-	return b.u64(uint64(p.Time)).u64(uint64(p.Until)).bytes(p.Manifest).bytes(p.Replaced)
+	b = putFinds(b.u64(uint64(p.Time)).u64(uint64(p.Until)), p.Finds)
+	return b.bytes(p.Manifest).bytes(p.Replaced)
 }
 
 func readPoint(d *dec) (p Point) {
 	copy(p.ID[:], d.take(16))
 	p.Bases = getPoints(d)
 	p.Time, p.Until = int64(d.u64()), int64(d.u64())
+	p.Finds = getFinds(d)
 	p.Manifest, p.Replaced = d.bytes(), d.bytes()
 	return p
+}
+
+func putFinds(b enc, finds []string) enc {
+	b = b.u32(uint32(len(finds)))
+	for _, f := range finds {
+		b = b.u8(byte(len(f))).raw([]byte(f))
+	}
+	return b
+}
+
+func getFinds(d *dec) (finds []string) {
+	for range d.count(2) {
+		n := int(d.u8())
+		if n == 0 {
+			d.bad = true
+		}
+		finds = append(finds, string(d.take(n)))
+	}
+	return finds
 }
 
 func putPoints(b enc, ids []ID) enc {
@@ -173,6 +205,7 @@ type Progress struct {
 	Session log.Session
 	Number  uint32 // of its progress entries, from 0
 	Machine string // for who may go on from it
+	Holder  []byte // who runs it, and how to see that he is gone
 	Bases   []ID
 	Added   []log.Object
 	Counts  []Count
@@ -180,7 +213,7 @@ type Progress struct {
 }
 
 func (p *Progress) Op() log.Op {
-	b := putPoints(enc(nil).raw(p.Session[:]).u32(p.Number).bytes([]byte(p.Machine)), p.Bases)
+	b := putPoints(enc(nil).raw(p.Session[:]).u32(p.Number).bytes([]byte(p.Machine)).bytes(p.Holder), p.Bases)
 	return log.Op{Kind: KindProgress, Added: p.Added, Body: putCounts(b, p.Counts).bytes(p.Roots)}
 }
 
@@ -190,6 +223,7 @@ func readProgress(op *log.Op) (p Progress, err error) {
 	copy(p.Session[:], d.take(10))
 	p.Number = d.u32()
 	p.Machine = string(d.bytes())
+	p.Holder = d.bytes()
 	p.Bases = getPoints(&d)
 	p.Counts = getCounts(&d)
 	p.Roots = d.bytes()
@@ -235,6 +269,9 @@ func readGiveUp(op *log.Op) (g GiveUp, err error) {
 // lives of them; a sweeper's names orphans.
 type Condemn struct {
 	Packs   []log.ObjectID
+	Moved   []Moved  // of packs of Added: every one that is not listed has neither shared nor freed slots
+	Parts   []bool   // which of Packs are parts, not packs; filled in by Prune, but for orphans
+	AddedAt []uint64 // counts of the entries that added them, filled in by Prune; none of orphans
 	Added   []log.Object
 	Recipes []log.Recipe // of Added
 	Orphans bool         // they are in no entry
@@ -245,7 +282,18 @@ type Condemn struct {
 }
 
 func (c *Condemn) Op() log.Op {
-	b := enc(nil).bool(c.Orphans).at(c.Mark).u64(c.MarkAt).u64(c.Last).u64(c.Bytes)
+	b := enc(nil).bool(c.Orphans).at(c.Mark).u64(c.MarkAt).u64(c.Last).u64(c.Bytes).u32(uint32(len(c.AddedAt)))
+	for _, at := range c.AddedAt {
+		b = b.u64(at)
+	}
+	b = b.u32(uint32(len(c.Parts)))
+	for _, part := range c.Parts {
+		b = b.bool(part)
+	}
+	b = b.u32(uint32(len(c.Moved)))
+	for _, m := range c.Moved {
+		b = b.raw(m.Pack[:]).bytes(m.Shared).bytes(m.Freed).u64(m.FreedBytes)
+	}
 	return log.Op{Kind: KindCondemn, Condemned: c.Packs, Added: c.Added, Recipes: c.Recipes, Body: b}
 }
 
@@ -253,6 +301,22 @@ func readCondemn(op *log.Op) (c Condemn, err error) {
 	d := dec{b: op.Body}
 	c = Condemn{Packs: op.Condemned, Added: op.Added, Recipes: op.Recipes}
 	c.Orphans, c.Mark, c.MarkAt, c.Last, c.Bytes = d.bool(), d.at(), d.u64(), d.u64(), d.u64()
+	for range d.count(8) {
+		c.AddedAt = append(c.AddedAt, d.u64())
+	}
+	if n := len(c.AddedAt); n > 0 && n != len(c.Packs) {
+		d.bad = true
+	}
+	for range d.count(1) {
+		c.Parts = append(c.Parts, d.bool())
+	}
+	if n := len(c.Parts); n > 0 && n != len(c.Packs) {
+		d.bad = true
+	}
+	for range d.count(24 + 4 + 4 + 8) {
+		m := Moved{Pack: log.ObjectID(d.take(24)), Shared: d.bytes(), Freed: d.bytes(), FreedBytes: d.u64()}
+		c.Moved = append(c.Moved, m)
+	}
 	return c, d.end()
 }
 
@@ -276,58 +340,31 @@ func readDelete(op *log.Op) (x Delete, err error) {
 	return x, d.end()
 }
 
-// Undelete takes a soft deletion back.
-func Undelete(points []ID) log.Op { return log.Op{Kind: KindUndelete, Body: putPoints(nil, points)} }
+// Undelete takes soft deletions back.
+type Undelete struct{ Points []ID }
 
-// Purge removes points for good. What that frees is said later.
-type Purge struct {
-	Points []Purged
+func (u *Undelete) Op() log.Op {
+	return log.Op{Kind: KindUndelete, Body: putPoints(nil, u.Points)}
 }
 
-// Purged is a point that was purged: an empty node while others hang on it.
-type Purged struct {
-	ID    ID
-	Bases []ID
-}
-
-func (p *Purge) Op() log.Op {
-	b := enc(nil).u32(uint32(len(p.Points)))
-	for _, x := range p.Points {
-		b = putPoints(b.raw(x.ID[:]), x.Bases)
-	}
-	return log.Op{Kind: KindPurge, Body: b}
-}
-
-func readPurge(op *log.Op) (p Purge, err error) {
+func readUndelete(op *log.Op) (u Undelete, err error) {
 	d := dec{b: op.Body}
-	for range d.count(20) {
-		x := Purged{ID: ID(d.take(16))}
-		x.Bases = getPoints(&d)
-		p.Points = append(p.Points, x)
-	}
-	return p, d.end()
+	u.Points = getPoints(&d)
+	return u, d.end()
 }
 
-// Freed says which slots of packs purges freed, and which empty nodes nothing hangs on any more.
-type Freed struct {
-	Slots []Count // Shared is the bitmap of what was freed
-	Nodes []Purged
+// Damaged says that a check found damage in packs. They stay good, so that what is whole in them is
+// read, but nothing more is counted on them. Who has stored what they hold anew condemns them.
+type Damaged struct{ Packs []log.ObjectID }
+
+func (x *Damaged) Op() log.Op {
+	return log.Op{Kind: KindDamaged, Body: putIDs(nil, x.Packs)}
 }
 
-func (f *Freed) Op() log.Op {
-	p := Purge{Points: f.Nodes}
-	return log.Op{Kind: KindFreed, Body: putCounts(nil, f.Slots).raw(p.Op().Body)}
-}
-
-func readFreed(op *log.Op) (f Freed, err error) {
+func readDamaged(op *log.Op) (x Damaged, err error) {
 	d := dec{b: op.Body}
-	f.Slots = getCounts(&d)
-	p, err := readPurge(&log.Op{Body: d.b})
-	f.Nodes = p.Points
-	if d.bad {
-		err = errBody
-	}
-	return f, err
+	x.Packs = getIDs(&d)
+	return x, d.end()
 }
 
 // Hold keeps a point from being purged.

@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"time"
 
@@ -37,6 +38,16 @@ func (s *State) Ended(ctx context.Context, v log.Volume) (last uint32, hash log.
 	return last, hash, true, d.end()
 }
 
+// Began returns when a volume that is remembered began, by the clock of who began it.
+func (s *State) Began(v log.Volume) (time.Time, bool) {
+	for _, st := range s.root.Starts {
+		if st.Volume == v {
+			return time.UnixMilli(st.Time), true
+		}
+	}
+	return time.Time{}, false
+}
+
 // Forget implements [log.State]. Whatever the clocks say, so many volumes are remembered.
 func (s *State) Forget(v log.Volume) log.Volume {
 	if s.opts.Without.Has(log.Remember) {
@@ -62,35 +73,6 @@ func (s *State) LastCondemn() uint64 { return s.now().Condemn }
 
 // Owner returns who told last that he keeps the vault open, and his term.
 func (s *State) Owner() (string, uint64) { return s.now().Owner, s.now().Term }
-
-// Point returns a point that lives, deleted softly or not.
-func (s *State) Point(ctx context.Context, id ID) (Point, bool, error) {
-	v, err := s.get(ctx, sealed, key(tablePoint, id[:]))
-	if err != nil || v == nil {
-		return Point{}, false, err
-	}
-	d := dec{b: v}
-	p := readPoint(&d)
-	if err := d.end(); err != nil {
-		return p, false, damaged("a point", err)
-	}
-	return p, true, nil
-}
-
-// Points calls do for all points that live, in the order of their IDs, until it reports false.
-func (s *State) Points(ctx context.Context, do func(Point) bool) error {
-	var bad error
-	err := s.scan(ctx, sealed, key(tablePoint), func(_, v []byte) bool {
-		d := dec{b: v}
-		p := readPoint(&d)
-		if bad = d.end(); bad != nil {
-			bad = damaged("a point", bad)
-			return false
-		}
-		return do(p)
-	})
-	return errors.Join(err, bad)
-}
 
 // Deleted returns until when a point that was deleted softly lives at least.
 func (s *State) Deleted(ctx context.Context, id ID) (until int64, ok bool, err error) {
@@ -122,74 +104,19 @@ func (s *State) Holds(ctx context.Context, id ID) (holds []Hold, err error) {
 	return holds, err
 }
 
-// Purged returns the bases of a point that was purged while points hang on it.
-func (s *State) Purged(ctx context.Context, id ID) (at uint64, bases []ID, ok bool, err error) {
-	v, err := s.get(ctx, sealed, key(tablePurged, id[:]))
-	if err != nil || v == nil {
-		return 0, nil, false, err
-	}
-	d := dec{b: v}
-	at = d.u64()
-	bases = getPoints(&d)
-	return at, bases, true, d.end()
-}
-
-// Children returns the points, living and purged, that have a point as a base.
-func (s *State) Children(ctx context.Context, id ID) (ids []ID, err error) {
-	err = s.scan(ctx, sealed, key(tableChild, id[:]), func(k, _ []byte) bool {
-		ids = append(ids, ID(k[17:]))
-		return true
-	})
-	return ids, err
-}
-
-// Neighbours returns the living points that are reached from one over purged ones only, through
-// bases and descendants: what purging it frees is what it has and none of them has at that place.
-func (s *State) Neighbours(ctx context.Context, id ID) (found []ID, err error) {
-	seen, todo := map[ID]bool{id: true}, []ID{id}
-	for len(todo) > 0 {
-		at := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		near, err := s.Children(ctx, at)
-		if err != nil {
-			return nil, err
-		}
-		if p, ok, err := s.Point(ctx, at); err != nil {
-			return nil, err
-		} else if ok {
-			near = append(near, p.Bases...)
-		} else if _, bases, _, err := s.Purged(ctx, at); err != nil {
-			return nil, err
-		} else {
-			near = append(near, bases...)
-		}
-		for _, n := range near {
-			if seen[n] {
-				continue
-			}
-			seen[n] = true
-			lives, err := s.has(ctx, sealed, key(tablePoint, n[:]))
-			if err != nil {
-				return nil, err
-			}
-			if lives {
-				found = append(found, n)
-			} else {
-				todo = append(todo, n)
-			}
-		}
-	}
-	return found, nil
-}
-
 // Good returns a pack that an entry added and none condemned.
 func (s *State) Good(ctx context.Context, id log.ObjectID) (log.Object, bool, error) {
+	p, good, err := s.pack(ctx, id)
+	return p.Object, good, err
+}
+
+func (s *State) pack(ctx context.Context, id log.ObjectID) (packRow, bool, error) {
 	v, err := s.get(ctx, open, key(tablePack, id[:]))
 	if err != nil || v == nil {
-		return log.Object{}, false, err
+		return packRow{}, false, err
 	}
 	p, err := readPack(id, v)
-	return p.Object, err == nil, err
+	return p, err == nil, err
 }
 
 // Packs calls do for all good packs, in the order of their IDs, until it reports false.
@@ -201,6 +128,29 @@ func (s *State) Packs(ctx context.Context, do func(log.Object) bool) error {
 		return err == nil && do(p.Object)
 	})
 	return errors.Join(err, bad)
+}
+
+// AddedSince calls do for the good packs that entries after the count-th added, in the order of those
+// entries, with the count of each, until it reports false.
+func (s *State) AddedSince(ctx context.Context, count uint64, do func(o log.Object, added uint64) bool) error {
+	var bad error
+	from := addedKey(count+1, log.ObjectID{})
+	err := s.scanFrom(ctx, open, key(tableAdded), from, func(k, _ []byte) bool {
+		o, good, err := s.Good(ctx, log.ObjectID(k[9:]))
+		bad = err
+		return err == nil && (!good || do(o, binary.BigEndian.Uint64(k[1:])))
+	})
+	return errors.Join(err, bad)
+}
+
+// IsDamaged reports whether a check found damage in a good pack.
+func (s *State) IsDamaged(ctx context.Context, id log.ObjectID) (bool, error) {
+	return s.has(ctx, open, key(tableDamaged, id[:]))
+}
+
+// DamagedPacks calls do for the good packs in which a check found damage, until it reports false.
+func (s *State) DamagedPacks(ctx context.Context, do func(log.ObjectID) bool) error {
+	return s.scan(ctx, open, key(tableDamaged), func(k, _ []byte) bool { return do(log.ObjectID(k[1:])) })
 }
 
 // Bits returns which slots of a pack are shared, and which were freed and not shared since.
@@ -223,6 +173,16 @@ func (s *State) IsCondemned(ctx context.Context, id log.ObjectID) (bool, error) 
 	return s.has(ctx, open, key(tableCondemned, id[:]))
 }
 
+// Dying reports whether a name was condemned and its object may still be there.
+func (s *State) Dying(ctx context.Context, id log.ObjectID) (bool, error) {
+	v, err := s.get(ctx, open, key(tableCondemned, id[:]))
+	if err != nil || v == nil {
+		return false, err
+	}
+	c, err := readCondemned(v)
+	return !c.Gone, err
+}
+
 // Condemned calls do for the condemned packs whose objects may be deleted now: those that no open
 // pin needs.
 func (s *State) Condemned(ctx context.Context, do func(log.ObjectID) bool) error {
@@ -237,6 +197,46 @@ func (s *State) Condemned(ctx context.Context, do func(log.ObjectID) bool) error
 			return false
 		}
 		return c.Gone || c.At > pinned || do(log.ObjectID(k[1:]))
+	})
+	return errors.Join(err, bad)
+}
+
+// Pinned is what a mirror asks: that nothing be removed that the state at its entry needs.
+type Pinned struct {
+	Mirror ID
+	At     uint64 // count of the entry
+}
+
+// Pins returns the pins of all mirrors.
+func (s *State) Pins(ctx context.Context) (pins []Pinned, err error) {
+	var bad error
+	err = s.scan(ctx, open, key(tableMirror), func(k, v []byte) bool {
+		d := dec{b: v}
+		pins = append(pins, Pinned{Mirror: ID(k[1:]), At: d.u64()})
+		bad = d.end()
+		return bad == nil
+	})
+	return pins, errors.Join(err, bad)
+}
+
+// EachCondemned is Condemned for who deletes: it tells whether each is a pack or a part, without sizes,
+// and tells of those too that wait for a pin.
+func (s *State) EachCondemned(ctx context.Context, do func(o log.Object, waits bool) bool) error {
+	pinned, err := s.oldestPin(ctx)
+	if err != nil {
+		return err
+	}
+	var bad error
+	err = s.scan(ctx, open, key(tableCondemned), func(k, v []byte) bool {
+		c, err := readCondemned(v)
+		if bad = err; err != nil {
+			return false
+		}
+		o := log.Object{ID: log.ObjectID(k[1:]), Kind: log.Pack}
+		if c.Part {
+			o.Kind = log.Part
+		}
+		return c.Gone || do(o, c.At > pinned)
 	})
 	return errors.Join(err, bad)
 }

@@ -15,11 +15,17 @@ const (
 	tableCondemned = 'c' // object ID: a condemned name
 	tableMirror    = 'm' // mirror ID: its pin
 	tableVolume    = 'v' // volume: where it ended
+	tableAdded     = 'a' // count of the entry that added it (big-endian), object ID: a good object
+	tableDamaged   = 'd' // object ID: a good pack in which a check found damage
 
 	tablePoint   = 'P' // point ID
 	tableChild   = 'X' // point ID, point ID that has it as a base
+	tableBase    = 'Y' // the mirror image: point ID, point ID of its base
+	tableFind    = 'F' // length of a find, find, complement of the time, point ID
 	tableDeleted = 'D' // point ID: it is deleted softly
-	tablePurged  = 'G' // point ID: an empty node
+	tablePurged  = 'G' // point ID: it is purged
+	tablePending = 'Q' // count of the purge, number in it (both big-endian), point ID: nobody said what it freed
+	tableCursor  = 'O' // point ID: how far that was said
 	tableHold    = 'H' // point ID, hold ID
 	tableLock    = 'L' // point ID
 	tableBits    = 'B' // object ID: which of its slots are shared, and freed
@@ -33,6 +39,20 @@ func key(table byte, parts ...[]byte) []byte {
 		k = append(k, p...)
 	}
 	return k
+}
+
+func addedKey(count uint64, id log.ObjectID) []byte {
+	return append(binary.BigEndian.AppendUint64(key(tableAdded), count), id[:]...)
+}
+
+func findKey(find string, time int64, id ID) []byte {
+	k := append(key(tableFind, []byte{byte(len(find))}), find...)
+	return append(binary.BigEndian.AppendUint64(k, ^uint64(time)), id[:]...)
+}
+
+func pendingKey(at uint64, number uint32, id ID) []byte {
+	k := binary.BigEndian.AppendUint64(key(tablePending), at)
+	return append(binary.BigEndian.AppendUint32(k, number), id[:]...)
 }
 
 func writerKey(w [12]byte) []byte { return key(tableWriter, w[:]) }
@@ -102,17 +122,19 @@ func (d *dec) end() error {
 type packRow struct {
 	Object log.Object // without the ID
 	Added  uint64     // count of the entry
+	Time   int64      // of the entry, milliseconds since 1970
 }
 
 func (p packRow) encode() []byte {
-	return enc(nil).u8(byte(p.Object.Kind)).u8(p.Object.Copy).u64(p.Object.Size).raw(p.Object.Sum[:]).u64(p.Added)
+	return enc(nil).u8(byte(p.Object.Kind)).u8(p.Object.Copy).u64(p.Object.Size).raw(p.Object.Sum[:]).u64(p.Added).
+		u64(uint64(p.Time))
 }
 
 func readPack(id log.ObjectID, b []byte) (p packRow, err error) {
 	d := dec{b: b}
 	p.Object = log.Object{ID: id, Kind: log.ObjectKind(d.u8()), Copy: d.u8(), Size: d.u64()}
 	copy(p.Object.Sum[:], d.take(32))
-	p.Added = d.u64()
+	p.Added, p.Time = d.u64(), int64(d.u64())
 	return p, d.end()
 }
 
@@ -120,14 +142,31 @@ func readPack(id log.ObjectID, b []byte) (p packRow, err error) {
 type condemnedRow struct {
 	At   uint64 // count of the entry
 	Gone bool   // the object was deleted
+	Part bool   // it is no pack
 }
 
-func (c condemnedRow) encode() []byte { return enc(nil).u64(c.At).bool(c.Gone) }
+func (c condemnedRow) encode() []byte { return enc(nil).u64(c.At).bool(c.Gone).bool(c.Part) }
 
 func readCondemned(b []byte) (c condemnedRow, err error) {
 	d := dec{b: b}
-	c = condemnedRow{At: d.u64(), Gone: d.bool()}
+	c = condemnedRow{At: d.u64(), Gone: d.bool(), Part: d.bool()}
 	return c, d.end()
+}
+
+// purgedRow says when a point was purged.
+type purgedRow struct {
+	At     uint64 // count of the entry
+	Number uint32 // among those that it purged
+}
+
+func readPurged(b []byte) (p purgedRow, err error) {
+	d := dec{b: b}
+	p = purgedRow{At: d.u64(), Number: d.u32()}
+	return p, d.end()
+}
+
+func (p purgedRow) before(q purgedRow) bool {
+	return p.At < q.At || p.At == q.At && p.Number < q.Number
 }
 
 // writerRow is what a writer appended last: Mask has bit i where Last-i is in the history.
@@ -160,13 +199,20 @@ func (w writerRow) join(newer writerRow) writerRow {
 type bitsRow struct {
 	Counted       uint64 // count of the last entry that counted on the pack
 	Shared, Freed []byte // bitmaps
+	FreedBytes    uint64 // of all slots that were ever freed
+	FreedSince    int64  // time of the first entry that freed any, milliseconds since 1970
+	Moved         bool   // a condemnation made the pack of what lived elsewhere
 }
 
-func (r bitsRow) encode() []byte { return enc(nil).u64(r.Counted).bytes(r.Shared).bytes(r.Freed) }
+func (r bitsRow) encode() []byte {
+	e := enc(nil).u64(r.Counted).bytes(r.Shared).bytes(r.Freed)
+	return e.u64(r.FreedBytes).u64(uint64(r.FreedSince)).bool(r.Moved)
+}
 
 func readBits(b []byte) (r bitsRow, err error) {
 	d := dec{b: b}
 	r = bitsRow{Counted: d.u64(), Shared: d.bytes(), Freed: d.bytes()}
+	r.FreedBytes, r.FreedSince, r.Moved = d.u64(), int64(d.u64()), d.bool()
 	return r, d.end()
 }
 
@@ -186,7 +232,12 @@ func (r bitsRow) join(newer bitsRow) bitsRow {
 	for i, b := range newer.Shared {
 		shared[i] |= b
 	}
-	return bitsRow{Counted: max(r.Counted, newer.Counted), Shared: shared, Freed: freed}
+	since := r.FreedSince
+	if since == 0 || newer.FreedSince != 0 && newer.FreedSince < since {
+		since = newer.FreedSince
+	}
+	return bitsRow{Counted: max(r.Counted, newer.Counted), Shared: shared, Freed: freed,
+		FreedBytes: r.FreedBytes + newer.FreedBytes, FreedSince: since, Moved: r.Moved || newer.Moved}
 }
 
 // rules are how rows meet: [tier.Rules].

@@ -205,12 +205,12 @@ func TestPurgeFreesWhatNoNeighbourHas(t *testing.T) {
 					t.Fatal(err)
 				}
 				v.add(p.Op())
-				near, err := v.Neighbours(ctx, id)
+				near, err := v.Neighbours(ctx, id, v.Count())
 				if err != nil {
 					t.Fatal(err)
 				}
 				for place, c := range holds[id] {
-					if !slices.ContainsFunc(near, func(q state.ID) bool { return holds[q][place] == c }) {
+					if !slices.ContainsFunc(near, func(q state.Point) bool { return holds[q.ID][place] == c }) {
 						delete(stored, c)
 					}
 				}

@@ -49,6 +49,7 @@ type State struct {
 
 	trying  bool
 	tried   root
+	purges  uint32 // points that are tried to be purged
 	tryRows [classes]map[string]tier.Row
 }
 
@@ -122,17 +123,18 @@ func (s *State) add(f *fold, to [classes]map[string]tier.Row) {
 // Try implements [log.State].
 func (s *State) Try(op log.Op) error {
 	if !s.trying {
-		s.trying, s.tried = true, s.root
+		s.trying, s.tried, s.purges = true, s.root, 0
 		s.tried.Count++ // the entry of all that is tried
 		for c := range classes {
 			s.tryRows[c] = map[string]tier.Row{}
 		}
 	}
 	f := newFold(s.tried)
+	f.purges = s.purges
 	if err := f.op(&op, nil); err != nil {
 		return err
 	}
-	s.tried = f.root
+	s.tried, s.purges = f.root, f.purges
 	s.add(f, s.tryRows)
 	return nil
 }
@@ -170,7 +172,12 @@ func (s *State) has(ctx context.Context, c class, key []byte) (bool, error) {
 
 // scan calls do for the rows whose keys begin with prefix, in order, until it reports false.
 func (s *State) scan(ctx context.Context, c class, prefix []byte, do func(key, value []byte) bool) error {
-	for row, err := range s.tiers[c].Scan(ctx, prefix, s.over(c)...) {
+	return s.scanFrom(ctx, c, prefix, prefix, do)
+}
+
+// scanFrom does the same from a key on.
+func (s *State) scanFrom(ctx context.Context, c class, prefix, from []byte, do func(key, value []byte) bool) error {
+	for row, err := range s.tiers[c].ScanFrom(ctx, prefix, from, s.over(c)...) {
 		if err != nil {
 			return err
 		}

@@ -25,6 +25,7 @@ type history struct {
 	rng     *rand.Rand
 	entries []*log.Entry
 	points  []state.ID
+	purged  []state.ID
 	packs   []log.ObjectID
 	at      log.Position
 }
@@ -63,7 +64,8 @@ func (h *history) op() log.Op {
 	pick := h.rng.IntN(10)
 	switch {
 	case pick < 5 || len(h.points) < 3 || len(h.packs) < 3:
-		p := state.Point{ID: h.id(), Manifest: make([]byte, h.rng.IntN(300))}
+		p := state.Point{ID: h.id(), Time: int64(h.rng.IntN(1000)), Finds: []string{"all"}[:h.rng.IntN(2)],
+			Manifest: make([]byte, h.rng.IntN(300))}
 		c := state.Commit{Added: []log.Object{h.pack()}}
 		if len(h.points) > 0 {
 			p.Bases = []state.ID{h.points[h.rng.IntN(len(h.points))]}
@@ -74,7 +76,8 @@ func (h *history) op() log.Op {
 		return c.Op()
 	case pick == 5:
 		i := h.rng.IntN(len(h.points))
-		p := state.Purge{Points: []state.Purged{{ID: h.points[i]}}}
+		p := state.Purge{Points: []state.Purged{{ID: h.points[i], Finds: []string{"all"}}}}
+		h.purged = append(h.purged, h.points[i])
 		h.points = append(h.points[:i:i], h.points[i+1:]...)
 		return p.Op()
 	case pick == 6:
@@ -85,6 +88,13 @@ func (h *history) op() log.Op {
 	case pick == 7:
 		f := state.Freed{Slots: []state.Count{{Pack: h.packs[h.rng.IntN(len(h.packs))],
 			Shared: []byte{byte(h.rng.Uint32())}}}}
+		if n := len(h.purged); n > 0 {
+			f.Walk = []state.Walk{{Point: h.purged[0], At: uint64(h.at.Number), Done: n > 2, To: []byte("on")}}
+			if n > 2 {
+				f.Relink = []state.Relink{{Node: h.purged[0], Bases: h.points[:1], Child: h.points[1]}}
+				h.purged = h.purged[1:]
+			}
+		}
 		return f.Op()
 	case pick == 8:
 		return state.Pin(state.ID{byte(h.rng.IntN(3))})

@@ -6,7 +6,8 @@
 //
 //	go run ./test/compat/reader VAULTDIR KEYFILE POINT DISK > out
 //
-// With notes as DISK it lists what was attached to the point. With log it lists the entries of a
+// Without POINT and DISK it lists the points. With notes as DISK it lists what was attached to the
+// point. With log it lists the entries of a
 // log below a directory; DATAKEY and VAULTID are hexadecimal digits.
 //
 //	go run ./test/compat/reader log DIR DATAKEY VAULTID

@@ -2,107 +2,183 @@ package main
 
 import (
 	"bytes"
+	"crypto/cipher"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"math"
+	"os"
+	"path/filepath"
+	"slices"
 )
 
-// segment is an index segment: docs/formats/index.md. Reading disks does without; it is read to
-// check the text.
-type segment struct {
-	packs  []string // objects
-	sizes  []uint64 // of packs, bytes
-	rows   []place
-	fence  []uint64
-	filter []byte
+// indexDir is an index: docs/formats/index.md. Reading disks does without; it is read to check the
+// text.
+type indexDir struct {
+	dir      string
+	key      []byte
+	vault    []byte
+	segments []segment
 }
 
-func (v *vaultDir) readSegment(name string) (*segment, error) {
-	b, err := v.read(name)
+// segment is what a root says of a segment, and its rows.
+type segment struct {
+	name          string
+	from, to      uint64
+	rows, origins int
+	fences        []uint64
+	read          []indexRow
+}
+
+// indexRow is where an index says that something is stored.
+type indexRow struct {
+	object []byte // of the pack, as in the log
+	slot   uint16
+	sealedRow
+}
+
+// readIndex reads the newest index of a vault and all its rows; nil where there is none.
+func readIndex(dir string, key, vault []byte) (*indexDir, error) {
+	x := &indexDir{dir: dir, key: key, vault: vault}
+	roots, err := filepath.Glob(filepath.Join(dir, "index", "root", "*"))
+	if err != nil || len(roots) == 0 {
+		return nil, err
+	}
+	slices.Sort(roots)
+	name := "index/root/" + filepath.Base(roots[0])
+	raw, err := os.ReadFile(roots[0])
 	if err != nil {
 		return nil, err
 	}
-	header := append(append([]byte("HFINDX01"), v.id...), make([]byte, 8)...)
-	if len(b) < 96 || !bytes.Equal(b[:32], header) || string(b[len(b)-8:]) != "HFIXEND1" {
-		return nil, errors.New("it is no segment of this vault")
+	if len(raw) < 8 || string(raw[:8]) != "HFINDX01" {
+		return nil, fmt.Errorf("%s is no root", name)
 	}
-	foot := b[len(b)-64:]
-	entries, blocks := binary.LittleEndian.Uint64(foot), binary.LittleEndian.Uint64(foot[8:])
-	packs, filter := binary.LittleEndian.Uint64(foot[16:]), binary.LittleEndian.Uint64(foot[24:])
-	for _, n := range []uint64{entries, blocks, packs, filter} {
-		if n > uint64(len(b)) || n > math.MaxInt32 {
-			return nil, errors.New("its counts do not fit its size")
-		}
-	}
-	if blocks != (entries+84)/85 || filter < 64 || filter%64 != 0 || 32+4096*blocks+32*packs+8*blocks+filter+
-		64 != uint64(len(b)) {
-		return nil, errors.New("its counts do not fit its size")
-	}
-	tail := b[32+4096*blocks : len(b)-64]
-	if crc32.Update(crc32.Checksum(tail, crc), crc, foot[:52]) != binary.LittleEndian.Uint32(foot[52:]) {
-		return nil, errors.New("its sum differs")
-	}
-	s := &segment{}
-	if err := s.parseTail(tail, int(packs), int(blocks)); err != nil {
+	aead, err := x.aead(name)
+	if err != nil {
 		return nil, err
 	}
-	return s, s.parseBlocks(b[32:32+4096*blocks], int(entries))
+	plain, err := aead.Open(nil, indexNonce(4, 0), raw[8:], raw[:8])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if err := x.readRoot(plain); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	for i := range x.segments {
+		if err := x.readSegment(&x.segments[i]); err != nil {
+			return nil, fmt.Errorf("%s: %w", x.segments[i].name, err)
+		}
+	}
+	return x, nil
 }
 
-func (s *segment) parseTail(tail []byte, packs, blocks int) error {
-	for range packs {
-		folder, ok := map[byte]string{1: "data", 2: "meta"}[tail[16]]
-		if !ok {
-			return fmt.Errorf("a pack of kind %d", tail[16])
+func (x *indexDir) aead(name string) (cipher.AEAD, error) {
+	return gcm(keyedHash(x.key, []byte("holdfast index v1 "), x.vault, []byte(name)))
+}
+
+func indexNonce(section uint32, block int) []byte {
+	return binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint32(nil, section), uint64(block))
+}
+
+func (x *indexDir) readRoot(plain []byte) error {
+	t := &taker{b: plain}
+	t.list(func() {
+		s := segment{name: "index/seg/" + hex.EncodeToString(t.take(16)), from: t.u64(), to: t.u64()}
+		rows, origins := t.u64(), t.u64()
+		if rows == 0 || rows > 1<<40 || origins == 0 || origins > rows || s.from >= s.to {
+			t.bad = true
+			return
 		}
-		id := hex.EncodeToString(tail[:16])
-		s.packs = append(s.packs, folder+"/"+id[:2]+"/"+id)
-		s.sizes = append(s.sizes, binary.LittleEndian.Uint64(tail[24:]))
-		tail = tail[32:]
+		s.rows, s.origins = int(rows), int(origins)
+		for range (s.rows + 65535) / 65536 {
+			s.fences = append(s.fences, t.u64())
+		}
+		x.segments = append(x.segments, s)
+	})
+	t.list(func() { t.take(66 + 8) })
+	t.list(func() { t.take(16) })
+	if t.bad || len(t.b) > 0 {
+		return errors.New("it reads wrong")
 	}
-	for range blocks {
-		s.fence = append(s.fence, binary.LittleEndian.Uint64(tail))
-		tail = tail[8:]
-	}
-	s.filter = tail
 	return nil
 }
 
-func (s *segment) parseBlocks(b []byte, entries int) error {
-	for i := range entries {
-		block := b[i/85*4096:][:4096]
-		if i%85 == 0 && crc32.Checksum(block[:4092], crc) != binary.LittleEndian.Uint32(block[4092:]) {
-			return fmt.Errorf("the sum of block %d differs", i/85)
+// readSegment reads all groups of a segment, and then the list of origins, which the rows name.
+func (x *indexDir) readSegment(s *segment) error {
+	raw, err := os.ReadFile(filepath.Join(x.dir, s.name))
+	if err != nil {
+		return err
+	}
+	aead, err := x.aead(s.name)
+	if err != nil {
+		return err
+	}
+	t := &taker{b: raw}
+	open := func(section uint32, block, size int) []byte {
+		plain, failed := aead.Open(nil, indexNonce(section, block), t.take(size+16), nil)
+		if err == nil && failed != nil {
+			err = fmt.Errorf("block %d of section %d: %w", block, section, failed)
 		}
-		r := block[i%85*48:]
-		n := binary.LittleEndian.Uint32(r[32:])
-		if uint64(n) >= uint64(len(s.packs)) {
-			return fmt.Errorf("row %d names pack %d of %d", i, n, len(s.packs))
+		return append(plain, make([]byte, size-len(plain))...)
+	}
+	var rows []byte
+	for g := range s.fences {
+		group := rowsOf(s.rows, g, 65536)
+		var fences []byte
+		from := len(rows)
+		for b := range (group + 63) / 64 {
+			block := open(1, g*1024+b, 60*rowsOf(group, b, 64))
+			fences = append(fences, le64(binary.BigEndian.Uint64(block))...)
+			rows = append(rows, block...)
 		}
-		s.rows = append(s.rows, place{id: string(r[:32]), pack: s.packs[n], offset: binary.LittleEndian.Uint32(r[36:]),
-			stored: binary.LittleEndian.Uint32(r[40:]), plainWord: binary.LittleEndian.Uint32(r[44:])})
-		if i > 0 && s.rows[i].id < s.rows[i-1].id {
-			return fmt.Errorf("row %d does not ascend", i)
+		page := open(2, g, len(fences)+64*(group*12/512+1))
+		if err == nil && (!bytes.HasPrefix(page, fences) || s.fences[g] != binary.LittleEndian.Uint64(fences)) {
+			return errors.New("its fences are others")
 		}
-		if i%85 == 0 && s.fence[i/85] != binary.BigEndian.Uint64(r) {
-			return fmt.Errorf("the fence of block %d is another", i/85)
+		for r := rows[from:]; len(r) > 0 && err == nil; r = r[60:] {
+			if !mayHave(page[len(fences):], r) {
+				return fmt.Errorf("the filter denies %x", r[:32])
+			}
 		}
 	}
-	return nil
+	var origins []byte
+	for b := range (s.origins + 47) / 48 {
+		origins = append(origins, open(3, b, 82*rowsOf(s.origins, b, 48))...)
+	}
+	if err != nil || t.bad || len(t.b) > 0 {
+		return errors.Join(err, fmt.Errorf("%d bytes are left, or some lack", len(t.b)))
+	}
+	return s.parse(rows, origins)
 }
 
-// mayHave asks the filter.
-func (s *segment) mayHave(id string) bool {
-	x, y := binary.LittleEndian.Uint64([]byte(id[8:16])), binary.LittleEndian.Uint64([]byte(id[16:24]))
-	line := s.filter[x%uint64(len(s.filter)/64)*64:][:64]
+// rowsOf returns how many of all are in the n-th part of so many.
+func rowsOf(all, n, part int) int { return min(all-n*part, part) }
+
+// mayHave asks the filter of a group.
+func mayHave(filter, id []byte) bool {
+	x, y := binary.LittleEndian.Uint64(id[8:]), binary.LittleEndian.Uint64(id[16:])
+	line := filter[64*(x%uint64(len(filter)/64)):]
 	for k := range 7 {
-		p := (y >> (9 * k)) % 512
-		if line[p/8]>>(p%8)&1 == 0 {
+		if p := y >> (9 * k) % 512; line[p/8]>>(p%8)&1 == 0 {
 			return false
 		}
 	}
 	return true
+}
+
+func (s *segment) parse(rows, origins []byte) error {
+	for last := ""; len(rows) > 0; rows = rows[60:] {
+		u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(rows[at:]) }
+		n := int(u32(32))
+		if n >= s.origins || string(rows[:32]) < last {
+			return errors.New("its rows make no sense")
+		}
+		o := origins[82*n:]
+		r := indexRow{object: o[:66], slot: binary.LittleEndian.Uint16(rows[52:])}
+		last = string(rows[:32])
+		r.sealedRow = sealedRow{id: last, salt: string(o[66:82]), kind: rows[56], encoding: rows[57], offset: u32(36),
+			stored: u32(40), plain: u32(44), crc32: u32(48), nonce: uint32(binary.LittleEndian.Uint16(rows[54:]))}
+		s.read = append(s.read, r)
+	}
+	return nil
 }

@@ -43,6 +43,7 @@ type logEntry struct {
 	at             position
 	before         []byte
 	term, time     uint64
+	who            string
 	writer         []byte
 	seq            uint32
 	ops            []operation
@@ -78,11 +79,32 @@ func nextName(p position) string {
 	return fmt.Sprintf("next/%08x-%04x/%08x", p.tenure, p.region, p.volume)
 }
 
-// entries returns all entries of a log that was never cut, in order.
+// entries returns all entries of the newest tenure of a log that was never cut, in order.
 func (l *logDir) entries() ([]*logEntry, error) {
-	var all []*logEntry
-	at := position{}
-	last := make([]byte, 32)
+	first, err := l.tenure()
+	if err != nil {
+		return nil, err
+	}
+	return l.entriesFrom(nil, first, make([]byte, 32))
+}
+
+// entriesAfter returns the entries after the one that a checkpoint is of.
+func (l *logDir) entriesAfter(s *logState) ([]*logEntry, error) {
+	seed := &logEntry{at: s.at, hash: s.hash, ops: []operation{{kind: 0}}}
+	if s.ends {
+		seed.ops[0].kind = 2
+	}
+	next := s.at
+	next.number++
+	all, err := l.entriesFrom([]*logEntry{seed}, next, seed.hash[:])
+	if err != nil {
+		return nil, err
+	}
+	return all[1:], nil
+}
+
+// entriesFrom reads on where all ends: at is the next number, last the hash of the last entry.
+func (l *logDir) entriesFrom(all []*logEntry, at position, last []byte) ([]*logEntry, error) {
 	var voids [][]byte
 	for {
 		raw, err := l.read(entryName(at))
@@ -206,6 +228,10 @@ func (l *logDir) parse(raw []byte, at position) (*logEntry, error) {
 		if bodies, err = aead.Open(nil, make([]byte, 12), bodies, raw[:h]); err != nil {
 			return nil, fmt.Errorf("%s: %w", entryName(at), err)
 		}
+		if len(bodies) == 0 || bodies[0] > 64 || int(bodies[0]) >= len(bodies) {
+			return nil, errVoid
+		}
+		e.who, bodies = string(bodies[1:1+bodies[0]]), bodies[1+bodies[0]:]
 	}
 	return e, e.readOps(raw[120+32*voids:lists], raw[lists:h], bodies)
 }
@@ -306,7 +332,7 @@ func listLog(w io.Writer, dir, dataKey, vaultID string) error {
 				len(op.condemned),
 				len(op.gone), len(op.body))
 		}
-		fmt.Fprintln(w)
+		fmt.Fprintf(w, " by %q\n", e.who)
 	}
 	return err
 }

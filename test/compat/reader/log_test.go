@@ -52,8 +52,9 @@ func TestGoldenLog(t *testing.T) {
 		t.Errorf("sums %v, want %+v", s.sums, w)
 	}
 	var points []string
-	for k := range s.living() {
-		if k[0] == 'P' {
+	living := s.living()
+	for k := range living {
+		if _, purged := living["G"+k[1:]]; k[0] == 'P' && !purged {
 			points = append(points, hex.EncodeToString([]byte(k[1:])))
 		}
 	}

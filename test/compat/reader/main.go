@@ -16,18 +16,19 @@ func main() {
 		}
 		return
 	}
-	if len(os.Args) != 5 {
-		fmt.Fprintln(os.Stderr, "usage: reader VAULTDIR KEYFILE POINT DISK > out\n       reader log DIR DATAKEY "+
+	if len(os.Args) != 3 && len(os.Args) != 5 {
+		fmt.Fprintln(os.Stderr, "usage: reader VAULTDIR KEYFILE [POINT DISK > out]\n       reader log DIR DATAKEY "+
 			"VAULTID")
 		os.Exit(1)
 	}
-	if err := run(os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
+	if err := run(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
 		fmt.Fprintln(os.Stderr, "reader:", err)
 		os.Exit(1)
 	}
 }
 
-func run(dir, keyFile, ref, disk string) error {
+// run lists the points of a vault, or copies one disk of one.
+func run(dir, keyFile string, what []string) error {
 	key, err := os.ReadFile(keyFile)
 	if err != nil {
 		return err
@@ -36,21 +37,44 @@ func run(dir, keyFile, ref, disk string) error {
 	if err != nil {
 		return err
 	}
-	p, err := v.point(ref)
-	if err != nil {
-		return err
-	}
 	out := bufio.NewWriterSize(os.Stdout, 1<<20)
-	if disk == "notes" {
-		if err := v.listNotes(out, p); err != nil {
-			return err
-		}
-		return out.Flush()
-	}
-	if err := v.copyDisk(out, p, disk); err != nil {
+	if err := v.write(out, what); err != nil {
 		return err
 	}
 	return out.Flush()
+}
+
+func (v *vaultDir) write(out io.Writer, what []string) error {
+	if len(what) == 0 {
+		return v.listPoints(out)
+	}
+	p, err := v.point(what[0])
+	if err != nil {
+		return err
+	}
+	if what[1] == "notes" {
+		return v.listNotes(out, p)
+	}
+	return v.copyDisk(out, p, what[1])
+}
+
+// listPoints writes a line for each point.
+func (v *vaultDir) listPoints(w io.Writer) error {
+	for _, id := range v.pointIDs() {
+		p, err := v.point(id)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s %s %s", p.ID, p.Time, p.VM)
+		if v.has("D", id) {
+			fmt.Fprint(w, " deleted")
+		}
+		if v.has("H", id) {
+			fmt.Fprint(w, " held")
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
 }
 
 // listNotes writes a line for each note of a point, and after it the body if that is text.

@@ -19,33 +19,40 @@ import (
 // note is what was attached to a point: docs/formats/note.md.
 type note struct {
 	ID   string
+	of   string // the point
 	Kind string
 	Time time.Time
 	Body []byte
 }
 
 var (
-	noteName = regexp.MustCompile(`^notes/([0-9a-f]{32})-([0-9a-f]{32})$`)
+	noteName = regexp.MustCompile(`^(?:notes|ledger)/([0-9a-f]{32})-([0-9a-f]{32})$`)
 	noteKind = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 )
 
 // notes returns the notes of a point, oldest first.
-func (v *vaultDir) notes(point string) ([]note, error) {
-	names, err := v.objects("notes")
+func (v *vaultDir) notes(point string) ([]note, error) { return v.notesIn("notes", point) }
+
+// ledger returns what is remembered of points, which may be gone: docs/formats/ledger.md.
+func (v *vaultDir) ledger() ([]note, error) { return v.notesIn("ledger", "") }
+
+// notesIn returns the notes in a folder, of one point unless that is "".
+func (v *vaultDir) notesIn(folder, point string) ([]note, error) {
+	names, err := v.objects(folder)
 	if err != nil {
 		return nil, err
 	}
 	var out []note
 	for _, name := range names {
 		m := noteName.FindStringSubmatch(name)
-		if m == nil || m[1] != point {
+		if m == nil || point != "" && m[1] != point {
 			continue
 		}
 		n, err := v.note(name, m[1]+m[2])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		n.ID = m[2]
+		n.of, n.ID = m[1], m[2]
 		out = append(out, n)
 	}
 	slices.SortFunc(out, func(a, b note) int { return a.Time.Compare(b.Time) })

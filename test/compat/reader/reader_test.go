@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"go/parser"
 	"go/token"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -51,41 +52,104 @@ func TestReaderIsIndependent(t *testing.T) {
 	}
 }
 
-// The golden vault reads as it must, with either of its keys.
-func TestGoldenVault(t *testing.T) {
-	var want []struct {
+// goldenVault is what the golden vault must read as.
+type goldenVault struct {
+	Points []struct {
 		Point  struct{ ID string }
 		SHA256 map[string]string
 		Notes  []note
 	}
-	raw, err := os.ReadFile(filepath.Join(golden, "expected.json"))
-	if err != nil {
-		t.Fatal(err)
+	Deleted, Purged, Held, Inline []string
+	DeletedDisks                  []map[string]string `json:"deleted_disks"`
+	Ledger                        []struct {
+		Point string
+		note
 	}
-	if err := json.Unmarshal(raw, &want); err != nil {
+}
+
+// The golden vault reads as it must, with either of its keys.
+func TestGoldenVault(t *testing.T) {
+	var want goldenVault
+	if err := json.Unmarshal(readFile(t, filepath.Join(golden, "expected.json")), &want); err != nil {
 		t.Fatal(err)
 	}
 	for _, keyFile := range []string{"identity.txt", "passphrase.txt"} {
-		key, err := os.ReadFile(filepath.Join(golden, keyFile))
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, err := open(filepath.Join(golden, "vault"), key)
+		v, err := open(filepath.Join(golden, "vault"), readFile(t, filepath.Join(golden, keyFile)))
 		if err != nil {
 			t.Fatalf("%s: %v", keyFile, err)
 		}
-		for _, p := range want {
-			for name, sum := range p.SHA256 {
-				got := sha256.Sum256(readDisk(t, v, p.Point.ID, name))
-				if hex.EncodeToString(got[:]) != sum {
-					t.Errorf("%s, point %s, %s: it holds other bytes", keyFile, p.Point.ID, name)
-				}
-			}
+		for _, p := range want.Points {
+			requireDisks(t, v, p.Point.ID, p.SHA256)
 			if got, err := v.notes(p.Point.ID); err != nil || !slices.EqualFunc(got, p.Notes, sameNote) {
-				t.Errorf("%s, point %s has notes %v, want %v: %v", keyFile, p.Point.ID, got, p.Notes, err)
+				t.Errorf("point %s has notes %v, want %v: %v", p.Point.ID, got, p.Notes, err)
+			}
+			if got, want := v.has("H", p.Point.ID), slices.Contains(want.Held, p.Point.ID); got != want {
+				t.Errorf("point %s is held: %v, want %v", p.Point.ID, got, want)
+			}
+			r, err := v.record(p.Point.ID)
+			if want := slices.Contains(want.Inline, p.Point.ID); err != nil || (r.Inline != nil) != want {
+				t.Errorf("the manifest of point %s stands in its record: %v, want %v: %v", p.Point.ID, !want, want, err)
 			}
 		}
-		requireSegments(t, v, 1)
+		requireOneTruth(t, v)
+		requireGone(t, v, &want)
+		requireLedger(t, v, &want)
+	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func requireDisks(t *testing.T, v *vaultDir, id string, sums map[string]string) {
+	t.Helper()
+	if len(sums) == 0 {
+		t.Errorf("of point %s no disk is known", id)
+	}
+	for name, sum := range sums {
+		got := sha256.Sum256(readDisk(t, v, id, name))
+		if hex.EncodeToString(got[:]) != sum {
+			t.Errorf("point %s, %s: it holds other bytes", id, name)
+		}
+	}
+}
+
+// requireGone checks which points were deleted, and which are gone.
+func requireGone(t *testing.T, v *vaultDir, want *goldenVault) {
+	t.Helper()
+	if n := len(v.pointIDs()); n != len(want.Points)+len(want.Deleted) {
+		t.Errorf("%d points live, want %d and %d that are deleted", n, len(want.Points), len(want.Deleted))
+	}
+	for i, id := range want.Deleted {
+		requireDisks(t, v, id, want.DeletedDisks[i])
+	}
+	for _, id := range v.pointIDs() {
+		if got, want := v.has("D", id), slices.Contains(want.Deleted, id); got != want {
+			t.Errorf("point %s is deleted: %v, want %v", id, got, want)
+		}
+	}
+	for _, id := range want.Purged {
+		if _, err := v.point(id); err == nil || v.has("G", id) {
+			t.Errorf("point %s is there, or was not walked to its end", id)
+		}
+	}
+}
+
+func requireLedger(t *testing.T, v *vaultDir, want *goldenVault) {
+	t.Helper()
+	got, err := v.ledger()
+	if err != nil || len(got) != len(want.Ledger) {
+		t.Fatalf("the ledger has %d entries, want %d: %v", len(got), len(want.Ledger), err)
+	}
+	for i, e := range want.Ledger {
+		if got[i].of != e.Point || !sameNote(got[i], e.note) {
+			t.Errorf("the ledger has %+v, want %+v", got[i], e)
+		}
 	}
 }
 
@@ -115,62 +179,6 @@ func (v *vaultDir) disk(id, name string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// requireSegments checks that every row of every index segment stands in the table of its pack, and
-// that no pack of a segment has more.
-func requireSegments(t *testing.T, v *vaultDir, atLeast int) {
-	t.Helper()
-	names, err := v.objects("index")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(names) < atLeast {
-		t.Fatalf("%d index segments, want %d", len(names), atLeast)
-	}
-	for _, name := range names {
-		s, err := v.readSegment(name)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		got := map[place]bool{}
-		for _, r := range s.rows {
-			got[r] = true
-			if !s.mayHave(r.id) {
-				t.Errorf("%s: the filter denies %x", name, r.id)
-			}
-		}
-		if want := v.rowsOf(s.packs); !equalSets(got, want) || len(s.rows) != len(want) {
-			t.Errorf("%s: %d rows, the tables of its packs have %d, or others", name, len(s.rows), len(want))
-		}
-		for i, p := range s.packs {
-			if info, err := os.Stat(filepath.Join(v.dir, p)); err != nil || uint64(info.Size()) != s.sizes[i] {
-				t.Errorf("%s: pack %s has not %d bytes", name, p, s.sizes[i])
-			}
-		}
-	}
-}
-
-// rowsOf returns the rows of the tables of packs, as a segment has them.
-func (v *vaultDir) rowsOf(packs []string) map[place]bool {
-	out := map[place]bool{}
-	for id, places := range v.places {
-		for _, p := range places {
-			if slices.Contains(packs, p.pack) {
-				out[place{id: id, pack: p.pack, offset: p.offset, stored: p.stored, plainWord: p.plainWord}] = true
-			}
-		}
-	}
-	return out
-}
-
-func equalSets(a, b map[place]bool) bool {
-	for p := range a {
-		if !b[p] {
-			return false
-		}
-	}
-	return len(a) == len(b)
-}
-
 // written is a vault that today's code wrote, and what it was given.
 type written struct {
 	dir   string
@@ -179,8 +187,8 @@ type written struct {
 	notes map[string][]byte // by point and note
 }
 
-// writeVault writes points of two random disks of size bytes and up into a fresh vault, with an
-// index segment.
+// writeVault writes points of two random disks of size bytes and up into a fresh vault, with some
+// checkpoints.
 func writeVault(t *testing.T, seed uint64, size int) written {
 	t.Helper()
 	ctx := context.Background()
@@ -201,21 +209,40 @@ func writeVault(t *testing.T, seed uint64, size int) written {
 		t.Fatal(err)
 	}
 	v, err := vault.Open(ctx, store, vault.Key{Identity: w.key},
-		vault.Options{Workers: 2, PackSize: int64(chunkSize) * 20})
+		vault.Options{Workers: 2, PackSize: int64(chunkSize)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	vda := make([]byte, size+rng.IntN(size))
 	vdb := make([]byte, size/2+rng.IntN(size))
-	for range 3 {
+	for i := range 4 {
 		scribble(rng, vda)
 		scribble(rng, vdb)
-		w.commit(t, v, map[string][]byte{"vda": vda, "vdb": vdb})
+		id := w.commit(t, v, map[string][]byte{"vda": vda, "vdb": vdb})
+		if i == 2 {
+			w.purge(t, v, id)
+		}
+		if i == 0 {
+			holdOften(t, v, id)
+		}
 		if _, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return w
+}
+
+// holdOften holds a point and lets it go so often that a checkpoint is due: one each 64 entries.
+func holdOften(t *testing.T, v *vault.Vault, id point.ID) {
+	t.Helper()
+	for range 35 {
+		if err := v.Hold(context.Background(), id, "somebody"); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Release(context.Background(), id, "somebody"); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func scribble(rng *rand.Rand, disk []byte) {
@@ -235,10 +262,21 @@ func scribble(rng *rand.Rand, disk []byte) {
 	}
 }
 
-func (w *written) commit(t *testing.T, v *vault.Vault, disks map[string][]byte) {
+// purge removes a point, of which nothing is to be read any more.
+func (w *written) purge(t *testing.T, v *vault.Vault, id point.ID) {
+	t.Helper()
+	if err := v.PurgePoint(context.Background(), id); err != nil {
+		t.Fatal(err)
+	}
+	of := func(key string, _ []byte) bool { return strings.HasPrefix(key, string(id)) }
+	maps.DeleteFunc(w.disks, of)
+	maps.DeleteFunc(w.notes, of)
+}
+
+func (w *written) commit(t *testing.T, v *vault.Vault, disks map[string][]byte) point.ID {
 	t.Helper()
 	ctx := context.Background()
-	s, err := v.Begin(ctx)
+	s, err := v.Begin(ctx, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,10 +303,12 @@ func (w *written) commit(t *testing.T, v *vault.Vault, disks map[string][]byte) 
 		}
 		w.notes[fmt.Sprintf("%s %s", p.ID, n.ID)] = body
 	}
+	return p.ID
 }
 
 // Every byte that today's code stores reads back through the text.
 func TestFreshVaults(t *testing.T) {
+	indexed := 0
 	for seed := range uint64(3) {
 		w := writeVault(t, seed, 70*16<<10)
 		v, err := open(w.dir, []byte("# a comment\n"+w.key+"\n"))
@@ -284,8 +324,65 @@ func TestFreshVaults(t *testing.T) {
 		if !w.notesRight(t, v) {
 			t.Errorf("seed %d: not all notes can be read", seed)
 		}
-		requireSegments(t, v, 1)
+		if n := len(v.pointIDs()); n != 3 {
+			t.Errorf("seed %d: %d points live, want 3", seed, n)
+		}
+		requireOneTruth(t, v)
+		indexed += requireIndex(t, v)
 	}
+	if indexed == 0 {
+		t.Error("no vault has an index")
+	}
+}
+
+// requireOneTruth checks that the newest checkpoint and the entries after it come to what all
+// entries do.
+func requireOneTruth(t *testing.T, v *vaultDir) {
+	t.Helper()
+	names, err := v.objects("checkpoint")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%d checkpoints: %v", len(names), err)
+	}
+	all, err := v.log.entries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := foldLog(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.EqualFunc(v.state.living(), want.living(), bytes.Equal) || v.state.sums != want.sums {
+		t.Error("the entries fold to other than the newest checkpoint and what follows it")
+	}
+}
+
+// A vault whose log was lost and made anew reads back: another tenure of the log is its truth.
+func TestRepairedVaults(t *testing.T) {
+	w := writeVault(t, 4, 200<<10)
+	for _, lost := range []string{"log", "checkpoint", "state"} {
+		if err := os.RemoveAll(filepath.Join(w.dir, lost)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store, err := dir.Open(w.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if _, err := vault.Repair(t.Context(), store, vault.Key{Identity: w.key}, vault.RepairOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := open(w.dir, []byte(w.key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for which, want := range w.disks {
+		id, name, _ := strings.Cut(which, " ")
+		if !bytes.Equal(readDisk(t, v, id, name), want) {
+			t.Errorf("%s holds other bytes", which)
+		}
+	}
+	requireOneTruth(t, v)
 }
 
 // Whichever byte of whichever object is changed, the reader says so or gives the right bytes: never

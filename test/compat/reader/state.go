@@ -22,8 +22,14 @@ type row struct {
 type logState struct {
 	rows   map[string]row
 	count  uint64
+	time   uint64 // of the entry
+	purges uint32 // points that the entry purged
 	forget []byte
 	sums   [4]uint64 // points, packs, bytes, condemned
+
+	at   position // of the last entry, in a checkpoint
+	hash [32]byte // of it
+	ends bool     // it ends its volume
 }
 
 // taker takes values off the front of bytes; what is missing is zero, and noted.
@@ -55,6 +61,8 @@ func (t *taker) list(item func()) {
 
 func le64(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
 
+func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
 func leBytes(b []byte) []byte {
 	return append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...)
 }
@@ -64,11 +72,17 @@ func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 // foldLog folds entries to a state.
 func foldLog(all []*logEntry) (*logState, error) {
 	s := &logState{rows: map[string]row{}, forget: make([]byte, 10)}
+	return s, s.foldOn(all)
+}
+
+// foldOn folds the entries that follow.
+func (s *logState) foldOn(all []*logEntry) error {
 	for _, e := range all {
 		s.count++
+		s.purges, s.time = 0, e.time
 		for i := range e.ops {
 			if err := s.fold(e, &e.ops[i]); err != nil {
-				return nil, fmt.Errorf("entry %d.%d: %w", e.at.volume, e.at.number, err)
+				return fmt.Errorf("entry %d.%d: %w", e.at.volume, e.at.number, err)
 			}
 		}
 		if e.seq > 0 {
@@ -76,7 +90,7 @@ func foldLog(all []*logEntry) (*logState, error) {
 			s.add("W"+string(e.writer), v)
 		}
 	}
-	return s, nil
+	return nil
 }
 
 func volumeBytes(p position) []byte {
@@ -112,6 +126,11 @@ func joinWriter(old, new []byte) []byte {
 	return join(new[:4], le64(mask), new[12:])
 }
 
+// bitsRow is a row of B.
+func bitsRow(count uint64, shared, freed []byte, sum, since uint64, moved byte) []byte {
+	return join(le64(count), leBytes(shared), leBytes(freed), le64(sum), le64(since), []byte{moved})
+}
+
 func joinBits(old, new []byte) []byte {
 	a, b := taker{b: old}, taker{b: new}
 	count := max(a.u64(), b.u64())
@@ -130,12 +149,18 @@ func joinBits(old, new []byte) []byte {
 	for i := range freed {
 		freed[i] = at(af, i)&^at(bs, i) | at(bf, i)
 	}
-	return join(le64(count), leBytes(shared), leBytes(freed))
+	sum, since := a.u64()+b.u64(), a.u64()
+	if other := b.u64(); since == 0 || other != 0 && other < since {
+		since = other
+	}
+	moved := max(a.take(1)[0], b.take(1)[0])
+	return bitsRow(count, shared, freed, sum, since, moved)
 }
 
 func (s *logState) fold(e *logEntry, op *operation) error {
 	for _, o := range op.added {
-		s.put("k"+string(o[:24]), join(o[24:], le64(s.count)))
+		s.put("k"+string(o[:24]), join(o[24:], le64(s.count), le64(e.time)))
+		s.put("a"+string(be64(s.count))+string(o[:24]), nil)
 		s.sums[1]++
 		s.sums[2] += binary.LittleEndian.Uint64(o[26:])
 	}
@@ -166,7 +191,7 @@ func (s *logState) fold(e *logEntry, op *operation) error {
 		s.condemn(t, op)
 	case 21:
 		for _, id := range op.gone {
-			s.put("c"+string(id), append(le64(s.count), 1))
+			s.put("c"+string(id), append(le64(s.count), 1, 0))
 			s.sums[3]--
 		}
 	case 30:
@@ -198,7 +223,7 @@ func (s *logState) endSession(ended []byte) {
 func (s *logState) counted(t *taker) {
 	t.list(func() {
 		id, bits := t.take(24), t.bytes()
-		s.add("B"+string(id), join(le64(s.count), leBytes(bits), leBytes(nil)))
+		s.add("B"+string(id), bitsRow(s.count, bits, nil, 0, 0, 0))
 	})
 }
 
@@ -211,8 +236,10 @@ func (s *logState) commit(t *taker) {
 	t.list(func() {
 		start := t.b
 		id := t.take(16)
-		t.list(func() { s.put("X"+string(t.take(16))+string(id), nil) })
-		t.take(16)
+		t.list(func() { s.link(t.take(16), id) })
+		time := t.u64()
+		t.take(8)
+		s.finds(t, time, id, s.put)
 		t.bytes()
 		t.bytes()
 		s.put("P"+string(id), start[:len(start)-len(t.b)])
@@ -225,6 +252,7 @@ func (s *logState) commit(t *taker) {
 
 func (s *logState) progress(t *taker, op *operation) {
 	session, n := t.take(10), t.u32()
+	t.bytes()
 	t.bytes()
 	t.list(func() { t.take(16) })
 	s.counted(t)
@@ -240,8 +268,20 @@ func (s *logState) condemn(t *taker, op *operation) {
 	orphans := t.take(1)[0] == 1
 	t.take(14 + 8 + 8)
 	size := t.u64()
-	for _, id := range op.condemned {
-		s.put("c"+string(id), append(le64(s.count), 0))
+	var added []uint64
+	t.list(func() { added = append(added, t.u64()) })
+	var parts []byte
+	t.list(func() { parts = append(parts, t.take(1)[0]) })
+	for i, id := range op.condemned {
+		if i < len(added) {
+			s.end("a" + string(be64(added[i])) + string(id))
+		}
+		s.end("d" + string(id))
+		part := byte(0)
+		if i < len(parts) {
+			part = parts[i]
+		}
+		s.put("c"+string(id), append(le64(s.count), 0, part))
 		s.end("k" + string(id))
 		s.end("B" + string(id))
 		s.sums[3]++
@@ -252,6 +292,10 @@ func (s *logState) condemn(t *taker, op *operation) {
 	if !orphans {
 		s.sums[2] -= size
 	}
+	t.list(func() { // rows that moved
+		id, shared, freed := string(t.take(24)), t.bytes(), t.bytes()
+		s.add("B"+id, bitsRow(0, shared, freed, t.u64(), 0, 1))
+	})
 }
 
 func (s *logState) pointOp(kind uint16, t *taker) {
@@ -264,24 +308,25 @@ func (s *logState) pointOp(kind uint16, t *taker) {
 	case 24:
 		t.list(func() {
 			id := string(t.take(16))
-			start := t.b
-			t.list(func() { t.take(16) })
-			s.end("P" + id)
+			time := t.u64()
+			s.finds(t, time, []byte(id), func(k string, _ []byte) { s.end(k) })
 			s.end("D" + id)
 			s.end("L" + id)
-			s.put("G"+id, join(le64(s.count), start[:len(start)-len(t.b)]))
+			s.put("G"+id, join(le64(s.count), binary.LittleEndian.AppendUint32(nil, s.purges)))
+			s.put("Q"+string(binary.BigEndian.AppendUint32(be64(s.count), s.purges))+id, nil)
+			s.purges++
 			s.sums[0]--
 		})
 	case 25:
-		t.list(func() {
-			id, bits := t.take(24), t.bytes()
-			s.add("B"+string(id), join(le64(0), leBytes(nil), leBytes(bits)))
-		})
-		t.list(func() {
-			id := string(t.take(16))
-			s.end("G" + id)
-			t.list(func() { s.end("X" + string(t.take(16)) + id) })
-		})
+		var slots [][2][]byte
+		t.list(func() { slots = append(slots, [2][]byte{t.take(24), t.bytes()}) })
+		for _, x := range slots {
+			s.add("B"+string(x[0]), bitsRow(0, nil, x[1], t.u64(), s.time, 0))
+		}
+		s.counted(t)
+		s.walked(t)
+	case 33:
+		t.list(func() { s.put("d"+string(t.take(24)), nil) })
 	case 26, 27:
 		k := "H" + string(t.take(32))
 		if who := t.bytes(); kind == 26 {
@@ -295,6 +340,59 @@ func (s *logState) pointOp(kind uint16, t *taker) {
 	default:
 		t.bad = true
 	}
+}
+
+// walked takes what of purges was walked, and which empty nodes go.
+func (s *logState) walked(t *taker) {
+	t.list(func() {
+		id, at, number := string(t.take(16)), t.u64(), uint32(t.u32())
+		done := t.take(1)[0] == 1
+		t.bytes()
+		if to := t.bytes(); !done {
+			s.put("O"+id, to)
+			return
+		}
+		s.end("O" + id)
+		s.end("P" + id)
+		s.end("Q" + string(binary.BigEndian.AppendUint32(be64(at), number)) + id)
+	})
+	t.list(func() {
+		node := t.take(16)
+		var bases [][]byte
+		t.list(func() { bases = append(bases, t.take(16)) })
+		child := t.take(16)
+		alone := bytes.Equal(child, make([]byte, 16))
+		s.end("G" + string(node))
+		if !alone {
+			s.unlink(node, child)
+		}
+		for _, b := range bases {
+			s.unlink(b, node)
+			if !alone {
+				s.link(b, child)
+			}
+		}
+	})
+	t.take(1 + 14 + 8 + 8)
+}
+
+func (s *logState) link(base, child []byte) {
+	s.put("X"+string(base)+string(child), nil)
+	s.put("Y"+string(child)+string(base), nil)
+}
+
+func (s *logState) unlink(base, child []byte) {
+	s.end("X" + string(base) + string(child))
+	s.end("Y" + string(child) + string(base))
+}
+
+// finds takes the words by which a point is found, and calls do with their keys.
+func (s *logState) finds(t *taker, time uint64, id []byte, do func(key string, value []byte)) {
+	t.list(func() {
+		n := t.take(1)
+		word := t.take(int(n[0]))
+		do("F"+string(join(n, word, be64(^time), id)), nil)
+	})
 }
 
 // living returns the rows that count.
@@ -341,7 +439,9 @@ func (l *logDir) checkpoint(name string, hash []byte) (*logState, error) {
 	s := &logState{rows: map[string]row{}}
 	t := &taker{b: raw[32:a]}
 	s.count = t.u64()
-	t.take(14 + 32 + 1)
+	s.at = bigPosition(t.take(14))
+	s.hash = [32]byte(t.take(32))
+	s.ends = t.take(1)[0] == 1
 	if err := l.readRuns(t, s, 0); err != nil {
 		return nil, err
 	}

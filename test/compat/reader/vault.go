@@ -28,7 +28,9 @@ type vaultDir struct {
 	id        []byte
 	chunkSize int64
 	keys      map[string][]byte // derived, by purpose
-	places    map[string][]place
+	log       *logDir
+	state     *logState
+	places    map[string][]place // of chunks, nodes and manifests, by ID
 }
 
 var (
@@ -53,7 +55,7 @@ func open(dir string, keyFile []byte) (*vaultDir, error) {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return nil, fmt.Errorf("vault.json: %w", err)
 	}
-	if c.Format != "holdfast-vault-1" {
+	if c.Format != "holdfast-vault-2" {
 		return nil, fmt.Errorf("vault.json: format %q is unknown", c.Format)
 	}
 	if !hex32.MatchString(c.ID) {
@@ -66,11 +68,11 @@ func open(dir string, keyFile []byte) (*vaultDir, error) {
 	if v.id, err = hex.DecodeString(c.ID); err != nil {
 		return nil, err
 	}
-	dataKey, err := unlock(dir, keyFile)
+	dataKey, err := unlock(dir, c.ID[:8], keyFile)
 	if err != nil {
 		return nil, err
 	}
-	for _, purpose := range []string{"chunk id", "node id", "pack", "point", "config"} {
+	for _, purpose := range []string{"chunk id", "node id", "pack", "index", "point", "config"} {
 		if v.keys[purpose], err = hkdf.Key(sha256.New, dataKey, v.id, "holdfast vault v1 "+purpose, 32); err != nil {
 			return nil, err
 		}
@@ -79,7 +81,14 @@ func open(dir string, keyFile []byte) (*vaultDir, error) {
 	if hex.EncodeToString(keyedHash(v.keys["config"], []byte(text))) != c.MAC {
 		return nil, errors.New("vault.json: its MAC differs")
 	}
-	return v, v.readTables()
+	if v.log, err = openLog(dir, dataKey, v.id); err != nil {
+		return nil, err
+	}
+	if v.state, err = v.log.state(); err != nil {
+		return nil, err
+	}
+	v.readTables()
+	return v, nil
 }
 
 func keyedHash(key []byte, parts ...[]byte) []byte {
@@ -111,19 +120,24 @@ type slot struct {
 	}
 }
 
-// unlock tries the key in keyFile on every slot and returns the data key.
-func unlock(dir string, keyFile []byte) ([]byte, error) {
+// unlock tries the key in keyFile on every slot of a vault, the beginning of whose ID is given, and
+// returns the data key.
+func unlock(dir, vault string, keyFile []byte) ([]byte, error) {
 	files, err := os.ReadDir(filepath.Join(dir, "keys"))
 	if err != nil {
 		return nil, err
 	}
 	for _, f := range files {
+		name, ours := strings.CutPrefix(f.Name(), vault+"-")
+		if !ours {
+			continue
+		}
 		raw, err := os.ReadFile(filepath.Join(dir, "keys", f.Name()))
 		if err != nil {
 			return nil, err
 		}
 		var s slot
-		if json.Unmarshal(raw, &s) != nil || s.Format != "holdfast-key-1" || s.Name != f.Name() ||
+		if json.Unmarshal(raw, &s) != nil || s.Format != "holdfast-key-1" || s.Name != name ||
 			!keyName.MatchString(s.Name) {
 			continue
 		}

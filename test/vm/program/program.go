@@ -48,6 +48,7 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	os.Setenv("HOLDFAST_MEMORY", filepath.Join(dir, "memory")) // no test touches what the user's host remembers
 	binary = filepath.Join(dir, "holdfast")
 	build := exec.Command("go", "build", "-o", binary, "github.com/holdfast-vm/holdfast/cmd/holdfast")
 	if out, err := build.CombinedOutput(); err != nil {

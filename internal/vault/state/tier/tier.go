@@ -14,6 +14,8 @@ import (
 	"slices"
 	"sort"
 	"sync"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // fanOut is how many runs of one length become one.
@@ -276,12 +278,17 @@ func (t *Tiers) inRun(ctx context.Context, run Run, key []byte) (Row, bool, erro
 
 // Scan yields the rows whose key begins with prefix, in order. over are as for Get.
 func (t *Tiers) Scan(ctx context.Context, prefix []byte, over ...map[string]Row) iter.Seq2[Row, error] {
+	return t.ScanFrom(ctx, prefix, prefix, over...)
+}
+
+// ScanFrom is Scan from a key on that begins with prefix.
+func (t *Tiers) ScanFrom(ctx context.Context, prefix, from []byte, over ...map[string]Row) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
 		runs := t.all()
 		for _, m := range slices.Backward(over) {
 			runs = append(runs, Run{rows: Sorted(m, prefix)})
 		}
-		for row, err := range t.walk(ctx, runs, prefix, after(prefix)) {
+		for row, err := range t.walk(ctx, runs, from, after(prefix)) {
 			if err == nil && (row.Gone || !t.rules.Keep(row)) {
 				continue
 			}
@@ -327,12 +334,15 @@ type cursor struct {
 func (t *Tiers) walk(ctx context.Context, runs []Run, begin, end []byte) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
 		cursors := make([]*cursor, len(runs))
+		var g errgroup.Group // a store far away is asked for all runs in one round trip
+		g.SetLimit(readAhead)
 		for i, r := range runs {
 			cursors[i] = &cursor{run: r, rows: r.rows}
-			if err := cursors[i].seek(ctx, t.store, begin); err != nil {
-				yield(Row{}, err)
-				return
-			}
+			g.Go(func() error { return cursors[i].seek(ctx, t.store, begin) })
+		}
+		if err := g.Wait(); err != nil {
+			yield(Row{}, err)
+			return
 		}
 		for {
 			row, ok, err := t.step(ctx, cursors)
