@@ -57,8 +57,8 @@ type Server struct {
 }
 
 // Wanted is the variable of the environment without which no test mounts anything: the process that
-// serves a mount is the one that uses it, and on a machine that is busy with much else the two can come
-// to wait for each other. `make nfs` sets it.
+// serves a mount is the one that uses it, and on a machine that is busy with much else the two can
+// come to wait for each other. `make nfs` sets it.
 const Wanted = "HOLDFAST_NFS"
 
 // New serves an empty directory. It skips the test where nothing is to be, or can be, mounted.
