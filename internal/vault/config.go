@@ -142,8 +142,12 @@ func Init(ctx context.Context, s blob.Store, o InitOptions) (string, error) {
 	n := newVault{store: s, dataKey: keys.NewDataKey(), chunkSize: o.ChunkSize}
 	rand.Read(n.id[:])
 	n.hexID = hex.EncodeToString(n.id[:])
-	if err := n.put(ctx, o.Keys); err != nil {
+	if err := n.begin(ctx, o.Keys); err != nil {
 		n.dropKeys(o.Keys)
+		return "", err
+	}
+	// The keys stay from here on: a configuration whose put is in doubt may come to be there.
+	if err := n.putConfig(ctx); err != nil {
 		return "", err
 	}
 	_ = gc.KeepReserve(ctx, s) // the vault is made; the next collection keeps one
@@ -170,16 +174,18 @@ type newVault struct {
 	chunkSize int
 }
 
-// put writes keys, log and configuration, in this order. The log is the first that two Inits meet at.
-func (n *newVault) put(ctx context.Context, ks []NamedKey) error {
+// begin writes keys and log, in this order. The log is the first that two Inits meet at.
+func (n *newVault) begin(ctx context.Context, ks []NamedKey) error {
 	for _, k := range ks {
 		if err := putSlot(ctx, n.store, n.hexID, n.dataKey, k); err != nil {
 			return err
 		}
 	}
-	if err := n.beginLog(ctx); err != nil {
-		return err
-	}
+	return n.beginLog(ctx)
+}
+
+// putConfig writes the configuration: until it stands there is no vault.
+func (n *newVault) putConfig(ctx context.Context) error {
 	sec, err := derive(n.dataKey, n.id)
 	if err != nil {
 		return err

@@ -87,6 +87,13 @@ func (v *Vault) UndeletePoint(ctx context.Context, id point.ID) error {
 // PurgePoint removes a point for good, deleted before or not. The space that only it used is freed
 // by the next collection. It returns ErrNoPoint, and ErrHeld while somebody needs the point.
 func (v *Vault) PurgePoint(ctx context.Context, id point.ID) error {
+	return v.purge(ctx, id, func(context.Context, *state.State, state.ID) error { return nil })
+}
+
+// purge removes a point for good for which may returns nil, given the state as it is where the purge
+// would stand.
+func (v *Vault) purge(ctx context.Context, id point.ID,
+	may func(context.Context, *state.State, state.ID) error) error {
 	_ = v.payBack(ctx) // what is not given back refuses the purge, and is told so
 	sid, err := stateID(id)
 	if err != nil {
@@ -96,6 +103,9 @@ func (v *Vault) PurgePoint(ctx context.Context, id point.ID) error {
 		return err
 	}
 	_, err = v.journal.Append(ctx, func(ctx context.Context, st *state.State) ([]log.Op, error) {
+		if err := may(ctx, st, sid); err != nil {
+			return nil, err
+		}
 		p := state.Purge{Points: []state.Purged{{ID: sid}}}
 		if err := p.Check(ctx, st, time.Now().UnixMilli()); err != nil {
 			return nil, v.whyNot(ctx, st, id, err)

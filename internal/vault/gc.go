@@ -95,9 +95,9 @@ func (v *Vault) purgeDue(ctx context.Context, o GCOptions) (n int, err error) {
 		return len(due), err
 	}
 	for _, id := range due {
-		err := v.PurgePoint(ctx, pointID(id))
+		err := v.purge(ctx, pointID(id), stillDue)
 		switch {
-		case errors.Is(err, ErrNoPoint):
+		case errors.Is(err, ErrNoPoint), errors.Is(err, errBroughtBack):
 		case errors.Is(err, ErrHeld):
 			o.Log("%v", err)
 		case err != nil:
@@ -109,8 +109,19 @@ func (v *Vault) purgeDue(ctx context.Context, o GCOptions) (n int, err error) {
 	return n, nil
 }
 
-// due returns the deleted points whose time was over at now. A deleted point is looked at again by the
-// purge: who brings it back meanwhile has it.
+// errBroughtBack reports a point that is not deleted any more, or to be kept for longer.
+var errBroughtBack = errors.New("the point was brought back")
+
+// stillDue is what expiry asks where the purge would stand: who brought the point back meanwhile has it.
+func stillDue(ctx context.Context, st *state.State, id state.ID) error {
+	until, deleted, err := st.Deleted(ctx, id)
+	if err == nil && (!deleted || until > time.Now().UnixMilli()) {
+		err = errBroughtBack
+	}
+	return err
+}
+
+// due returns the deleted points whose time was over at now.
 func (v *Vault) due(ctx context.Context, now time.Time) (ids []state.ID, err error) {
 	err = v.view(ctx, func(st *state.State) error {
 		return st.EachDeleted(ctx, func(id state.ID, until int64) bool {

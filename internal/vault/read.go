@@ -69,10 +69,9 @@ func (v *Vault) OpenReader(ctx context.Context) (*Reader, error) {
 // RequirePoint returns ErrNoPoint unless the point is there. If it is, it cannot be purged until Close.
 // In a store that cannot be written nothing is held: nobody may collect its garbage meanwhile.
 func (r *Reader) RequirePoint(ctx context.Context, id point.ID) error {
-	r.mu.Lock()
-	_, there := r.held[id]
-	r.mu.Unlock()
-	if there {
+	r.mu.Lock() // of two who ask for one point at once, one holds it
+	defer r.mu.Unlock()
+	if _, there := r.held[id]; there {
 		return nil
 	}
 	if r.v.opts.ReadOnly || r.v.journal.Frozen() {
@@ -86,8 +85,6 @@ func (r *Reader) RequirePoint(ctx context.Context, id point.ID) error {
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.held[id] = h
 	return nil
 }

@@ -49,12 +49,16 @@ func Repair(ctx context.Context, s blob.Store, key Key, o RepairOptions) (Repair
 		r.Report, err = repair.Plan(ctx, v)
 		return r, errors.Join(err, dropIndex(ctx, s))
 	}
+	// The index goes first: it says up to which entry it knows all packs, and entries are counted anew.
+	if err := dropIndex(ctx, s); err != nil {
+		return r, err
+	}
 	var head log.Remembered
 	if r.Report, head, err = repair.Run(ctx, v); err != nil {
 		return r, err
 	}
 	r.Head = &head
-	return r, dropIndex(ctx, s)
+	return r, nil
 }
 
 // repairable opens as much of a vault as is needed to repair it.

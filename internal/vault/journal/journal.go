@@ -183,12 +183,18 @@ func (j *Journal) count(ctx context.Context) (n uint64, err error) {
 // Confirm makes sure that what was read is in the history and stays: whoever acts on an entry, as by
 // deleting what it condemns, confirms it first.
 func (j *Journal) Confirm(ctx context.Context) error {
+	if j.frozen { // it was, when it was opened, and the log is not read on
+		return nil
+	}
 	return j.writer.Do(ctx, func(l *log.Log) error { return l.Confirm(ctx) })
 }
 
 // Remember returns the newest entry that was read, which is in the history and stays: what a host
 // remembers of a vault.
 func (j *Journal) Remember(ctx context.Context) (head log.Remembered, err error) {
+	if j.frozen {
+		return head, ErrReadOnly
+	}
 	err = j.writer.Do(ctx, func(l *log.Log) error {
 		err := l.Confirm(ctx)
 		head = l.Head()
@@ -211,6 +217,9 @@ func (j *Journal) Roll(ctx context.Context) error {
 // Settle makes what was read durable, which appending does first: for who has something else to do
 // meanwhile.
 func (j *Journal) Settle(ctx context.Context) error {
+	if j.frozen {
+		return nil
+	}
 	return j.writer.Do(ctx, func(l *log.Log) error { return l.Settle(ctx) })
 }
 
