@@ -124,8 +124,8 @@ type NamedKey struct {
 	Key  keys.Key
 }
 
-// Init makes a vault in s, which must hold no vault, and returns its ID. Of several Inits at once the
-// one whose log stands wins; the configuration is written last: until then there is no vault.
+// Init makes a vault in s, which must hold no vault, and returns its ID. Of several Inits at once
+// the one whose log stands wins; the configuration is written last: until then there is no vault.
 func Init(ctx context.Context, s blob.Store, o InitOptions) (string, error) {
 	if o.ChunkSize == 0 {
 		o.ChunkSize = chunk.DefaultSize
@@ -190,7 +190,8 @@ func (n *newVault) putConfig(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := config{Format: configFormat, ID: n.hexID, ChunkSize: n.chunkSize, Created: time.Now().UTC().Truncate(time.Second)}
+	c := config{Format: configFormat, ID: n.hexID, ChunkSize: n.chunkSize,
+		Created: time.Now().UTC().Truncate(time.Second)}
 	c.MAC = c.mac(sec.config)
 	raw, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {

@@ -29,12 +29,14 @@ type CopyReport struct {
 	SentBytes int64                `json:"sent_bytes"` // by which the target grew: what it lacked
 }
 
-// CopyPoint brings a point of one vault into another, with its files, under the same ID; where that was
-// used up by a point that was deleted there, under a new one, and the point's CopiedFrom tells. Only what differs from the point nearest in time that both have, or had,
-// is read, and only what the target lacks is stored. A point that the target has is left alone. The copy needs nothing of the source afterwards;
-// notes are not copied, since they speak of what was tried with the source. After an error, or a kill, there is no point in the target, but
-// what was stored is not stored again by the next attempt, unless garbage is collected in between. It returns ErrNoPoint when the source has no such
-// point, and what [Session.Commit] returns.
+// CopyPoint brings a point of one vault into another, with its files, under the same ID; where that
+// was used up by a point that was deleted there, under a new one, and the point's CopiedFrom tells.
+// Only what differs from the point nearest in time that both have, or had, is read, and only what
+// the target lacks is stored. A point that the target has is left alone. The copy needs nothing of
+// the source afterwards; notes are not copied, since they speak of what was tried with the source.
+// After an error, or a kill, there is no point in the target, but what was stored is not stored
+// again by the next attempt, unless garbage is collected in between. It returns ErrNoPoint when the
+// source has no such point, and what [Session.Commit] returns.
 func CopyPoint(ctx context.Context, from, to *Vault, id point.ID, o CopyOptions) (CopyReport, error) {
 	if err := to.ready(ctx); err != nil {
 		return CopyReport{}, err
@@ -65,7 +67,8 @@ func CopyPoint(ctx context.Context, from, to *Vault, id point.ID, o CopyOptions)
 	return c.commit(ctx)
 }
 
-// copyOf returns the copy of a point of another vault. It has the point's ID, unless that was used up.
+// copyOf returns the copy of a point of another vault. It has the point's ID, unless that was used
+// up.
 func (v *Vault) copyOf(ctx context.Context, from *Vault, id point.ID) (*point.RecoveryPoint, error) {
 	there, err := v.pointByID(ctx, id)
 	if !errors.Is(err, ErrNoPoint) {
@@ -78,8 +81,8 @@ func (v *Vault) copyOf(ctx context.Context, from *Vault, id point.ID) (*point.Re
 	return v.pointByID(ctx, found[0].ID)
 }
 
-// freeID returns the ID that a copy of a point gets: the point's, unless a point of that ID was purged
-// here and others still hang on what is left of it, or it can still be brought back.
+// freeID returns the ID that a copy of a point gets: the point's, unless a point of that ID was
+// purged here and others still hang on what is left of it, or it can still be brought back.
 func (v *Vault) freeID(ctx context.Context, id point.ID) (point.ID, error) {
 	sid, err := stateID(id)
 	if err != nil {
@@ -126,7 +129,9 @@ func (c *copier) run(ctx context.Context) error {
 	}
 	for _, t := range c.trees {
 		var err error
-		t.out, err = c.session.PutDisk(ctx, DiskInput{Size: t.size, Base: t.base, Of: t.of, BaseUsed: t.baseUsed, Data: t.data, Zero: t.zero, Source: t.source, Progress: c.progress})
+		t.out, err = c.session.PutDisk(ctx,
+			DiskInput{Size: t.size, Base: t.base, Of: t.of, BaseUsed: t.baseUsed, Data: t.data, Zero: t.zero,
+				Source: t.source, Progress: c.progress})
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.name, err)
 		}
@@ -166,7 +171,8 @@ func (c *copier) plan(ctx context.Context) error {
 	return nil
 }
 
-// compare sets what of t must be read and stored, given a tree that both vaults have; pair may be nil.
+// compare sets what of t must be read and stored, given a tree that both vaults have; pair may be
+// nil.
 func (c *copier) compare(ctx context.Context, t *copyTree, pair *treePair) error {
 	var base chunk.ID
 	if pair != nil {
@@ -230,7 +236,8 @@ type pairKey struct {
 	managed string // ID of the managed disk
 }
 
-// keyOf returns the key of the i-th tree of p. A managed disk is the same under whatever name whichever machine has it.
+// keyOf returns the key of the i-th tree of p. A managed disk is the same under whatever name
+// whichever machine has it.
 func keyOf(p *point.RecoveryPoint, i int, t treeOf) pairKey {
 	if i < len(p.Disks) && p.Disks[i].ManagedID != "" {
 		return pairKey{size: t.size, managed: p.Disks[i].ManagedID}
@@ -238,12 +245,13 @@ func keyOf(p *point.RecoveryPoint, i int, t treeOf) pairKey {
 	return pairKey{name: t.name, size: t.size}
 }
 
-// nearby is how many of a machine's points, the newest, are looked at for one that both vaults have.
+// nearby is how many of a machine's points, the newest, are looked at for one that both vaults
+// have.
 const nearby = 256
 
-// pairs returns the trees of this machine that both vaults have: of the point nearest in time for each
-// disk and file. A point has the same ID in all vaults; where the source has deleted it, another of
-// its points may still have the same tree.
+// pairs returns the trees of this machine that both vaults have: of the point nearest in time for
+// each disk and file. A point has the same ID in all vaults; where the source has deleted it,
+// another of its points may still have the same tree.
 func (c *copier) pairs(ctx context.Context) (map[pairKey]*treePair, error) {
 	theirs, err := recentOf(ctx, c.from, c.p)
 	if err != nil {
@@ -294,8 +302,10 @@ func recentOf(ctx context.Context, v *Vault, p *point.RecoveryPoint) (map[point.
 	return out, nil
 }
 
-// addPairs adds the trees of q, a point of the target whose trees in the source are there, where they are nearer than those known.
-func (c *copier) addPairs(out map[pairKey]*treePair, q *point.RecoveryPoint, there map[string]string, alive map[string]bool) error {
+// addPairs adds the trees of q, a point of the target whose trees in the source are there, where
+// they are nearer than those known.
+func (c *copier) addPairs(out map[pairKey]*treePair, q *point.RecoveryPoint, there map[string]string,
+	alive map[string]bool) error {
 	trees, err := c.to.roots(q)
 	if err != nil {
 		return err

@@ -23,7 +23,8 @@ func otherVault(t *testing.T, s blob.Store, factor int) vault.Key {
 	t.Helper()
 	identity, _ := testKey(t)
 	key := vault.Key{Identity: identity}
-	_, err := vault.Init(context.Background(), s, vault.InitOptions{ChunkSize: factor * testChunk, Keys: []vault.NamedKey{{Name: "test", Key: key}}})
+	_, err := vault.Init(context.Background(), s,
+		vault.InitOptions{ChunkSize: factor * testChunk, Keys: []vault.NamedKey{{Name: "test", Key: key}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,8 +62,9 @@ func requireSame(t *testing.T, a, b *vault.Vault, id point.ID) {
 	}
 }
 
-// Points that are copied in any order, between vaults with chunks of any size, back and forth and with points deleted on either side, hold the same
-// bytes and need nothing of the source; who has a point is not given it again.
+// Points that are copied in any order, between vaults with chunks of any size, back and forth and
+// with points deleted on either side, hold the same bytes and need nothing of the source; who has a
+// point is not given it again.
 func TestCopiesHoldTheSame(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")
@@ -71,7 +73,8 @@ func TestCopiesHoldTheSame(t *testing.T) {
 	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 31))
 		stores := []*mem.Store{mem.New(), mem.New()}
-		vaults := []*vault.Vault{openVault(t, stores[0], newVault(t, stores[0])), openVault(t, stores[1], otherVault(t, stores[1], 1<<(seed%3)))}
+		vaults := []*vault.Vault{openVault(t, stores[0], newVault(t, stores[0])),
+			openVault(t, stores[1], otherVault(t, stores[1], 1<<(seed%3)))}
 		family(t, vaults[0], rng, 8)
 		for range 25 {
 			a := rng.IntN(2)
@@ -85,13 +88,15 @@ func TestCopiesHoldTheSame(t *testing.T) {
 			}
 			id := points[rng.IntN(len(points))].ID
 			r := copyPoint(t, from, to, id)
-			if again := copyPoint(t, from, to, id); !again.There || again.ReadBytes+again.SentBytes != 0 || again.Point.ID != r.Point.ID {
+			if again := copyPoint(t, from, to, id); !again.There || again.ReadBytes+again.SentBytes != 0 ||
+				again.Point.ID != r.Point.ID {
 				t.Fatalf("seed %d: copied again: %+v", seed, again)
 			}
 			if r.Point.ID == id {
 				requireSame(t, from, to, id)
 			}
-			if origin := r.Point.CopiedFrom; !r.There && (origin == nil || origin.Vault != from.ID() || origin.Point != id) {
+			if origin := r.Point.CopiedFrom; !r.There && (origin == nil || origin.Vault != from.ID() ||
+				origin.Point != id) {
 				t.Fatalf("seed %d: its origin is %+v", seed, origin)
 			}
 			if rng.IntN(3) == 0 {
@@ -120,8 +125,8 @@ func changed(t *testing.T, v *vault.Vault, d *disk, rng *rand.Rand, n int) *poin
 	return backUpWhole(t, v, d)
 }
 
-// What is read and sent is what differs from the nearest point that both vaults have: forth, back, and when the source has deleted that point but has another
-// with the same disk.
+// What is read and sent is what differs from the nearest point that both vaults have: forth, back,
+// and when the source has deleted that point but has another with the same disk.
 func TestCopiesSendWhatDiffers(t *testing.T) {
 	ctx := context.Background()
 	rng := rand.New(rand.NewPCG(1, 33))
@@ -130,7 +135,8 @@ func TestCopiesSendWhatDiffers(t *testing.T) {
 	require := func(from, to *vault.Vault, p *point.RecoveryPoint, chunks int, base point.ID) {
 		t.Helper()
 		r := copyPoint(t, from, to, p.ID)
-		if n := int64(chunks * testChunk); r.ReadBytes != n || r.SentBytes < n || r.SentBytes > n+n/8+8192 || r.Base != base {
+		if n := int64(chunks * testChunk); r.ReadBytes != n || r.SentBytes < n || r.SentBytes > n+n/8+8192 ||
+			r.Base != base {
 			t.Errorf("%+v, want %d bytes against point %s", r, n, base)
 		}
 		requireSame(t, from, to, p.ID)
@@ -158,7 +164,8 @@ func TestCopiesSendWhatDiffers(t *testing.T) {
 	require(a, b, fifth, 3, same.ID)
 }
 
-// What became a hole is a hole in the copy, without reading zeros; a disk that grew is compared with nothing.
+// What became a hole is a hole in the copy, without reading zeros; a disk that grew is compared
+// with nothing.
 func TestCopiesOfHolesAndOfGrownDisks(t *testing.T) {
 	east, west := mem.New(), mem.New()
 	a, b := openVault(t, east, newVault(t, east)), openVault(t, west, otherVault(t, west, 4))
@@ -172,7 +179,8 @@ func TestCopiesOfHolesAndOfGrownDisks(t *testing.T) {
 	requireSame(t, a, b, p.ID)
 	grown := &disk{data: append(bytes.Clone(d.data), randomDisk(2, 10).data...)}
 	p = backUpWhole(t, a, grown)
-	if r := copyPoint(t, a, b, p.ID); r.Base != "" || r.ReadBytes < 36*testChunk || r.ReadBytes > 40*testChunk || r.SentBytes > 16*testChunk {
+	if r := copyPoint(t, a, b, p.ID); r.Base != "" || r.ReadBytes < 36*testChunk || r.ReadBytes > 40*testChunk ||
+		r.SentBytes > 16*testChunk {
 		t.Errorf("%+v", r)
 	}
 	requireSame(t, a, b, p.ID)
@@ -182,7 +190,8 @@ func TestCopyOfNoPoint(t *testing.T) {
 	east, west := mem.New(), mem.New()
 	a, b := openVault(t, east, newVault(t, east)), openVault(t, west, newVault(t, west))
 	for _, id := range []point.ID{"", "../x", point.NewID()} {
-		if _, err := vault.CopyPoint(context.Background(), a, b, id, vault.CopyOptions{}); !errors.Is(err, vault.ErrNoPoint) {
+		if _, err := vault.CopyPoint(context.Background(), a, b, id, vault.CopyOptions{}); !errors.Is(err,
+			vault.ErrNoPoint) {
 			t.Errorf("%q is copied: %v", id, err)
 		}
 	}
@@ -192,7 +201,8 @@ func TestCopyOfNoPoint(t *testing.T) {
 	}
 }
 
-// Whichever call of either store fails, there is no half point, and the next attempt does not store again what was stored.
+// Whichever call of either store fails, there is no half point, and the next attempt does not store
+// again what was stored.
 func TestCopyGoesOnAfterAFault(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")
@@ -290,8 +300,9 @@ func hashOf(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// family makes points of machines that share much and in many ways: chunks within a disk and across disks, subtrees at equal and at other places, whole
-// disks, clones that went their own way, and files.
+// family makes points of machines that share much and in many ways: chunks within a disk and across
+// disks, subtrees at equal and at other places, whole disks, clones that went their own way, and
+// files.
 func family(t *testing.T, v *vault.Vault, rng *rand.Rand, n int) {
 	t.Helper()
 	ctx := context.Background()

@@ -17,8 +17,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// far is a store a round trip away: each call takes one, in virtual time. Settling costs nothing, as in
-// an object store.
+// far is a store a round trip away: each call takes one, in virtual time. Settling costs nothing,
+// as in an object store.
 type far struct {
 	*mem.Store
 	mu    sync.Mutex
@@ -97,10 +97,10 @@ func trips(do func()) int {
 	return int(time.Since(began) / trip)
 }
 
-// What is done with one point costs as many round trips in a vault of thousands as in one of one, and as
-// many objects: opening at most 5, and a small point at most 3 from a process that has the vault open, of
-// 2 objects; a point without changes one. The first point of a process takes more: it reads what the
-// state and the index say of the point before, and a node of that.
+// What is done with one point costs as many round trips in a vault of thousands as in one of one,
+// and as many objects: opening at most 5, and a small point at most 3 from a process that has the
+// vault open, of 2 objects; a point without changes one. The first point of a process takes more:
+// it reads what the state and the index say of the point before, and a node of that.
 func TestRoundTrips(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")
@@ -142,12 +142,14 @@ func TestRoundTrips(t *testing.T) {
 			first := trips(change(v))
 			puts, calls := s.take()
 			if opening > 5 || opening+first > 14 || puts > 2 {
-				t.Errorf("at %d points opening takes %d round trips, the first point %d and %d objects:\n%s\n--\n%s", points,
+				t.Errorf("at %d points opening takes %d round trips, the first point %d and %d objects:\n%s\n--\n%s",
+					points,
 					opening, first, puts, openCalls, calls)
 			}
 			again := trips(change(v))
 			if puts, calls := s.take(); again > 3 || puts > 2 {
-				t.Errorf("at %d points the next point takes %d round trips and %d objects:\n%s", points, again, puts, calls)
+				t.Errorf("at %d points the next point takes %d round trips and %d objects:\n%s", points, again, puts,
+					calls)
 			}
 			same := trips(func() {
 				s := begin(t, v)
@@ -159,9 +161,11 @@ func TestRoundTrips(t *testing.T) {
 				}
 			})
 			if puts, calls := s.take(); same > 3 || puts > 1 { // one to see that the other is not purged
-				t.Errorf("at %d points one without changes takes %d round trips and %d objects:\n%s", points, same, puts, calls)
+				t.Errorf("at %d points one without changes takes %d round trips and %d objects:\n%s", points, same,
+					puts, calls)
 			}
-			t.Logf("at %d points: %d to open, %d for the first point, %d for the next, %d for one without changes", points,
+			t.Logf("at %d points: %d to open, %d for the first point, %d for the next, %d for one without changes",
+				points,
 				opening, first, again, same)
 			total += 4
 			if err := v.Close(); err != nil {
@@ -171,8 +175,8 @@ func TestRoundTrips(t *testing.T) {
 	})
 }
 
-// Purging and collecting some of many points asks the store for what is freed, however many others there
-// are.
+// Purging and collecting some of many points asks the store for what is freed, however many others
+// there are.
 func TestCollectingCostsWhatIsFreed(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")

@@ -29,10 +29,12 @@ type history struct {
 }
 
 func newHistory() *history {
-	return &history{sealed: map[point.ID][]byte{}, unsure: map[point.ID][]byte{}, notes: map[point.ID][]vault.Note{}, current: &disk{data: make([]byte, 9*testChunk+100)}}
+	return &history{sealed: map[point.ID][]byte{}, unsure: map[point.ID][]byte{}, notes: map[point.ID][]vault.Note{},
+		current: &disk{data: make([]byte, 9*testChunk+100)}}
 }
 
-// run does random work on the vault in s until it is done or something fails. Its sequence depends on rng alone.
+// run does random work on the vault in s until it is done or something fails. Its sequence depends
+// on rng alone.
 func (h *history) run(ctx context.Context, s blob.Store, key vault.Key, rng *rand.Rand) error {
 	v, err := vault.Open(ctx, s, key, vault.Options{Workers: 1, PackSize: 3 * testChunk})
 	if err != nil {
@@ -115,14 +117,17 @@ func (h *history) note(ctx context.Context, v *vault.Vault, id point.ID, rng *ra
 	return err
 }
 
-// requireNotes demands every acknowledged note of a point; one in doubt is there whole or not at all.
+// requireNotes demands every acknowledged note of a point; one in doubt is there whole or not at
+// all.
 func (h *history) requireNotes(ctx context.Context, v *vault.Vault, id point.ID) error {
 	got, err := v.Notes(ctx, id, "")
 	if err != nil {
 		return err
 	}
 	for _, want := range h.notes[id] {
-		if !slices.ContainsFunc(got, func(n vault.Note) bool { return n.ID == want.ID && bytes.Equal(n.Body, want.Body) }) {
+		if !slices.ContainsFunc(got, func(n vault.Note) bool {
+			return n.ID == want.ID && bytes.Equal(n.Body, want.Body)
+		}) {
 			return fmt.Errorf("note %s of point %s is gone, %v are there", want.ID, id, got)
 		}
 	}
@@ -134,7 +139,8 @@ func (h *history) requireNotes(ctx context.Context, v *vault.Vault, id point.ID)
 	return nil
 }
 
-// verify opens what is left and demands every acknowledged point; a point in doubt is there whole or not at all.
+// verify opens what is left and demands every acknowledged point; a point in doubt is there whole
+// or not at all.
 func (h *history) verify(s blob.Store, key vault.Key) error {
 	ctx := context.Background()
 	v, err := vault.Open(ctx, s, key, vault.Options{Workers: 1})
@@ -171,8 +177,8 @@ func (h *history) verify(s blob.Store, key vault.Key) error {
 	return nil
 }
 
-// Whatever was done and wherever power failed, what was acknowledged reads back exactly; the vault is without damage, and
-// the next garbage collection leaves nothing that no point needs.
+// Whatever was done and wherever power failed, what was acknowledged reads back exactly; the vault
+// is without damage, and the next garbage collection leaves nothing that no point needs.
 func TestPointsSurviveACrashAtEveryWrite(t *testing.T) {
 	for seed := range uint64(2) {
 		calls := 1
@@ -270,7 +276,8 @@ func onDisk(t *testing.T, fs durable.FS) (blob.Store, vault.Key) {
 	return store, newVault(t, store)
 }
 
-// requireNoGarbage collects twice, then demands that packs hold what the points need and nothing more than half as much again.
+// requireNoGarbage collects twice, then demands that packs hold what the points need and nothing
+// more than half as much again.
 func requireNoGarbage(t *testing.T, s blob.Store, key vault.Key) {
 	t.Helper()
 	ctx := context.Background()
@@ -286,8 +293,8 @@ func requireNoGarbage(t *testing.T, s blob.Store, key vault.Key) {
 	}
 }
 
-// Whichever call of the store fails, and whether or not it took effect, the error is reported, what was acknowledged
-// reads back, and the next run works.
+// Whichever call of the store fails, and whether or not it took effect, the error is reported, what
+// was acknowledged reads back, and the next run works.
 func TestPointsSurviveEveryFailingCall(t *testing.T) {
 	boom := errors.New("boom")
 	for first, inject := range []func(*fault.Store, int){

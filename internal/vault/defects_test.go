@@ -56,8 +56,9 @@ func (s *stopped) Absent(ctx context.Context, name string) (bool, error) {
 	return s.Store.Absent(ctx, name)
 }
 
-// A session that stands still at any step of its commit, for as long as it takes to purge and collect
-// what it counts on, is told that it is lost, or has made a point that reads back. No clock has a say.
+// A session that stands still at any step of its commit, for as long as it takes to purge and
+// collect what it counts on, is told that it is lost, or has made a point that reads back. No clock
+// has a say.
 func TestASleepingSessionLosesNothingThatWasAcknowledged(t *testing.T) {
 	ctx := context.Background()
 	for _, step := range [][2]string{{"put", "pack/"}, {"put", "log/"}, {"absent", "next/"}} {
@@ -91,8 +92,8 @@ func TestASleepingSessionLosesNothingThatWasAcknowledged(t *testing.T) {
 	}
 }
 
-// Whatever call of a commit fails, also the one that tells whether it stands, what is acknowledged reads
-// back although others collect meanwhile.
+// Whatever call of a commit fails, also the one that tells whether it stands, what is acknowledged
+// reads back although others collect meanwhile.
 func TestAnAnswerThatIsLostAcknowledgesNothing(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")
@@ -132,8 +133,8 @@ func TestAnAnswerThatIsLostAcknowledgesNothing(t *testing.T) {
 	}
 }
 
-// What one of a process takes in, by however old a listing, keeps another from nothing: a session beside
-// a dry run of a collection counts on no pack that is gone.
+// What one of a process takes in, by however old a listing, keeps another from nothing: a session
+// beside a dry run of a collection counts on no pack that is gone.
 func TestSessionsShareWhatIsKnown(t *testing.T) {
 	ctx := context.Background()
 	plain := mem.New()
@@ -263,8 +264,8 @@ func (m *mortal) Delete(ctx context.Context, name string) error {
 	return m.Store.Delete(ctx, name)
 }
 
-// Another vault in the place of the one that a host remembers is refused before a key is used on it, and
-// so is one that was rolled back.
+// Another vault in the place of the one that a host remembers is refused before a key is used on
+// it, and so is one that was rolled back.
 func TestAHostKnowsItsVault(t *testing.T) {
 	ctx := context.Background()
 	store := mem.New()
@@ -305,7 +306,8 @@ func TestAHostKnowsItsVault(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := vault.Init(ctx, evil, vault.InitOptions{ChunkSize: testChunk, Keys: []vault.NamedKey{
-		{Name: "test", Key: vault.Key{Recipient: slots[0].Recipient}}, {Name: "zz", Key: vault.Key{Recipient: theirs}}}}); err != nil {
+		{Name: "test", Key: vault.Key{Recipient: slots[0].Recipient}},
+		{Name: "zz", Key: vault.Key{Recipient: theirs}}}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := open(evil, known); !errors.Is(err, vault.ErrChanged) {
@@ -430,8 +432,8 @@ func (w *tightWriter) Abort() {
 	w.Writer.Abort()
 }
 
-// A store that has no room for another byte is freed by collecting: what that has to write first has a
-// reserve.
+// A store that has no room for another byte is freed by collecting: what that has to write first
+// has a reserve.
 func TestAFullStoreIsFreed(t *testing.T) {
 	for _, free := range []int{0, 8 << 10} {
 		st := &tight{Store: mem.New()}
@@ -594,8 +596,8 @@ func (s *lying) ReadAt(ctx context.Context, name string, p []byte, off int64) (i
 	return n, err
 }
 
-// A store that lies about the size of any object makes nobody die: what is asked works, or says what is
-// wrong.
+// A store that lies about the size of any object makes nobody die: what is asked works, or says
+// what is wrong.
 func TestNobodyBelievesSizes(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")

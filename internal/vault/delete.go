@@ -28,7 +28,8 @@ func (v *Vault) DeletePoint(ctx context.Context, id point.ID, keep time.Duration
 		keep = DefaultKeep
 	}
 	if keep < MinKeep || keep > MaxKeep {
-		return fmt.Errorf("delete point %s: it can be kept for %s to %s, not for %s", id, days(MinKeep), days(MaxKeep), keep)
+		return fmt.Errorf("delete point %s: it can be kept for %s to %s, not for %s", id, days(MinKeep), days(MaxKeep),
+			keep)
 	}
 	sid, err := stateID(id)
 	if err != nil {
@@ -60,8 +61,8 @@ func of(what string, id point.ID, err error) error {
 	return fmt.Errorf("%s point %s: %w", what, id, err)
 }
 
-// UndeletePoint brings back a point that was deleted. It returns ErrNoPoint if there is no such point any
-// more; one that was not deleted is left alone.
+// UndeletePoint brings back a point that was deleted. It returns ErrNoPoint if there is no such
+// point any more; one that was not deleted is left alone.
 func (v *Vault) UndeletePoint(ctx context.Context, id point.ID) error {
 	sid, err := stateID(id)
 	if err != nil {
@@ -90,8 +91,8 @@ func (v *Vault) PurgePoint(ctx context.Context, id point.ID) error {
 	return v.purge(ctx, id, func(context.Context, *state.State, state.ID) error { return nil })
 }
 
-// purge removes a point for good for which may returns nil, given the state as it is where the purge
-// would stand.
+// purge removes a point for good for which may returns nil, given the state as it is where the
+// purge would stand.
 func (v *Vault) purge(ctx context.Context, id point.ID,
 	may func(context.Context, *state.State, state.ID) error) error {
 	_ = v.payBack(ctx) // what is not given back refuses the purge, and is told so
@@ -121,7 +122,8 @@ func (v *Vault) purge(ctx context.Context, id point.ID,
 	return nil
 }
 
-// whyNot makes the state's refusal one that callers know, with the names of those who need the point.
+// whyNot makes the state's refusal one that callers know, with the names of those who need the
+// point.
 func (v *Vault) whyNot(ctx context.Context, st *state.State, id point.ID, err error) error {
 	switch {
 	case errors.Is(err, state.ErrNoPoint):
@@ -146,8 +148,8 @@ type DeletedPoint struct {
 	Until time.Time            `json:"until"` // when a collection may remove it for good
 }
 
-// Deleted returns the points that were deleted and can be brought back, in the order of their points'
-// times.
+// Deleted returns the points that were deleted and can be brought back, in the order of their
+// points' times.
 func (v *Vault) Deleted(ctx context.Context) ([]DeletedPoint, error) {
 	var found []*stored
 	var gone map[state.ID]int64

@@ -13,8 +13,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
-// A point that was brought back after a collection had found that its time was over is not purged, and
-// one that is to be kept for longer neither.
+// A point that was brought back after a collection had found that its time was over is not purged,
+// and one that is to be kept for longer neither.
 func TestExpiryLeavesWhatWasBroughtBack(t *testing.T) {
 	ctx := t.Context()
 	store := mem.New()

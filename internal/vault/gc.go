@@ -15,8 +15,8 @@ import (
 type GCOptions struct {
 	DryRun bool
 	Full   bool // mark all that points need, and free also what several points had in common
-	// Patient leaves packs alone for half an hour that are being thinned out: for who collects all the
-	// time, and would move twice what is let go of by and by.
+	// Patient leaves packs alone for half an hour that are being thinned out: for who collects all
+	// the time, and would move twice what is let go of by and by.
 	Patient bool
 	Memory  sweep.Memory                     // what this observer remembers between collections; nil remembers nothing
 	Log     func(format string, args ...any) // progress in words; nil discards
@@ -31,9 +31,9 @@ type GCReport struct {
 }
 
 // CollectGarbage purges the deleted points whose time is over, says what purged points free, moves
-// together what is left of packs of which little is needed, and deletes the packs that nothing needs.
-// Sessions and readers go on meanwhile, and so may other collections: safety rests on the order of
-// the log alone. A run that was cut off is finished by the next.
+// together what is left of packs of which little is needed, and deletes the packs that nothing
+// needs. Sessions and readers go on meanwhile, and so may other collections: safety rests on the
+// order of the log alone. A run that was cut off is finished by the next.
 func (v *Vault) CollectGarbage(ctx context.Context, o GCOptions) (GCReport, error) {
 	if o.Log == nil {
 		o.Log = func(string, ...any) {}
@@ -112,7 +112,8 @@ func (v *Vault) purgeDue(ctx context.Context, o GCOptions) (n int, err error) {
 // errBroughtBack reports a point that is not deleted any more, or to be kept for longer.
 var errBroughtBack = errors.New("the point was brought back")
 
-// stillDue is what expiry asks where the purge would stand: who brought the point back meanwhile has it.
+// stillDue is what expiry asks where the purge would stand: who brought the point back meanwhile
+// has it.
 func stillDue(ctx context.Context, st *state.State, id state.ID) error {
 	until, deleted, err := st.Deleted(ctx, id)
 	if err == nil && (!deleted || until > time.Now().UnixMilli()) {

@@ -105,8 +105,8 @@ func TestThinPacksAreRewritten(t *testing.T) {
 	requireContent(t, v, pp, part.data)
 }
 
-// A session that counts on what was purged and collected meanwhile is told that it is lost, and makes no
-// point; one that is done anew is whole.
+// A session that counts on what was purged and collected meanwhile is told that it is lost, and
+// makes no point; one that is done anew is whole.
 func TestASessionWhoseChunksWentIsToldSo(t *testing.T) {
 	ctx := context.Background()
 	store, key, v := memVault(t)
@@ -165,7 +165,8 @@ func TestTwoCollectAtOnce(t *testing.T) {
 	requireContent(t, openVault(t, store, key), pb, b.data)
 }
 
-// Sessions, readers, deletions and collections of several open vaults at once: every point that is there reads back.
+// Sessions, readers, deletions and collections of several open vaults at once: every point that is
+// there reads back.
 func TestEverythingAtOnce(t *testing.T) {
 	ctx := context.Background()
 	store := mem.New()

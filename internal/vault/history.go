@@ -23,8 +23,8 @@ type Event struct {
 	Bytes  int64      `json:"bytes,omitempty"`
 }
 
-// History calls do for what happened to the vault, the newest first, until it reports false. What was
-// cut off the log, some days after its volume was closed, is not told any more.
+// History calls do for what happened to the vault, the newest first, until it reports false. What
+// was cut off the log, some days after its volume was closed, is not told any more.
 func (v *Vault) History(ctx context.Context, do func(Event) bool) error {
 	if err := v.journal.Read(ctx); err != nil {
 		return fmt.Errorf("read the vault's log: %w", err)

@@ -9,7 +9,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// A point that is held stays, also through garbage collection, until all who hold it have released it.
+// A point that is held stays, also through garbage collection, until all who hold it have released
+// it.
 func TestHeldPointStays(t *testing.T) {
 	ctx := context.Background()
 	_, _, v := memVault(t)
@@ -25,7 +26,8 @@ func TestHeldPointStays(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := v.PurgePoint(ctx, p.ID); !errors.Is(err, vault.ErrHeld) || !strings.Contains(err.Error(), "web in /b") {
+		if err := v.PurgePoint(ctx, p.ID); !errors.Is(err, vault.ErrHeld) ||
+			!strings.Contains(err.Error(), "web in /b") {
 			t.Errorf("deleting it: %v", err)
 		}
 		if _, err := v.CollectGarbage(ctx, vault.GCOptions{}); err != nil {

@@ -40,8 +40,8 @@ func (l *listed) List(ctx context.Context, prefix, after string) iter.Seq2[blob.
 	return l.Store.List(ctx, prefix, after)
 }
 
-// A vault that was opened long ago reads points that others committed since, and points whose packs were
-// rewritten since.
+// A vault that was opened long ago reads points that others committed since, and points whose packs
+// were rewritten since.
 func TestReadersSeeWhatOthersDid(t *testing.T) {
 	ctx := context.Background()
 	store := mem.New()

@@ -20,8 +20,8 @@ type Entry struct {
 	Note
 }
 
-// Enter writes an entry about a point, which may be gone, into the vault's ledger. When it returns nil the entry survives power loss. An entry is never
-// changed or removed.
+// Enter writes an entry about a point, which may be gone, into the vault's ledger. When it returns
+// nil the entry survives power loss. An entry is never changed or removed.
 func (v *Vault) Enter(ctx context.Context, id point.ID, kind string, body []byte) error {
 	if err := v.writable(); err != nil {
 		return err
@@ -41,8 +41,8 @@ func (v *Vault) Enter(ctx context.Context, id point.ID, kind string, body []byte
 	return nil
 }
 
-// Ledger returns the entries of one kind, oldest first. Those that are damaged are left out, and the error, ErrCorrupt, names them: what is returned beside it
-// is whole.
+// Ledger returns the entries of one kind, oldest first. Those that are damaged are left out, and
+// the error, ErrCorrupt, names them: what is returned beside it is whole.
 func (v *Vault) Ledger(ctx context.Context, kind string) ([]Entry, error) {
 	var out []Entry
 	var bad []error

@@ -12,8 +12,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// The format of a note, docs/formats/note.md: magic, point ID (16 bytes), note ID (16), the sealed head, the sealed and compressed body. The head is
-// sealed apart, so that notes are listed without reading their bodies.
+// The format of a note, docs/formats/note.md: magic, point ID (16 bytes), note ID (16), the sealed
+// head, the sealed and compressed body. The head is sealed apart, so that notes are listed without
+// reading their bodies.
 const (
 	noteMagic     = "HFNOTE01"
 	noteInfo      = "holdfast note v1" // of its key
@@ -66,7 +67,8 @@ func (v *Vault) noteSeal(name string, raw []byte) (id string, aead cipher.AEAD, 
 	return note, aead, err
 }
 
-// openNoteHead opens the head of the note in the object name, of which raw is at least the first noteHead bytes.
+// openNoteHead opens the head of the note in the object name, of which raw is at least the first
+// noteHead bytes.
 func (v *Vault) openNoteHead(name string, raw []byte) (Note, error) {
 	id, aead, err := v.noteSeal(name, raw)
 	if err != nil {
@@ -76,7 +78,8 @@ func (v *Vault) openNoteHead(name string, raw []byte) (Note, error) {
 	if err != nil {
 		return Note{}, fmt.Errorf("%w: %s does not authenticate", ErrCorrupt, name)
 	}
-	n := Note{ID: id, Time: time.Unix(0, int64(binary.LittleEndian.Uint64(head))).UTC(), Size: int64(binary.LittleEndian.Uint32(head[8:]))}
+	n := Note{ID: id, Time: time.Unix(0, int64(binary.LittleEndian.Uint64(head))).UTC(),
+		Size: int64(binary.LittleEndian.Uint32(head[8:]))}
 	n.Kind = string(bytes.TrimRight(head[16:16+noteKindSize], "\x00"))
 	if !validNoteKind(n.Kind) || n.Size > MaxNote {
 		return Note{}, fmt.Errorf("%w: %s is of kind %q and %d bytes", ErrCorrupt, name, n.Kind, n.Size)

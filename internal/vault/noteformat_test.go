@@ -20,7 +20,8 @@ func FuzzNote(f *testing.F) {
 	f.Add([]byte{}, []byte{}, false)
 	f.Add(append(make([]byte, 16), "drill"...), noteEncoder.EncodeAll(nil, nil), true)
 	f.Add(append(make([]byte, 16), "drill"...), noteEncoder.EncodeAll(make([]byte, MaxNote+1), nil), true)
-	f.Add(append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}, "a"...), noteEncoder.EncodeAll([]byte("x"), nil), true)
+	f.Add(append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}, "a"...),
+		noteEncoder.EncodeAll([]byte("x"), nil), true)
 	f.Fuzz(func(t *testing.T, b, body []byte, seal bool) {
 		if seal {
 			b = sealNoteParts(t, v, id+note, b, body)
@@ -30,14 +31,16 @@ func FuzzNote(f *testing.F) {
 			if err == nil {
 				n.Body, err = v.openNoteBody(name, n, b)
 			}
-			if err != nil && !errors.Is(err, ErrCorrupt) || err == nil && (name != noteName(id, note) || n.ID != note || int64(len(n.Body)) != n.Size) {
+			if err != nil && !errors.Is(err, ErrCorrupt) ||
+				err == nil && (name != noteName(id, note) || n.ID != note || int64(len(n.Body)) != n.Size) {
 				t.Fatalf("%s opens to %v, %v", name, n, err)
 			}
 		}
 	})
 }
 
-// sealNoteParts seals head, cut or filled up with zeros, and body, which need not be what a note has.
+// sealNoteParts seals head, cut or filled up with zeros, and body, which need not be what a note
+// has.
 func sealNoteParts(t *testing.T, v *Vault, ids string, head, body []byte) []byte {
 	t.Helper()
 	salt, err := hex.DecodeString(ids)

@@ -40,8 +40,9 @@ type Note struct {
 	Body []byte    `json:"body"` // nil in what NoteHeads returns
 }
 
-// AddNote attaches a note to a point. When it returns nil the note survives power loss. It returns ErrNoPoint if the point is not there, or no
-// longer when the note is stored: a note never outlives its point for long.
+// AddNote attaches a note to a point. When it returns nil the note survives power loss. It returns
+// ErrNoPoint if the point is not there, or no longer when the note is stored: a note never outlives
+// its point for long.
 func (v *Vault) AddNote(ctx context.Context, id point.ID, kind string, body []byte) (Note, error) {
 	if !validNoteKind(kind) {
 		return Note{}, fmt.Errorf("note kind %q is not made of 1 to %d of a-z, 0-9 and -", kind, noteKindSize)
@@ -63,7 +64,8 @@ func (v *Vault) AddNote(ctx context.Context, id point.ID, kind string, body []by
 	if err := blob.Put(ctx, v.store, noteName(id, n.ID), raw); err != nil {
 		return Note{}, fmt.Errorf("add a note to point %s: %w", id, err)
 	}
-	// Who deletes a point deletes its notes afterwards: either they saw this one, or we see that the point is gone.
+	// Who deletes a point deletes its notes afterwards: either they saw this one, or we see that
+	// the point is gone.
 	if err := v.requirePoint(ctx, id); errors.Is(err, ErrNoPoint) {
 		err = errors.Join(err, v.store.Delete(ctx, noteName(id, n.ID)))
 		return Note{}, fmt.Errorf("add a note: it was deleted meanwhile: %w", err)
@@ -75,7 +77,8 @@ func validNoteKind(kind string) bool {
 	return kind != "" && len(kind) <= noteKindSize && strings.Trim(kind, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// noteName returns the object of a note. It stands in one folder with all others, since a directory store keeps folders for ever.
+// noteName returns the object of a note. It stands in one folder with all others, since a directory
+// store keeps folders for ever.
 func noteName(id point.ID, note string) string {
 	return notesPrefix + string(id) + "-" + note
 }
@@ -86,13 +89,15 @@ func parseNoteName(name string) (id point.ID, note string, ok bool) {
 	return point.ID(p), n, found && isID(p) && isID(n)
 }
 
-// Notes returns the notes of one kind of a point, or with kind "" all of them, oldest first. A point that is not there has none. Notes that are damaged
-// are left out, and the error, ErrCorrupt, names them: what is returned beside it is whole.
+// Notes returns the notes of one kind of a point, or with kind "" all of them, oldest first. A
+// point that is not there has none. Notes that are damaged are left out, and the error, ErrCorrupt,
+// names them: what is returned beside it is whole.
 func (v *Vault) Notes(ctx context.Context, id point.ID, kind string) ([]Note, error) {
 	return v.notes(ctx, id, kind, true)
 }
 
-// NotesByPoint returns the notes of one kind of all points, oldest first. Notes that are damaged are left out: Notes of their points tells of them.
+// NotesByPoint returns the notes of one kind of all points, oldest first. Notes that are damaged
+// are left out: Notes of their points tells of them.
 func (v *Vault) NotesByPoint(ctx context.Context, kind string) (map[point.ID][]Note, error) {
 	of := make(map[point.ID][]Note)
 	for info, err := range v.store.List(ctx, notesPrefix, "") {
@@ -118,7 +123,8 @@ func (v *Vault) NotesByPoint(ctx context.Context, kind string) (map[point.ID][]N
 	return of, nil
 }
 
-// NoteHeads returns the notes of a point as Notes does, without their bodies, which it does not read.
+// NoteHeads returns the notes of a point as Notes does, without their bodies, which it does not
+// read.
 func (v *Vault) NoteHeads(ctx context.Context, id point.ID) ([]Note, error) {
 	return v.notes(ctx, id, "", false)
 }
@@ -183,7 +189,8 @@ func (v *Vault) readLimited(ctx context.Context, name string) ([]byte, error) {
 	return raw, nil
 }
 
-// DeleteNote removes a note of a point, damaged or not. It returns ErrNoNote if there is none of this ID.
+// DeleteNote removes a note of a point, damaged or not. It returns ErrNoNote if there is none of
+// this ID.
 func (v *Vault) DeleteNote(ctx context.Context, id point.ID, note string) error {
 	if err := v.writable(); err != nil {
 		return err
@@ -228,8 +235,8 @@ func (v *Vault) sweepNotes(ctx context.Context, dryRun bool) (n int, err error) 
 	if len(names) == 0 {
 		return 0, nil
 	}
-	// A note is written only for a point that lives: whoever has a note that was listed is known after
-	// reading on, and one that was purged does not come back.
+	// A note is written only for a point that lives: whoever has a note that was listed is known
+	// after reading on, and one that was purged does not come back.
 	if err := v.journal.Read(ctx); err != nil {
 		return 0, fmt.Errorf("read the vault's log: %w", err)
 	}

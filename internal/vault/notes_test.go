@@ -49,11 +49,13 @@ func noteObjects(t *testing.T, s blob.Store) (names []string) {
 // sameNotes compares all but what NoteHeads leaves out when bodies is false.
 func sameNotes(got, want []vault.Note, bodies bool) bool {
 	return slices.EqualFunc(got, want, func(a, b vault.Note) bool {
-		return a.ID == b.ID && a.Kind == b.Kind && a.Time.Equal(b.Time) && a.Size == b.Size && (!bodies || bytes.Equal(a.Body, b.Body))
+		return a.ID == b.ID && a.Kind == b.Kind && a.Time.Equal(b.Time) && a.Size == b.Size &&
+			(!bodies || bytes.Equal(a.Body, b.Body))
 	})
 }
 
-// What is attached to points, in any order, reads back oldest first, by point and by kind, until it is deleted.
+// What is attached to points, in any order, reads back oldest first, by point and by kind, until it
+// is deleted.
 func TestNotesReadBack(t *testing.T) {
 	ctx := context.Background()
 	store, key, v := memVault(t)
@@ -85,7 +87,9 @@ func TestNotesReadBack(t *testing.T) {
 			t.Errorf("point %s has notes %v, want %v", id, got, all)
 		}
 		heads, err := v.NoteHeads(ctx, id)
-		if err != nil || !sameNotes(heads, all, false) || slices.ContainsFunc(heads, func(n vault.Note) bool { return n.Body != nil }) {
+		if err != nil || !sameNotes(heads, all, false) || slices.ContainsFunc(heads, func(n vault.Note) bool {
+			return n.Body != nil
+		}) {
 			t.Errorf("point %s has heads %v, want those of %v: %v", id, heads, all, err)
 		}
 		for _, kind := range kinds {
@@ -138,8 +142,8 @@ func TestNotesGoWithTheirPoint(t *testing.T) {
 	}
 }
 
-// A point that is deleted while a note is added to it has none; if the process that adds it dies before it finds out, garbage collection deletes
-// the note, and no other.
+// A point that is deleted while a note is added to it has none; if the process that adds it dies
+// before it finds out, garbage collection deletes the note, and no other.
 func TestPointDeletedWhileANoteIsAdded(t *testing.T) {
 	ctx := context.Background()
 	store, key, v := memVault(t)
@@ -147,7 +151,9 @@ func TestPointDeletedWhileANoteIsAdded(t *testing.T) {
 	addNote(t, v, kept.ID, "drill", nil)
 	gone := backUpWhole(t, v, randomDisk(2, 1))
 	addNote(t, v, gone.ID, "drill", nil)
-	leftover := noteObjects(t, store)[slices.IndexFunc(noteObjects(t, store), func(n string) bool { return strings.Contains(n, string(gone.ID)) })]
+	leftover := noteObjects(t, store)[slices.IndexFunc(noteObjects(t, store), func(n string) bool {
+		return strings.Contains(n, string(gone.ID))
+	})]
 	raw, err := blob.Get(ctx, store, leftover)
 	if err != nil {
 		t.Fatal(err)
@@ -164,7 +170,8 @@ func TestPointDeletedWhileANoteIsAdded(t *testing.T) {
 	if err := blob.Put(ctx, store, leftover, raw); err != nil { // as if the process had died
 		t.Fatal(err)
 	}
-	if r, err := v.CollectGarbage(ctx, vault.GCOptions{DryRun: true}); err != nil || r.Notes != 1 || len(noteObjects(t, store)) != 2 {
+	if r, err := v.CollectGarbage(ctx, vault.GCOptions{DryRun: true}); err != nil || r.Notes != 1 ||
+		len(noteObjects(t, store)) != 2 {
 		t.Fatalf("a dry run finds %+v: %v", r, err)
 	}
 	if r := collect(t, v); r.Notes != 1 || len(noteObjects(t, store)) != 1 || len(notes(t, v, kept.ID, "")) != 1 {
@@ -194,8 +201,8 @@ func TestNotesAddedWhileGarbageIsCollected(t *testing.T) {
 	}
 }
 
-// A note under the name of another point or note, or with any byte changed or missing, is never read: the others are, and check
-// warns of it by the name of its point.
+// A note under the name of another point or note, or with any byte changed or missing, is never
+// read: the others are, and check warns of it by the name of its point.
 func TestDamagedNotesAreNamed(t *testing.T) {
 	ctx := context.Background()
 	store, _, v := memVault(t)
@@ -219,7 +226,8 @@ func TestDamagedNotesAreNamed(t *testing.T) {
 			t.Fatalf("%s reads as %v, %v", name, got, err)
 		}
 		r, err := v.Check(ctx, vault.CheckOptions{})
-		if err != nil || len(r.Damage) > 0 || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "of point "+id.Short()) {
+		if err != nil || len(r.Damage) > 0 || len(r.Warnings) != 1 ||
+			!strings.Contains(r.Warnings[0], "of point "+id.Short()) {
 			t.Fatalf("check of %s: %+v %v", name, r, err)
 		}
 	}
@@ -229,7 +237,8 @@ func TestDamagedNotesAreNamed(t *testing.T) {
 		require(name, a.ID, []vault.Note{whole}, bad)
 		require(name, a.ID, []vault.Note{whole}, raw[:i])
 	}
-	require(fmt.Sprintf("notes/%s-%s", a.ID, victim.ID), a.ID, []vault.Note{whole}, mustGet(t, store, "notes/"+string(a.ID)+"-"+whole.ID))
+	require(fmt.Sprintf("notes/%s-%s", a.ID, victim.ID), a.ID, []vault.Note{whole},
+		mustGet(t, store, "notes/"+string(a.ID)+"-"+whole.ID))
 	if err := v.DeleteNote(ctx, a.ID, victim.ID); err != nil {
 		t.Fatal(err)
 	}

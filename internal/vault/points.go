@@ -198,8 +198,8 @@ func sortStored(all []*stored) {
 
 // Summaries returns the points that match, all if match is nil, oldest first, without their
 // definitions, but for the kinds of these. Points that were deleted and can be brought back are not
-// among them. It takes one look at the state; match is called once for every point, in no order, and
-// may not keep what it is given.
+// among them. It takes one look at the state; match is called once for every point, in no order,
+// and may not keep what it is given.
 func (v *Vault) Summaries(ctx context.Context, match func(summary *point.RecoveryPoint) bool) (
 	[]*point.RecoveryPoint, error,
 ) {

@@ -24,8 +24,8 @@ type (
 	Wanted = content.Wanted // a chunk to read
 )
 
-// OpenDisk returns the disk of size bytes whose tree has the given root. What it needs is there while
-// a point has the disk: a Reader keeps a point from being purged meanwhile.
+// OpenDisk returns the disk of size bytes whose tree has the given root. What it needs is there
+// while a point has the disk: a Reader keeps a point from being purged meanwhile.
 func (v *Vault) OpenDisk(root string, size int64) (*Disk, error) {
 	if err := v.ready(context.Background()); err != nil {
 		return nil, err
@@ -66,8 +66,9 @@ func (v *Vault) OpenReader(ctx context.Context) (*Reader, error) {
 	return &Reader{v: v, held: map[point.ID]state.Hold{}}, nil
 }
 
-// RequirePoint returns ErrNoPoint unless the point is there. If it is, it cannot be purged until Close.
-// In a store that cannot be written nothing is held: nobody may collect its garbage meanwhile.
+// RequirePoint returns ErrNoPoint unless the point is there. If it is, it cannot be purged until
+// Close. In a store that cannot be written nothing is held: nobody may collect its garbage
+// meanwhile.
 func (r *Reader) RequirePoint(ctx context.Context, id point.ID) error {
 	r.mu.Lock() // of two who ask for one point at once, one holds it
 	defer r.mu.Unlock()
@@ -94,8 +95,8 @@ func notWritable(err error) bool {
 	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) || errors.Is(err, os.ErrPermission)
 }
 
-// Close lets go of the points. Disks of the Reader should not be read any more. A hold that cannot be
-// given back is given back later by this process, or when it has ended by whoever sees that.
+// Close lets go of the points. Disks of the Reader should not be read any more. A hold that cannot
+// be given back is given back later by this process, or when it has ended by whoever sees that.
 func (r *Reader) Close() error {
 	r.mu.Lock()
 	held := r.held
@@ -141,9 +142,10 @@ func (r *Reader) Node(ctx context.Context, id chunk.ID, level int) (*tree.Node, 
 	return r.v.content.Node(ctx, id, level)
 }
 
-// ReadChunks reads chunks, which should all be different, in the order of the store: neighbours in a
-// pack are fetched at once, and opened on all workers. What it returns as read has been
-// authenticated. One that cannot be read is ErrCorrupt, and does not keep the others from being read.
+// ReadChunks reads chunks, which should all be different, in the order of the store: neighbours in
+// a pack are fetched at once, and opened on all workers. What it returns as read has been
+// authenticated. One that cannot be read is ErrCorrupt, and does not keep the others from being
+// read.
 func (r *Reader) ReadChunks(ctx context.Context, wanted []Wanted) {
 	r.v.content.ReadChunks(ctx, wanted)
 }

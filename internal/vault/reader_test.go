@@ -52,12 +52,13 @@ func readChunks(t *testing.T, r *vault.Reader, d *vault.Disk) ([]byte, error) {
 		if id.IsHole() {
 			continue
 		}
-		wanted = append(wanted, vault.Wanted{ID: id, Plain: out[at*d.ChunkSize():][:d.ChunkSize()], Done: func(err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			calls++
-			failed = errors.Join(failed, err)
-		}})
+		wanted = append(wanted, vault.Wanted{ID: id, Plain: out[at*d.ChunkSize():][:d.ChunkSize()],
+			Done: func(err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				calls++
+				failed = errors.Join(failed, err)
+			}})
 	}
 	r.ReadChunks(t.Context(), wanted)
 	if calls != len(wanted) {
@@ -78,8 +79,8 @@ func requireReaderContent(t *testing.T, r *vault.Reader, p *point.RecoveryPoint,
 	}
 }
 
-// A point that a reader named stays while the reader is open: it cannot be purged, and collections leave
-// it alone.
+// A point that a reader named stays while the reader is open: it cannot be purged, and collections
+// leave it alone.
 func TestAReaderKeepsItsPoint(t *testing.T) {
 	store := mem.New()
 	key := newVault(t, store)
@@ -268,7 +269,8 @@ func TestHugeDisksCostFewNodes(t *testing.T) {
 	v := openVault(t, store, key)
 	const size, at = 8 << 40, 5<<40 + 3*testChunk
 	s := begin(t, v)
-	out, err := s.PutDisk(t.Context(), vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Off: at, Len: testChunk}), Source: constant(7)})
+	out, err := s.PutDisk(t.Context(),
+		vault.DiskInput{Size: size, Data: extent.Of(extent.Extent{Off: at, Len: testChunk}), Source: constant(7)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +283,8 @@ func TestHugeDisksCostFewNodes(t *testing.T) {
 	store.nodes.Store(0)
 	d := readerDisk(t, r, p.Disks[0])
 	runs, err := d.Status(t.Context(), 0, size)
-	if err != nil || len(runs) != 3 || runs[0] != (vault.Run{Len: at, Hole: true}) || runs[1] != (vault.Run{Len: testChunk}) {
+	if err != nil || len(runs) != 3 || runs[0] != (vault.Run{Len: at, Hole: true}) ||
+		runs[1] != (vault.Run{Len: testChunk}) {
 		t.Fatalf("status is %v, %v", runs, err)
 	}
 	for range 100 {

@@ -28,8 +28,8 @@ type RepairReport struct {
 
 // Repair makes anew what can be derived, of a vault that nobody works on meanwhile: the index, a
 // checkpoint, and where the log does not open any more the log itself, out of packs, entries and
-// checkpoints that still read. Hosts that remember an entry of the old log notice, and have to accept
-// the new one. It needs the configuration and a key.
+// checkpoints that still read. Hosts that remember an entry of the old log notice, and have to
+// accept the new one. It needs the configuration and a key.
 func Repair(ctx context.Context, s blob.Store, key Key, o RepairOptions) (RepairReport, error) {
 	r := RepairReport{DryRun: o.DryRun}
 	v, err := repairable(ctx, s, key)
@@ -49,7 +49,8 @@ func Repair(ctx context.Context, s blob.Store, key Key, o RepairOptions) (Repair
 		r.Report, err = repair.Plan(ctx, v)
 		return r, errors.Join(err, dropIndex(ctx, s))
 	}
-	// The index goes first: it says up to which entry it knows all packs, and entries are counted anew.
+	// The index goes first: it says up to which entry it knows all packs, and entries are counted
+	// anew.
 	if err := dropIndex(ctx, s); err != nil {
 		return r, err
 	}
@@ -91,8 +92,8 @@ func repairable(ctx context.Context, s blob.Store, key Key) (*repair.Vault, erro
 	return v, nil
 }
 
-// refresh stores a checkpoint of a vault whose log opens, and reports whether it does. Where the one that
-// the present volume begins with does not read, it begins another volume.
+// refresh stores a checkpoint of a vault whose log opens, and reports whether it does. Where the
+// one that the present volume begins with does not read, it begins another volume.
 func refresh(ctx context.Context, s blob.Store, key Key) (whole bool, err error) {
 	v, err := Open(ctx, s, key, Options{})
 	if errors.Is(err, ErrCorrupt) {
@@ -132,8 +133,8 @@ func refresh(ctx context.Context, s blob.Store, key Key) (whole bool, err error)
 	return err == nil, err
 }
 
-// foldAgain makes the parts of a checkpoint anew that are gone or damaged, out of the entries of its
-// volume.
+// foldAgain makes the parts of a checkpoint anew that are gone or damaged, out of the entries of
+// its volume.
 func (v *Vault) foldAgain(ctx context.Context, at log.Position, want log.Checkpoint) error {
 	st := state.New(v.store, v.stKeys, state.Options{})
 	if _, err := log.Refold(ctx, v.store, v.stKeys.Log(), st, at); err != nil {

@@ -40,8 +40,9 @@ func entry(t *testing.T, s blob.Store, n int) string {
 	return ""
 }
 
-// Whatever of log, checkpoints and index is gone or damaged, a repair brings every point back whose packs
-// are there, keeps what is known of deletions and holds, and leaves a vault without damage that works on.
+// Whatever of log, checkpoints and index is gone or damaged, a repair brings every point back whose
+// packs are there, keeps what is known of deletions and holds, and leaves a vault without damage
+// that works on.
 func TestRepair(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")
@@ -55,7 +56,10 @@ func TestRepair(t *testing.T) {
 	}{
 		{"nothing", func(*testing.T, *mem.Store) {}, true, true},
 		{"the index", func(t *testing.T, s *mem.Store) { lose(t, s, "index/") }, true, true},
-		{"checkpoints", func(t *testing.T, s *mem.Store) { lose(t, s, "checkpoint/"); lose(t, s, "state/") }, true, true},
+		{"checkpoints", func(t *testing.T, s *mem.Store) {
+			lose(t, s, "checkpoint/")
+			lose(t, s, "state/")
+		}, true, true},
 		{"parts of the state", func(t *testing.T, s *mem.Store) { lose(t, s, "state/") }, true, true},
 		{"an entry and all checkpoints", func(t *testing.T, s *mem.Store) {
 			lose(t, s, "checkpoint/")
@@ -140,7 +144,8 @@ func TestRepair(t *testing.T) {
 			}
 			last := openVault(t, store, key)
 			requireContent(t, last, p, next.data)
-			if report, err := last.Check(ctx, vault.CheckOptions{ReadData: true}); err != nil || len(report.Damage) > 0 {
+			if report, err := last.Check(ctx, vault.CheckOptions{ReadData: true}); err != nil ||
+				len(report.Damage) > 0 {
 				t.Errorf("check: %+v, %v", report.Damage, err)
 			}
 		})

@@ -9,7 +9,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault"
 )
 
-// Of the chunks that a part of a disk touches all is written that is not zeros, and of the others nothing.
+// Of the chunks that a part of a disk touches all is written that is not zeros, and of the others
+// nothing.
 func TestRestorePart(t *testing.T) {
 	ctx := context.Background()
 	for seed := range uint64(20) {

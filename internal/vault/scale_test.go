@@ -14,7 +14,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/point"
 )
 
-// counted counts calls. Listing is one for each object that it shows, but points: they are listed to find one.
+// counted counts calls. Listing is one for each object that it shows, but points: they are listed
+// to find one.
 type counted struct {
 	*mem.Store
 	count atomic.Int64
@@ -54,7 +55,8 @@ func (c *counted) Delete(ctx context.Context, name string) error {
 	return c.Store.Delete(ctx, name)
 }
 
-// However many points a disk has, what is done with one of them asks the store for the same: listing apart, nothing is read of the others.
+// However many points a disk has, what is done with one of them asks the store for the same:
+// listing apart, nothing is read of the others.
 func TestPointsDoNotSlowEachOther(t *testing.T) {
 	if underRace {
 		t.Skip("it counts, or compares, and is run without the race detector")

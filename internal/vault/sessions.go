@@ -21,8 +21,8 @@ func (v *Vault) writable() error {
 	return nil
 }
 
-// Begin starts a session. Machine says whose disks will be stored, "" if that does not matter: what a
-// session of the same machine has stored that died is gone on from.
+// Begin starts a session. Machine says whose disks will be stored, "" if that does not matter: what
+// a session of the same machine has stored that died is gone on from.
 func (v *Vault) Begin(ctx context.Context, machine string) (*Session, error) {
 	if err := v.writable(); err != nil {
 		return nil, err

@@ -22,8 +22,8 @@ type slots struct {
 	bad  []string // what is wrong with others
 }
 
-// slotName returns the object of a slot. It has the vault in it: what an Init that lost or died has left
-// is none of this vault's.
+// slotName returns the object of a slot. It has the vault in it: what an Init that lost or died has
+// left is none of this vault's.
 func slotName(vault, name string) string { return keysPrefix + vault[:8] + "-" + name }
 
 // readSlots returns the slots that lie in a store.
@@ -192,14 +192,15 @@ func (v *Vault) RemoveKey(ctx context.Context, name string) error {
 	return v.keepOne(ctx, name, slot)
 }
 
-// keepOne puts a slot back that was removed, if it was the last: another may have been removed at the
-// same time.
+// keepOne puts a slot back that was removed, if it was the last: another may have been removed at
+// the same time.
 func (v *Vault) keepOne(ctx context.Context, name string, slot []byte) error {
 	left, err := v.slots(ctx)
 	if err == nil && len(left.good) > 0 {
 		return nil
 	}
-	if putErr := blob.Put(ctx, v.store, slotName(v.ID(), name), slot); putErr != nil && !errors.Is(putErr, blob.ErrExist) {
+	if putErr := blob.Put(ctx, v.store, slotName(v.ID(), name), slot); putErr != nil &&
+		!errors.Is(putErr, blob.ErrExist) {
 		return fmt.Errorf("put key %s back, the last: %w", name, errors.Join(putErr, err))
 	}
 	if err != nil {

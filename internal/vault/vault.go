@@ -77,8 +77,8 @@ type Known struct {
 	Seen  *log.Remembered `json:"seen,omitempty"` // the newest entry that was seen
 }
 
-// processors is how many the process may use. Whoever raises GOMAXPROCS later means threads that are
-// in C, not more workers.
+// processors is how many the process may use. Whoever raises GOMAXPROCS later means threads that
+// are in C, not more workers.
 var processors = runtime.GOMAXPROCS(0)
 
 func (o Options) withDefaults() Options {
@@ -134,8 +134,8 @@ type Vault struct {
 	owes []owedHold // that could not be given back yet
 }
 
-// Open opens the vault in s with key. It returns ErrNotVault, ErrNewer, ErrWrongKey, ErrCorrupt, and
-// where Options.Known says what to expect ErrChanged or ErrRolledBack. Close it.
+// Open opens the vault in s with key. It returns ErrNotVault, ErrNewer, ErrWrongKey, ErrCorrupt,
+// and where Options.Known says what to expect ErrChanged or ErrRolledBack. Close it.
 func Open(ctx context.Context, s blob.Store, key Key, o Options) (*Vault, error) {
 	level, err := chunk.ParseLevel(o.Compression)
 	if err != nil {
@@ -224,7 +224,8 @@ func (v *Vault) openRooms(ctx context.Context, level chunk.Level, checkpoint *st
 }
 
 func (v *Vault) openJournal(ctx context.Context, checkpoint *string) (*journal.Journal, error) {
-	o := journal.Options{ReadOnly: v.opts.ReadOnly, At: v.opts.At, Log: log.Options{Who: v.opts.Who, Newest: checkpoint}}
+	o := journal.Options{ReadOnly: v.opts.ReadOnly, At: v.opts.At,
+		Log: log.Options{Who: v.opts.Who, Newest: checkpoint}}
 	if k := v.opts.Known; k != nil {
 		o.Log.Remembered = k.Seen
 	}
@@ -271,8 +272,9 @@ func (g goodPacks) Since(ctx context.Context, count uint64, do func(log.Object, 
 	return upTo, nil
 }
 
-// confirmFrom is from how many packs on an index is written while they are taken in. What is written says
-// up to which entry it knows all packs, and that entry must not be one that turns out void.
+// confirmFrom is from how many packs on an index is written while they are taken in. What is
+// written says up to which entry it knows all packs, and that entry must not be one that turns out
+// void.
 const confirmFrom = 1024
 
 func (g goodPacks) Good(ctx context.Context, ids []log.ObjectID) ([]bool, error) {
@@ -338,8 +340,8 @@ func (v *Vault) Close() error {
 	return nil
 }
 
-// flush writes what saves the next process time. The index says up to which entry it knows all packs:
-// that entry must stay.
+// flush writes what saves the next process time. The index says up to which entry it knows all
+// packs: that entry must stay.
 func (v *Vault) flush(ctx context.Context) error {
 	if err := v.journal.Confirm(ctx); err != nil {
 		return err

@@ -24,7 +24,9 @@ const testChunk = 16 << 10
 func newVault(t testing.TB, s blob.Store) vault.Key {
 	t.Helper()
 	identity, _ := testKey(t)
-	_, err := vault.Init(context.Background(), s, vault.InitOptions{ChunkSize: testChunk, Keys: []vault.NamedKey{{Name: "test", Key: vault.Key{Identity: identity}}}})
+	_, err := vault.Init(context.Background(), s,
+		vault.InitOptions{ChunkSize: testChunk,
+			Keys: []vault.NamedKey{{Name: "test", Key: vault.Key{Identity: identity}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +96,8 @@ func (d *disk) scribble(rng *rand.Rand) (data, zero extent.Set) {
 }
 
 func put(ctx context.Context, s *vault.Session, d *disk, data, zero extent.Set) error {
-	out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(d.data)), Base: d.root, Of: d.of, BaseUsed: d.used, Data: data, Zero: zero, Source: bytes.NewReader(d.data)})
+	out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(d.data)), Base: d.root, Of: d.of, BaseUsed: d.used,
+		Data: data, Zero: zero, Source: bytes.NewReader(d.data)})
 	if err != nil {
 		return err
 	}
@@ -103,10 +106,12 @@ func put(ctx context.Context, s *vault.Session, d *disk, data, zero extent.Set) 
 }
 
 func newPoint(vm string, disks ...*disk) *point.RecoveryPoint {
-	p := &point.RecoveryPoint{ID: point.NewID(), VM: vm, Time: time.Now().UTC(), Consistency: point.Crash, ConsistencyReason: "test", Rung: point.Offline}
+	p := &point.RecoveryPoint{ID: point.NewID(), VM: vm, Time: time.Now().UTC(), Consistency: point.Crash,
+		ConsistencyReason: "test", Rung: point.Offline}
 	for i, d := range disks {
 		d.of = p.ID
-		p.Disks = append(p.Disks, point.Disk{Name: fmt.Sprintf("vd%c", 'a'+i), Size: int64(len(d.data)), Used: d.used, Root: d.root})
+		p.Disks = append(p.Disks, point.Disk{Name: fmt.Sprintf("vd%c", 'a'+i), Size: int64(len(d.data)), Used: d.used,
+			Root: d.root})
 	}
 	return p
 }
@@ -126,8 +131,8 @@ func restore(ctx context.Context, v *vault.Vault, d point.Disk) ([]byte, error) 
 	return got, err
 }
 
-// Every point of a machine reads back exactly, whole or at random offsets, whatever came before and after it; and
-// its used size is what is not zero, in chunks.
+// Every point of a machine reads back exactly, whole or at random offsets, whatever came before and
+// after it; and its used size is what is not zero, in chunks.
 func TestPointsReadBack(t *testing.T) {
 	ctx := context.Background()
 	for seed := range uint64(8) {
@@ -213,7 +218,8 @@ func TestOnlyNewBytesAreStored(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(d.data)), Data: all, Source: bytes.NewReader(d.data)})
+		out, err := s.PutDisk(ctx, vault.DiskInput{Size: int64(len(d.data)), Data: all,
+			Source: bytes.NewReader(d.data)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -262,7 +268,9 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, tt.err)
 		}
 	}
-	store.Corrupt("vault.json", func(b []byte) []byte { return bytes.Replace(b, []byte("vault-2"), []byte("vault-9"), 1) })
+	store.Corrupt("vault.json", func(b []byte) []byte {
+		return bytes.Replace(b, []byte("vault-2"), []byte("vault-9"), 1)
+	})
 	if err := open(store, key); !errors.Is(err, vault.ErrNewer) {
 		t.Errorf("newer version: %v", err)
 	}
@@ -275,7 +283,8 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// The last key stays; any other can be added and removed, and opens the vault exactly while it is there.
+// The last key stays; any other can be added and removed, and opens the vault exactly while it is
+// there.
 func TestKeysComeAndGo(t *testing.T) {
 	ctx := context.Background()
 	store := mem.New()
@@ -320,7 +329,8 @@ func TestPointReferences(t *testing.T) {
 		err  error
 	}{
 		{"ab", last.ID, nil}, {"my vm@latest", last.ID, nil}, {string(last.ID), last.ID, nil},
-		{"a", "", vault.ErrAmbiguous}, {"c", "", vault.ErrNoPoint}, {"vm@latest", "", vault.ErrNoPoint}, {"", "", vault.ErrNoPoint}, {"../x", "", vault.ErrNoPoint},
+		{"a", "", vault.ErrAmbiguous}, {"c", "", vault.ErrNoPoint}, {"vm@latest", "", vault.ErrNoPoint},
+		{"", "", vault.ErrNoPoint}, {"../x", "", vault.ErrNoPoint},
 	} {
 		p, err := v.Point(ctx, tt.ref)
 		if !errors.Is(err, tt.err) || (err == nil && p.ID != tt.want) {
@@ -329,7 +339,8 @@ func TestPointReferences(t *testing.T) {
 	}
 }
 
-// A point that was read is the reader's: what is done to it shows nowhere else, and one that was deleted is gone.
+// A point that was read is the reader's: what is done to it shows nowhere else, and one that was
+// deleted is gone.
 func TestPointsBelongToTheirReaders(t *testing.T) {
 	ctx := context.Background()
 	_, _, v := memVault(t)
@@ -365,7 +376,8 @@ func TestStrayObjectsAreInNobodysWay(t *testing.T) {
 	ctx := context.Background()
 	store, key, v := memVault(t)
 	p := backUpWhole(t, v, randomDisk(1, 4))
-	for _, name := range []string{"pack/.nfs0001", "points/abc", "log/.nfs1", "log/0/0/x", "index/root/.nfs2", "index/x",
+	for _, name := range []string{"pack/.nfs0001", "points/abc", "log/.nfs1", "log/0/0/x", "index/root/.nfs2",
+		"index/x",
 		"keys/.nfs3", "notes/.nfs4", "checkpoint/.nfs5", "state/.nfs6", "ledger/.nfs7", "part/x"} {
 		if err := blob.Put(ctx, store, name, []byte("stray")); err != nil {
 			t.Fatal(err)

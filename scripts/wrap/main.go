@@ -1,8 +1,7 @@
 // Command wrap lists the lines of Go files that are too wide, and wraps them with -w.
 //
 // Comments end at column 100 and code at column 120, a tab being four columns wide. What stands
-// between back quotes, and all behind it on its line, is data and may be as wide as it likes. The
-// package internal/vault is left out.
+// between back quotes, and all behind it on its line, is data and may be as wide as it likes.
 package main
 
 import (
@@ -19,9 +18,6 @@ const (
 	codeWidth    = 120
 	tabWidth     = 4
 )
-
-// leftOut are the folders that nobody wraps.
-var leftOut = []string{"internal/vault/"}
 
 func main() {
 	write := flag.Bool("w", false, "wrap the lines in the files")
@@ -79,18 +75,9 @@ func tracked() ([]string, error) {
 	}
 	var names []string
 	for name := range strings.SplitSeq(strings.TrimRight(string(out), "\x00"), "\x00") {
-		if _, err := os.Stat(name); err == nil && !isLeftOut(name) {
+		if _, err := os.Stat(name); err == nil {
 			names = append(names, name)
 		}
 	}
 	return names, nil
-}
-
-func isLeftOut(name string) bool {
-	for _, folder := range leftOut {
-		if strings.HasPrefix(name, folder) {
-			return true
-		}
-	}
-	return false
 }

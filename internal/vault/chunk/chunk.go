@@ -1,7 +1,9 @@
-// Package chunk knows what a chunk of a disk is: its identity, whether it is a hole, and its compressed form.
+// Package chunk knows what a chunk of a disk is: its identity, whether it is a hole, and its
+// compressed form.
 //
-// An [ID] is the keyed BLAKE3-256 of the plain bytes. The key is the vault's own, so that an ID tells an outsider nothing
-// about the bytes, not even whether two vaults hold the same ones. A [Hasher] and a [Codec] belong to one goroutine each.
+// An [ID] is the keyed BLAKE3-256 of the plain bytes. The key is the vault's own, so that an ID
+// tells an outsider nothing about the bytes, not even whether two vaults hold the same ones. A
+// [Hasher] and a [Codec] belong to one goroutine each.
 package chunk
 
 import (

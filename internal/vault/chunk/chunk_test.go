@@ -23,7 +23,8 @@ func random(seed uint64, n int) []byte {
 	return p
 }
 
-// What is encoded, at any level, is no larger than it was and decodes to itself, whatever was encoded before.
+// What is encoded, at any level, is no larger than it was and decodes to itself, whatever was
+// encoded before.
 func TestCodecRoundTrip(t *testing.T) {
 	codecs := map[chunk.Level]*chunk.Codec{}
 	for _, l := range levels {

@@ -20,7 +20,8 @@ const (
 // Level is how hard a Codec tries.
 type Level int
 
-// Levels of libzstd. Level 2 is as fast as level 1 on disks and 1.2 % smaller; docs/adr/0002 has the figures.
+// Levels of libzstd. Level 2 is as fast as level 1 on disks and 1.2 % smaller; docs/adr/0002 has
+// the figures.
 const (
 	Fast  Level = 2
 	Dense Level = 9
@@ -53,7 +54,8 @@ type Codec struct {
 // NewCodec returns a Codec that compresses at level.
 func NewCodec(level Level) *Codec { return &Codec{level: level, ctx: zstd.NewCtx()} }
 
-// Encode returns p as it should be stored. The result is valid until the next call, or is p itself when that is no larger.
+// Encode returns p as it should be stored. The result is valid until the next call, or is p itself
+// when that is no larger.
 func (c *Codec) Encode(p []byte) ([]byte, Encoding, error) {
 	if c.level == None || !worthTrying(p) {
 		return p, Plain, nil
@@ -96,8 +98,9 @@ func (c *Codec) Decode(dst, stored []byte, enc Encoding) error {
 	return fmt.Errorf("%w: unknown encoding %d", ErrCorrupt, enc)
 }
 
-// worthTrying samples p and reports whether its bytes are uneven enough to compress. Already compressed or encrypted
-// data has close to 8 bits of entropy a byte: a sample of 4096 such bytes measures 7.95 on average.
+// worthTrying samples p and reports whether its bytes are uneven enough to compress. Already
+// compressed or encrypted data has close to 8 bits of entropy a byte: a sample of 4096 such bytes
+// measures 7.95 on average.
 func worthTrying(p []byte) bool {
 	const samples, limit = 4096, 7.93
 	if len(p) < 2*samples {

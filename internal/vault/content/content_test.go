@@ -33,12 +33,13 @@ func readChunks(t *testing.T, r *reader, d *content.Disk) ([]byte, error) {
 		if id.IsHole() {
 			continue
 		}
-		wanted = append(wanted, content.Wanted{ID: id, Plain: out[at*d.ChunkSize():][:d.ChunkSize()], Done: func(err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			calls++
-			failed = errors.Join(failed, err)
-		}})
+		wanted = append(wanted, content.Wanted{ID: id, Plain: out[at*d.ChunkSize():][:d.ChunkSize()],
+			Done: func(err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				calls++
+				failed = errors.Join(failed, err)
+			}})
 	}
 	r.ReadChunks(t.Context(), wanted)
 	if calls != len(wanted) {

@@ -126,7 +126,8 @@ func withoutDamaged(ctx context.Context, s *state.State, packs []state.Pack) (so
 
 // condemnDead condemns the packs in which all rows are freed, and parts. It returns those in which
 // some are not.
-func (c *collector) condemnDead(ctx context.Context, m asOf, packs, parts []state.Pack) (alive []state.Pack, err error) {
+func (c *collector) condemnDead(ctx context.Context, m asOf, packs, parts []state.Pack) (alive []state.Pack,
+	err error) {
 	var mu sync.Mutex
 	gone := parts
 	err = each(ctx, tableWays, packs, func(ctx context.Context, p state.Pack) error {

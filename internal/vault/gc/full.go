@@ -105,8 +105,8 @@ func (c *collector) markAndFree(ctx context.Context) error {
 	return m.tell(ctx)
 }
 
-// overtaken returns errStale where others condemned packs since the mark began: what could not be read
-// may be gone for that. Otherwise it returns why.
+// overtaken returns errStale where others condemned packs since the mark began: what could not be
+// read may be gone for that. Otherwise it returns why.
 func (m *marking) overtaken(ctx context.Context, why error) error {
 	if !errors.Is(why, errLost) {
 		return why
@@ -198,7 +198,8 @@ func (m *marking) doubtful(ctx context.Context) (packs []*doubt, err error) {
 				if f := m.dry[p.Object.ID]; f != nil {
 					freed = bytes.Clone(f.freed)
 				}
-				bits[p.Object.ID] = &freeing{good: true, shared: p.Shared, freed: freed, damaged: m.damaged[p.Object.ID]}
+				bits[p.Object.ID] = &freeing{good: true, shared: p.Shared, freed: freed,
+					damaged: m.damaged[p.Object.ID]}
 			}
 			return true
 		})

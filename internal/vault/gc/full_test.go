@@ -180,7 +180,8 @@ func checkRecipes(t *testing.T, p *process) {
 					t.Error(err)
 				}
 				o := log.Object{ID: r.Makes, Kind: log.Pack}
-				if want, err := blob.Get(t.Context(), p.Store, o.Name()); err != nil || !bytes.Equal(got.Bytes(), want) {
+				if want, err := blob.Get(t.Context(), p.Store, o.Name()); err != nil ||
+					!bytes.Equal(got.Bytes(), want) {
 					t.Errorf("pack %s is made otherwise, or not there: %v", r.Makes, err)
 				}
 				made++

@@ -51,7 +51,8 @@ func (w *world) change(rng *mrand.Rand, id state.ID, values int) (disks []modelD
 	of := w.points[id]
 	w.mu.Unlock()
 	if of == nil {
-		disks = []modelDisk{{chunks: 5000, data: map[int64]string{}}, {chunks: 50, data: map[int64]string{}}}[:1+rng.IntN(2)]
+		disks = []modelDisk{{chunks: 5000, data: map[int64]string{}}, {chunks: 50, data: map[int64]string{}}}[:1+
+			rng.IntN(2)]
 	} else {
 		for _, d := range of.disks {
 			disks = append(disks, modelDisk{line: d.line, chunks: d.chunks, data: maps.Clone(d.data)})
@@ -86,7 +87,9 @@ func (w *world) change(rng *mrand.Rand, id state.ID, values int) (disks []modelD
 func (w *world) ids() []state.ID {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(w.points), func(a, b state.ID) int { return strings.Compare(string(a[:]), string(b[:])) })
+	return slices.SortedFunc(maps.Keys(w.points), func(a, b state.ID) int {
+		return strings.Compare(string(a[:]), string(b[:]))
+	})
 }
 
 func (w *world) any(rng *mrand.Rand) (id state.ID) {
@@ -202,7 +205,8 @@ func TestAFullCollectionLeavesWhatIsNeeded(t *testing.T) {
 			}
 			would := collect(t, p, gc.Options{Policy: quick, Full: true, DryRun: true})
 			did := collect(t, p, gc.Options{Policy: quick, Full: true})
-			if would.FreedChunks != did.FreedChunks || would.PurgedPoints != did.PurgedPoints || would.DeadPacks != did.DeadPacks {
+			if would.FreedChunks != did.FreedChunks || would.PurgedPoints != did.PurgedPoints ||
+				would.DeadPacks != did.DeadPacks {
 				t.Errorf("seed %d, round %d: it would have freed %+v, and did %+v", seed, round, would, did)
 			}
 			p.exactly(t, seed)

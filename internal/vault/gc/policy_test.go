@@ -192,7 +192,8 @@ func TestThePolicyCostsWhatItShould(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			ratio, moved := runGrid(loads[tt.name], 3*day/2)
 			if ratio > tt.ratio || moved > tt.moved {
-				t.Errorf("stored/living %.3f, want at most %.2f; rewritten/added %.3f, want at most %.2f", ratio, tt.ratio,
+				t.Errorf("stored/living %.3f, want at most %.2f; rewritten/added %.3f, want at most %.2f", ratio,
+					tt.ratio,
 					moved, tt.moved)
 			}
 		})

@@ -28,7 +28,8 @@ type made struct{ rows int }
 func (m made) packs() int { return m.rows / benchPack }
 
 func madeObject(n int) log.Object {
-	return log.Object{ID: log.NewObjectID(log.Volume{Number: 7}, log.Session{1}, uint32(n)), Kind: log.Pack, Size: 64 << 20}
+	return log.Object{ID: log.NewObjectID(log.Volume{Number: 7}, log.Session{1}, uint32(n)), Kind: log.Pack,
+		Size: 64 << 20}
 }
 
 func (m made) Since(_ context.Context, count uint64, do func(log.Object, uint64) bool) (uint64, error) {
@@ -66,7 +67,8 @@ func (m made) id(n uint64) (id chunk.ID) {
 
 // entry is row n. Neighbours stand in packs far apart.
 func (m made) entry(n uint64, slot int) pack.Entry {
-	return pack.Entry{ID: m.id(n), Kind: pack.Data, Offset: uint32(slot) << 15, Stored: 30000, Plain: 65536, Nonce: uint32(slot)}
+	return pack.Entry{ID: m.id(n), Kind: pack.Data, Offset: uint32(slot) << 15, Stored: 30000, Plain: 65536,
+		Nonce: uint32(slot)}
 }
 
 func (m made) table(_ context.Context, o log.Object) ([]pack.Entry, error) {

@@ -36,8 +36,8 @@ func threeSegments(t *testing.T) (*mem.Store, *truth) {
 	return store, w
 }
 
-// A bit that is not as it was written is noticed, and costs no more than the tables of its segment's
-// packs; one in the root costs all.
+// A bit that is not as it was written is noticed, and costs no more than the tables of its
+// segment's packs; one in the root costs all.
 func TestFlippedBitCostsOneSegment(t *testing.T) {
 	store, w := threeSegments(t)
 	ctx := context.Background()
@@ -72,8 +72,8 @@ func TestFlippedBitCostsOneSegment(t *testing.T) {
 	}
 }
 
-// Who has not the key, or another vault's, reads no chunk's ID or pack in the index, and none of its
-// rows.
+// Who has not the key, or another vault's, reads no chunk's ID or pack in the index, and none of
+// its rows.
 func TestIndexTellsNothingWithoutTheKey(t *testing.T) {
 	store, w := threeSegments(t)
 	ctx := context.Background()

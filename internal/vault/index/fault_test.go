@@ -60,8 +60,8 @@ func findSome(t *testing.T, ix *Index, w *truth) error {
 	return nil
 }
 
-// Whichever call of the store fails, or loses its answer, what is found is right; and once the store
-// works again nothing is the worse for it.
+// Whichever call of the store fails, or loses its answer, what is found is right; and once the
+// store works again nothing is the worse for it.
 func TestFailingCallHarmsNothing(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		for i := 0; ; i++ {

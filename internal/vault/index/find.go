@@ -170,7 +170,8 @@ func (r *row) loc(o *originOf, pos int64) Loc {
 	return l
 }
 
-func (ix *Index) eachGood(ctx context.Context, good *goodPacks, locs []Loc, yield func(*Loc) bool) (more bool, err error) {
+func (ix *Index) eachGood(ctx context.Context, good *goodPacks, locs []Loc, yield func(*Loc) bool) (more bool,
+	err error) {
 	if len(locs) == 0 {
 		return true, nil
 	}

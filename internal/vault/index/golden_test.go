@@ -161,11 +161,13 @@ func requireAsMade(t *testing.T, rows, origins, filter []byte) {
 		p := w.packs[binary.BigEndian.Uint32(o[20:])]
 		e := p.entries[u16(b[52:])]
 		if string(o[:24]) != string(p.object.ID[:]) || o[24] != byte(p.object.Kind) || o[25] != p.object.Copy ||
-			u64(o[26:]) != p.object.Size || string(o[34:66]) != string(p.object.Sum[:]) || string(o[66:82]) != string(e.Salt[:]) {
+			u64(o[26:]) != p.object.Size || string(o[34:66]) != string(p.object.Sum[:]) ||
+			string(o[66:82]) != string(e.Salt[:]) {
 			t.Fatalf("row %d has the origin %x", r, o[:82])
 		}
 		if chunk.ID(b[:32]) != e.ID || u32(b[36:]) != e.Offset || u32(b[40:]) != e.Stored || u32(b[44:]) != e.Plain ||
-			u32(b[48:]) != e.Sum || uint32(u16(b[54:])) != e.Nonce || b[56] != byte(e.Kind) || b[57] != byte(e.Encoding) {
+			u32(b[48:]) != e.Sum || uint32(u16(b[54:])) != e.Nonce || b[56] != byte(e.Kind) ||
+			b[57] != byte(e.Encoding) {
 			t.Fatalf("row %d is %x", r, b[:60])
 		}
 		line := filter[64*(u64(b[8:])%uint64(len(filter)/64)):]

@@ -2,10 +2,10 @@
 // stands in the tables of the packs that the log's state calls good.
 //
 // Sorted, immutable segments lie in the store, and a small root says which there are and which
-// entries of the log each covers; docs/formats/index.md has both. Whatever of it is missing, damaged
-// or out of date is made up for from the packs' tables. In memory an [Index] keeps filter and
-// fences, 1.7 bytes a row, of the stretches that were asked for; a bounded cache of blocks; and the
-// rows of young packs, which no segment has.
+// entries of the log each covers; docs/formats/index.md has both. Whatever of it is missing,
+// damaged or out of date is made up for from the packs' tables. In memory an [Index] keeps filter
+// and fences, 1.7 bytes a row, of the stretches that were asked for; a bounded cache of blocks; and
+// the rows of young packs, which no segment has.
 package index
 
 import (
@@ -134,8 +134,8 @@ func (ix *Index) Know(o log.Object, entries []pack.Entry) {
 	}
 }
 
-// Forget takes back what Know was told: the pack's entry was never made, or a Sync after it did not tell
-// of the pack as it is not good any more. A pack of which Sync has learned stays.
+// Forget takes back what Know was told: the pack's entry was never made, or a Sync after it did not
+// tell of the pack as it is not good any more. A pack of which Sync has learned stays.
 func (ix *Index) Forget(id log.ObjectID) {
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
@@ -215,7 +215,8 @@ func hasSegment(list []*segment, name string) bool {
 	return slices.ContainsFunc(list, func(s *segment) bool { return s.name == name })
 }
 
-// segmentOf returns the segment that a root tells of, with what one of old that is the same has read.
+// segmentOf returns the segment that a root tells of, with what one of old that is the same has
+// read.
 func (ix *Index) segmentOf(old []*segment, info segmentInfo) (*segment, error) {
 	for _, s := range old {
 		if s.name == info.name && s.rows == info.rows && s.origins == info.origins {

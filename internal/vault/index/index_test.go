@@ -328,8 +328,9 @@ func (w *world) damage(t testing.TB, name string) {
 	}
 }
 
-// Whatever is added, condemned, flushed, merged by whichever process, damaged or lost: every process
-// finds the rows of the packs that are good as far as it has read the log, and of no others.
+// Whatever is added, condemned, flushed, merged by whichever process, damaged or lost: every
+// process finds the rows of the packs that are good as far as it has read the log, and of no
+// others.
 func TestIndexKnowsWhatTheLogSays(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

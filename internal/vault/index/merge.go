@@ -17,7 +17,8 @@ const (
 	askAtOnce = 1024
 )
 
-// piece is a stretch of the log of which a flush writes the rows: segments, or young packs, or both.
+// piece is a stretch of the log of which a flush writes the rows: segments, or young packs, or
+// both.
 type piece struct {
 	span     span
 	rows     int64

@@ -58,8 +58,8 @@ func (r *root) count() uint64 {
 	return r.segments[len(r.segments)-1].span.to
 }
 
-// newerThan reports whether r, if there is one, covers more than other, if there is one, or is to be
-// preferred to it.
+// newerThan reports whether r, if there is one, covers more than other, if there is one, or is to
+// be preferred to it.
 func (r *root) newerThan(other *root) bool {
 	return r != nil && (other == nil || r.name < other.name)
 }

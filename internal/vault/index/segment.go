@@ -25,7 +25,8 @@ const (
 )
 
 // segment is a sorted, immutable run of rows: all of the good packs that the entries of its span
-// added. What it is made of stands in the root; of the object itself only what is asked for is read.
+// added. What it is made of stands in the root; of the object itself only what is asked for is
+// read.
 type segment struct {
 	name    string
 	span    span
@@ -154,7 +155,8 @@ func (s *segment) firstPage(f uint64) int {
 }
 
 // find calls yield with each row of id and its number in the segment, until that is false.
-func (s *segment) find(ctx context.Context, c *cache, id *chunk.ID, yield func(r row, number int64) (bool, error)) error {
+func (s *segment) find(ctx context.Context, c *cache, id *chunk.ID,
+	yield func(r row, number int64) (bool, error)) error {
 	f := fenceOf(id)
 	for n := s.firstPage(f); n < len(s.fences) && s.fences[n] <= f; n++ {
 		p, err := s.page(ctx, n)
@@ -171,7 +173,8 @@ func (s *segment) find(ctx context.Context, c *cache, id *chunk.ID, yield func(r
 	return nil
 }
 
-func (s *segment) findInPage(ctx context.Context, c *cache, n int, p *pageData, id *chunk.ID, yield func(row, int64) (bool, error)) (more bool, err error) {
+func (s *segment) findInPage(ctx context.Context, c *cache, n int, p *pageData, id *chunk.ID,
+	yield func(row, int64) (bool, error)) (more bool, err error) {
 	f := fenceOf(id)
 	b := sort.Search(p.blocks(), func(i int) bool { return p.fence(i) >= f })
 	for b = max(b-1, 0); b < p.blocks() && p.fence(b) <= f; b++ {

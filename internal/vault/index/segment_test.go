@@ -44,8 +44,8 @@ func writeSegment(t testing.TB, src Source, ids []chunk.ID) *segment {
 	return s
 }
 
-// Every row of a segment is found, with its number, whatever its number of rows is; also where an ID
-// has so many rows that they fill blocks and pages.
+// Every row of a segment is found, with its number, whatever its number of rows is; also where an
+// ID has so many rows that they fill blocks and pages.
 func TestSegmentHasItsRows(t *testing.T) {
 	ctx := context.Background()
 	rng := rand.New(rand.NewPCG(13, 14))
@@ -95,8 +95,8 @@ func requireOrder(t *testing.T, s *segment, ids []chunk.ID) {
 	}
 }
 
-// The filter of a page denies nothing that is there, and all but one in a hundred of what is not; in
-// memory page and fence have less than two bytes a row.
+// The filter of a page denies nothing that is there, and all but one in a hundred of what is not;
+// in memory page and fence have less than two bytes a row.
 func TestFilter(t *testing.T) {
 	ids := make([]chunk.ID, pageRows)
 	for i := range ids {

@@ -115,8 +115,8 @@ func (s *Snapshot) findBad(ctx context.Context) error {
 // Positions returns how many positions there are.
 func (s *Snapshot) Positions() int64 { return s.rows }
 
-// FindAll returns every place of id that was good then, with its position. It returns ErrStale when a
-// segment is gone meanwhile.
+// FindAll returns every place of id that was good then, with its position. It returns ErrStale when
+// a segment is gone meanwhile.
 func (s *Snapshot) FindAll(ctx context.Context, id chunk.ID) ([]Loc, error) {
 	var all []Loc
 	s.young.find(&id, func(p *youngPack, slot int) {
@@ -154,9 +154,9 @@ func (s *Snapshot) stale(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", ErrStale, err)
 }
 
-// Each calls do for every row whose pack was good then, in any order, until it reports false. What do
-// is given is its own only until it returns. Each returns ErrStale when a segment is gone meanwhile;
-// do has seen some rows then.
+// Each calls do for every row whose pack was good then, in any order, until it reports false. What
+// do is given is its own only until it returns. Each returns ErrStale when a segment is gone
+// meanwhile; do has seen some rows then.
 func (s *Snapshot) Each(ctx context.Context, do func(*Loc) bool) error {
 	for i, seg := range s.segments {
 		more, err := s.eachOf(ctx, seg, s.base[i], do)

@@ -14,8 +14,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/pack"
 )
 
-// Two processes with many goroutines each sync, look up, write and merge at once: what was committed
-// before a Sync is found after it.
+// Two processes with many goroutines each sync, look up, write and merge at once: what was
+// committed before a Sync is found after it.
 func TestManyAtOnce(t *testing.T) {
 	ctx := context.Background()
 	store, w := mem.New(), &truth{}

@@ -143,9 +143,9 @@ func (j *Journal) Log(ctx context.Context, f func(*log.Log, *state.State) error)
 
 // Append appends what judge says, given the state as it is where the entry would stand, and returns
 // once that is acknowledged. Judge may be called again, when another's entry came before or was not
-// known yet, and must not call the journal; its error is what Append returns, and no operations mean
-// that there is nothing to do: both after all that was acknowledged when Append was called. If ctx
-// ends first the error may match [log.ErrInDoubt].
+// known yet, and must not call the journal; its error is what Append returns, and no operations
+// mean that there is nothing to do: both after all that was acknowledged when Append was called. If
+// ctx ends first the error may match [log.ErrInDoubt].
 func (j *Journal) Append(ctx context.Context, judge func(context.Context, *state.State) ([]log.Op, error)) (
 	log.Position, error,
 ) {
@@ -160,8 +160,8 @@ func (j *Journal) Append(ctx context.Context, judge func(context.Context, *state
 			refused, as = err != nil || len(ops) == 0, j.state.Count()
 			return ops, err
 		})
-		// What refuses it may have been undone, and what there is to do have been done, by entries that
-		// were not read yet.
+		// What refuses it may have been undone, and what there is to do have been done, by entries
+		// that were not read yet.
 		if !refused || as == judged {
 			return at, err
 		}
@@ -180,8 +180,8 @@ func (j *Journal) count(ctx context.Context) (n uint64, err error) {
 	return n, err
 }
 
-// Confirm makes sure that what was read is in the history and stays: whoever acts on an entry, as by
-// deleting what it condemns, confirms it first.
+// Confirm makes sure that what was read is in the history and stays: whoever acts on an entry, as
+// by deleting what it condemns, confirms it first.
 func (j *Journal) Confirm(ctx context.Context) error {
 	if j.frozen { // it was, when it was opened, and the log is not read on
 		return nil

@@ -8,8 +8,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/keys"
 )
 
-// Any slot that somebody left in a vault opens to a data key or is refused. (Slots that are dear on purpose, within the limits, are not
-// opened here.)
+// Any slot that somebody left in a vault opens to a data key or is refused. (Slots that are dear on
+// purpose, within the limits, are not opened here.)
 func FuzzSlot(f *testing.F) {
 	identity, recipient, err := keys.NewIdentity()
 	if err != nil {
@@ -37,7 +37,8 @@ func FuzzSlot(f *testing.F) {
 		if json.Unmarshal(raw, &slot) != nil {
 			return
 		}
-		if p := slot.Passphrase; p != nil && p.Time <= 64 && p.Memory <= 1<<20 && uint64(p.Time)*uint64(p.Memory) > 1<<10 {
+		if p := slot.Passphrase; p != nil && p.Time <= 64 && p.Memory <= 1<<20 &&
+			uint64(p.Time)*uint64(p.Memory) > 1<<10 {
 			return
 		}
 		for _, k := range []keys.Key{{Passphrase: []byte("secret words")}, {Identity: identity}, {}} {

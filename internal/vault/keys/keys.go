@@ -1,7 +1,8 @@
 // Package keys wraps a vault's data key for those who may open it.
 //
-// Each slot holds the same 32-byte data key, sealed to an age recipient or under a passphrase (argon2id). Any one slot's key opens the vault; when all are
-// lost, so is everything in the vault. docs/formats/vault.md is the format.
+// Each slot holds the same 32-byte data key, sealed to an age recipient or under a passphrase
+// (argon2id). Any one slot's key opens the vault; when all are lost, so is everything in the vault.
+// docs/formats/vault.md is the format.
 package keys
 
 import (
@@ -69,12 +70,14 @@ type Passphrase struct {
 // Format is the value of Slot.Format that this version writes and reads.
 const Format = "holdfast-key-1"
 
-// argon2id as RFC 9106 section 4 recommends where memory is constrained: 3 passes over 64 MiB in 4 lanes.
+// argon2id as RFC 9106 section 4 recommends where memory is constrained: 3 passes over 64 MiB in 4
+// lanes.
 const (
 	argonTime    = 3
 	argonMemory  = 64 << 10
 	argonThreads = 4
-	// The most that a stored slot may ask for: a hostile vault must not exhaust the machine that opens it.
+	// The most that a stored slot may ask for: a hostile vault must not exhaust the machine that
+	// opens it.
 	maxArgonTime, maxArgonMemory = 64, 1 << 20
 )
 
@@ -97,7 +100,8 @@ func Seal(dk DataKey, name string, key Key, now time.Time) (*Slot, error) {
 }
 
 func (s *Slot) sealPassphrase(dk DataKey, passphrase []byte) error {
-	p := &Passphrase{Salt: make([]byte, 16), Time: argonTime, Memory: argonMemory, Threads: argonThreads, Nonce: make([]byte, 12)}
+	p := &Passphrase{Salt: make([]byte, 16), Time: argonTime, Memory: argonMemory, Threads: argonThreads,
+		Nonce: make([]byte, 12)}
 	rand.Read(p.Salt)
 	rand.Read(p.Nonce)
 	aead, err := p.aead(passphrase)
@@ -110,7 +114,8 @@ func (s *Slot) sealPassphrase(dk DataKey, passphrase []byte) error {
 }
 
 func (p *Passphrase) aead(passphrase []byte) (cipher.AEAD, error) {
-	if p.Time == 0 || p.Time > maxArgonTime || p.Memory < 8*uint32(p.Threads) || p.Memory > maxArgonMemory || p.Threads == 0 || len(p.Nonce) != 12 {
+	if p.Time == 0 || p.Time > maxArgonTime || p.Memory < 8*uint32(p.Threads) || p.Memory > maxArgonMemory ||
+		p.Threads == 0 || len(p.Nonce) != 12 {
 		return nil, errors.New("key slot asks for unreasonable argon2id parameters")
 	}
 	block, err := aes.NewCipher(argon2.IDKey(passphrase, p.Salt, p.Time, p.Memory, p.Threads, 32))
@@ -140,7 +145,8 @@ func (s *Slot) sealAge(dk DataKey, recipient string) error {
 	return nil
 }
 
-// Open returns the data key in s, or an error that wraps ErrNoMatch if key is not the one of this slot.
+// Open returns the data key in s, or an error that wraps ErrNoMatch if key is not the one of this
+// slot.
 func (s *Slot) Open(key Key) (DataKey, error) {
 	switch {
 	case s.Kind == "passphrase" && s.Passphrase != nil && len(key.Passphrase) > 0:

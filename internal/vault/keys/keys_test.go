@@ -26,8 +26,10 @@ func TestSlotsOpenWithTheirKeyOnly(t *testing.T) {
 		seal, right keys.Key
 		wrong       []keys.Key
 	}{
-		{"passphrase", keys.Key{Passphrase: []byte("correct horse")}, keys.Key{Passphrase: []byte("correct horse")}, []keys.Key{{Passphrase: []byte("wrong")}, {Identity: idA}}},
-		{"recipient", keys.Key{Recipient: recipientA}, keys.Key{Identity: idA}, []keys.Key{{Identity: idB}, {Passphrase: []byte("x")}, {Recipient: recipientA}}},
+		{"passphrase", keys.Key{Passphrase: []byte("correct horse")}, keys.Key{Passphrase: []byte("correct horse")},
+			[]keys.Key{{Passphrase: []byte("wrong")}, {Identity: idA}}},
+		{"recipient", keys.Key{Recipient: recipientA}, keys.Key{Identity: idA},
+			[]keys.Key{{Identity: idB}, {Passphrase: []byte("x")}, {Recipient: recipientA}}},
 		{"identity", keys.Key{Identity: idA}, keys.Key{Identity: idA}, []keys.Key{{Identity: idB}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

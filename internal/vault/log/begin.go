@@ -159,8 +159,9 @@ func (l *Log) Due() bool {
 	return l.since >= EveryEntries && l.head.At.Number%EveryEntries == 0 || l.since >= 2*EveryEntries
 }
 
-// BeginTenure begins a tenure after was, and after all that others began, with a state before any entry: for
-// a vault whose log does not open any more. Who remembers an entry of the old one notices.
+// BeginTenure begins a tenure after was, and after all that others began, with a state before any
+// entry: for a vault whose log does not open any more. Who remembers an entry of the old one
+// notices.
 func BeginTenure(ctx context.Context, s blob.Store, k *Keys, state State, was Tenure, o Options) (*Log, error) {
 	l := newLog(s, k, state, o)
 	for t := was; ; {

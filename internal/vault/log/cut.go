@@ -34,7 +34,8 @@ func (l *Log) Cut(ctx context.Context, v Volume, verify func(context.Context, Ch
 	return l.deleteEntries(ctx, v)
 }
 
-// CutVolume is Cut for who has no log open: head is an entry that was confirmed. It holds up nobody.
+// CutVolume is Cut for who has no log open: head is an entry that was confirmed. It holds up
+// nobody.
 func CutVolume(ctx context.Context, s blob.Store, k *Keys, head Position, v Volume,
 	verify func(context.Context, Checkpoint) error,
 ) error {
@@ -52,8 +53,8 @@ func IsCut(ctx context.Context, s blob.Store, v Volume) (bool, error) {
 	return true, nil
 }
 
-// IsBegunToCut reports whether somebody has begun to cut a volume: it is closed by next/VOLUME, and its
-// second entry is gone.
+// IsBegunToCut reports whether somebody has begun to cut a volume: it is closed by next/VOLUME, and
+// its second entry is gone.
 func IsBegunToCut(ctx context.Context, s blob.Store, v Volume) (bool, error) {
 	open, err := s.Absent(ctx, NextName(v))
 	if err != nil || open {

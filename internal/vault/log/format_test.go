@@ -23,7 +23,8 @@ func sample(clear bool) *Entry {
 	if clear {
 		who = ""
 	}
-	e := &Entry{Who: who, At: Position{Volume: Volume{Number: 4}, Number: 9}, Before: Hash{5}, Voids: []Hash{{6}, {7}}, Term: 8,
+	e := &Entry{Who: who, At: Position{Volume: Volume{Number: 4}, Number: 9}, Before: Hash{5}, Voids: []Hash{{6}, {7}},
+		Term: 8,
 		Time: time.UnixMilli(1234).UTC(), Nonce: Nonce{Writer: [12]byte{3}, Seq: 2}, salt: Salt{9},
 		Ops: []Op{
 			{Kind: 16, Added: []Object{{ID: id, Kind: Pack, Copy: 2, Size: 77, Sum: Hash{1}}}, Body: []byte("first")},

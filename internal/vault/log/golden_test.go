@@ -81,7 +81,8 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 		}
 	}
 	long, next := session(), session()
-	progress := state.Progress{Session: long, Machine: "vm", Holder: []byte("process 12"), Bases: points[:1], Added: []log.Object{pack(long, 5)},
+	progress := state.Progress{Session: long, Machine: "vm", Holder: []byte("process 12"), Bases: points[:1],
+		Added:  []log.Object{pack(long, 5)},
 		Counts: []state.Count{{Pack: packs[9].ID, Shared: []byte{1, 2}}}, Roots: []byte("roots")}
 	do(progress.Op())
 	adopted := state.Adopted{Session: long, Progress: 1}
@@ -98,7 +99,8 @@ func everyOp(t *testing.T, o *opened, rng *rand.Rand, store blob.Store) {
 		Recipes: []log.Recipe{{Makes: moved.ID,
 			Pieces: []log.Piece{{Of: packs[1].ID, Kind: log.Pack, Offset: 3, Length: 9}}}},
 		AddedAt: []uint64{3, 4}, Parts: []bool{false, true},
-		Moved: []state.Moved{{Pack: moved.ID, Shared: []byte{1}, Freed: []byte{2}, FreedBytes: 4}}, Mark: o.log.Head().At, MarkAt: 5}).Op())
+		Moved: []state.Moved{{Pack: moved.ID, Shared: []byte{1}, Freed: []byte{2}, FreedBytes: 4}},
+		Mark:  o.log.Head().At, MarkAt: 5}).Op())
 	do((&state.Condemn{Orphans: true, Packs: []log.ObjectID{pack(session(), 1).ID}}).Op())
 	do(state.Gone([]log.ObjectID{packs[1].ID}))
 	do((&state.Delete{Points: points[3:5], Until: 77}).Op())
@@ -165,7 +167,10 @@ func goldenLog(t *testing.T) *mem.Store {
 	begin(t, s)
 	rng := rand.New(rand.NewPCG(1, 2))
 	clock := time.UnixMilli(1_800_000_000_000)
-	o := open(t, s, log.Options{Who: "root@east holdfast[12]", Term: 2, Now: func() time.Time { clock = clock.Add(time.Second); return clock },
+	o := open(t, s, log.Options{Who: "root@east holdfast[12]", Term: 2, Now: func() time.Time {
+		clock = clock.Add(time.Second)
+		return clock
+	},
 		Rand: func(b []byte) {
 			for i := range b {
 				b[i] = byte(rng.Uint32())

@@ -17,8 +17,9 @@ type Past struct {
 
 // History calls do for the entries of the history that are still there, the newest first, until it
 // reports false: from the one at from on, or the last before it that counts; a zero from is head.
-// Of volumes that were cut it has the first entry, and those that the next volume's carries. head is
-// an entry that was read, or remembered, as of the history. Bodies are hidden from who has no key.
+// Of volumes that were cut it has the first entry, and those that the next volume's carries. head
+// is an entry that was read, or remembered, as of the history. Bodies are hidden from who has no
+// key.
 func History(ctx context.Context, s blob.Store, k *Keys, head Remembered, from Position, do func(Past) bool) error {
 	if from == (Position{}) || from.Compare(head.At) > 0 {
 		from = head.At
@@ -46,8 +47,8 @@ type history struct {
 	more  bool
 }
 
-// next reads the entry at h.at and finds the one before it. In volumes beyond from it reads the first
-// entries alone.
+// next reads the entry at h.at and finds the one before it. In volumes beyond from it reads the
+// first entries alone.
 func (h *history) next(ctx context.Context, from Position) (Past, error) {
 	skipped := uint32(0)
 	if h.at.Volume.Compare(from.Volume) > 0 && h.at.Number > 0 {
@@ -79,8 +80,8 @@ func (h *history) take(ctx context.Context) (*Entry, error) {
 	return e, err
 }
 
-// wasCut reports whether an entry is not there because its volume was cut. Somebody who slept may have
-// put another at its number since.
+// wasCut reports whether an entry is not there because its volume was cut. Somebody who slept may
+// have put another at its number since.
 func (h *history) wasCut(err error) bool {
 	if h.at.Number == 0 || h.at.Volume == h.head.Volume {
 		return false

@@ -125,8 +125,8 @@ func (w *Writer) wasCut(at Position) error {
 	return err
 }
 
-// isBehind reports whether entries are undecided of a volume that the log has left: somebody has read
-// on, by Do. They are decided before anything else is put.
+// isBehind reports whether entries are undecided of a volume that the log has left: somebody has
+// read on, by Do. They are decided before anything else is put.
 func (w *Writer) isBehind() bool {
 	for _, f := range w.undecided() {
 		if f.at.Volume != w.log.head.At.Volume {

@@ -71,8 +71,8 @@ func ParsePackName(name string) (Object, bool) {
 	return o, ok && o.Kind == Pack
 }
 
-// ParseObjectName returns the kind and the ID in the name of an object that entries name. One that was
-// stored again under another name, with .K, is none.
+// ParseObjectName returns the kind and the ID in the name of an object that entries name. One that
+// was stored again under another name, with .K, is none.
 func ParseObjectName(name string) (o Object, ok bool) {
 	var t, v uint32
 	var r uint16

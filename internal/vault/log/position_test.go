@@ -30,9 +30,11 @@ func TestParsePosition(t *testing.T) {
 		ok   bool
 	}{
 		{"3.17", log.Position{Volume: log.Volume{Number: 3}, Number: 17}, true},
-		{"00000001-0002/5.6", log.Position{Volume: log.Volume{Tenure: log.Tenure{Number: 1, Region: 2}, Number: 5}, Number: 6},
+		{"00000001-0002/5.6", log.Position{Volume: log.Volume{Tenure: log.Tenure{Number: 1, Region: 2}, Number: 5},
+			Number: 6},
 			true},
-		{text: "3"}, {text: "3."}, {text: "-3.1"}, {text: "3.1x"}, {text: "1-2/5.6"}, {text: "5000000000.1"}, {text: ""},
+		{text: "3"}, {text: "3."}, {text: "-3.1"}, {text: "3.1x"}, {text: "1-2/5.6"}, {text: "5000000000.1"},
+		{text: ""},
 	} {
 		if got, ok := log.ParsePosition(tt.text); got != tt.want || ok != tt.ok {
 			t.Errorf("ParsePosition(%q) = %v, %v, want %v, %v", tt.text, got, ok, tt.want, tt.ok)

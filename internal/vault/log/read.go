@@ -99,8 +99,8 @@ func (l *Log) next() Position {
 }
 
 // take judges the object at the next number, and folds it in if it is an entry. One that does not
-// authenticate is read until it reads the same twice, so that what went wrong on the way, or vanished
-// since, is not taken for void.
+// authenticate is read until it reads the same twice, so that what went wrong on the way, or
+// vanished since, is not taken for void.
 func (l *Log) take(ctx context.Context, at Position, raw []byte) error {
 	if len(raw) > limitOf(at) {
 		raw = []byte{}

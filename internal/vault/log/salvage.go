@@ -9,8 +9,8 @@ import (
 )
 
 // Salvage calls do with every entry that reads by itself, chained or not, in the order of their
-// places, until it reports false; and lost with the name of every object of the log that does not. What
-// is void is among them: it is for repair, which believes what it finds.
+// places, until it reports false; and lost with the name of every object of the log that does not.
+// What is void is among them: it is for repair, which believes what it finds.
 func Salvage(ctx context.Context, s blob.Store, k *Keys, do func(*Entry) bool, lost func(name string)) error {
 	for name, err := range blob.Names(ctx, s, prefixLog, "") {
 		if err != nil {

@@ -59,7 +59,8 @@ func (w *world) indexOf(b *testing.B) *index.Index {
 		o := log.Object{ID: packID(len(packs.all)), Kind: log.Pack, Size: 64 << 20}
 		entries := make([]pack.Entry, len(rows))
 		for i := range rows {
-			entries[i] = pack.Entry{ID: rows[i].ID, Kind: pack.Data, Offset: uint32(i) << 15, Stored: 30000, Plain: 65536,
+			entries[i] = pack.Entry{ID: rows[i].ID, Kind: pack.Data, Offset: uint32(i) << 15, Stored: 30000,
+				Plain: 65536,
 				Nonce: uint32(i)}
 		}
 		ix.Know(o, entries)

@@ -34,7 +34,8 @@ func TestRowsThatMayNotBe(t *testing.T) {
 		{"stored too long", Node, 1, chunk.MaxSize + 1},
 		{"manifest too long", Manifest, MaxManifest + 1, 1},
 	} {
-		if _, err := w.Append(t.Context(), tt.kind, chunk.ID{1}, tt.plain, make([]byte, tt.stored), chunk.Zstd); err == nil {
+		if _, err := w.Append(t.Context(), tt.kind, chunk.ID{1}, tt.plain, make([]byte, tt.stored),
+			chunk.Zstd); err == nil {
 			t.Errorf("%s: it was taken", tt.name)
 		}
 	}

@@ -2,8 +2,8 @@
 // still read.
 //
 // It is for a vault whose log does not open any more. What it makes is a new tenure of the log, so
-// that whoever remembers an entry of the old one notices. Nobody else may work on the vault meanwhile;
-// a repair that was cut off is begun again.
+// that whoever remembers an entry of the old one notices. Nobody else may work on the vault
+// meanwhile; a repair that was cut off is begun again.
 package repair
 
 import (
@@ -119,8 +119,8 @@ func gather(ctx context.Context, v *Vault) (*repairer, error) {
 	return r, nil
 }
 
-// fromState takes what the newest checkpoint that reads says, and the entries after it as far as they
-// chain.
+// fromState takes what the newest checkpoint that reads says, and the entries after it as far as
+// they chain.
 func (r *repairer) fromState(ctx context.Context) error {
 	st := state.New(r.Store, r.Keys, state.Options{})
 	l, err := log.Open(ctx, r.Store, r.Keys.Log(), st, log.Options{NoReadAhead: true})
@@ -225,7 +225,9 @@ func (r *repairer) fromPacks(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	sort.Slice(r.packs, func(i, j int) bool { return string(r.packs[i].object.ID[:]) < string(r.packs[j].object.ID[:]) })
+	sort.Slice(r.packs, func(i, j int) bool {
+		return string(r.packs[i].object.ID[:]) < string(r.packs[j].object.ID[:])
+	})
 	return nil
 }
 

@@ -57,8 +57,9 @@ func (r *repairer) entries() (out [][]log.Op) {
 	ids := slices.SortedFunc(maps.Keys(r.points), func(a, b state.ID) int { return slices.Compare(a[:], b[:]) })
 	for _, id := range ids {
 		p := r.points[id]
-		c := state.Commit{Session: session, Points: []state.Point{{ID: id, Time: p.time, Until: p.until, Manifest: p.row,
-			Finds: p.finds}}}
+		c := state.Commit{Session: session,
+			Points: []state.Point{{ID: id, Time: p.time, Until: p.until, Manifest: p.row,
+				Finds: p.finds}}}
 		add(c.Op())
 		if p.deleted {
 			d := state.Delete{Points: []state.ID{id}, Until: p.deadline}
@@ -76,8 +77,8 @@ func (r *repairer) entries() (out [][]log.Op) {
 	return out
 }
 
-// added says that a pack is good, and that all its rows may be needed by several points: which are is
-// not known any more, and only a full mark finds out.
+// added says that a pack is good, and that all its rows may be needed by several points: which are
+// is not known any more, and only a full mark finds out.
 func (r *repairer) added(session log.Session, p *foundPack) log.Op {
 	shared := make([]byte, (len(p.rows)+7)/8)
 	for i := range p.rows {

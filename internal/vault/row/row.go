@@ -1,5 +1,5 @@
-// Package row is what the state keeps of a point: all that lists, collections and readers want of it
-// without reading its manifest.
+// Package row is what the state keeps of a point: all that lists, collections and readers want of
+// it without reading its manifest.
 //
 // docs/formats/point.md is the format. Values are not safe for concurrent use.
 package row
@@ -50,8 +50,8 @@ type Row struct {
 	Point point.RecoveryPoint
 	Short bool
 	Trees []Tree // of disks, then of files, in their order; none where Short
-	// Manifest is where the whole point lies: its place when it was stored. The ID finds it after it
-	// was moved. Of one that stands in Inline it is zero.
+	// Manifest is where the whole point lies: its place when it was stored. The ID finds it after
+	// it was moved. Of one that stands in Inline it is zero.
 	Manifest Place
 	Inline   []byte // the encoded Manifest of a point that stored nothing else
 }
@@ -236,7 +236,8 @@ func placeIn(w *wirePlace) (p Place, err error) {
 		return p, fmt.Errorf("%w: the place of its manifest reads wrong", ErrCorrupt)
 	}
 	p = Place{Pack: log.ObjectID(w.Pack), Slot: w.Slot}
-	p.Entry = pack.Entry{ID: chunk.ID(w.ID), Kind: pack.Manifest, Encoding: chunk.Encoding(w.Encoding), Offset: w.Offset,
+	p.Entry = pack.Entry{ID: chunk.ID(w.ID), Kind: pack.Manifest, Encoding: chunk.Encoding(w.Encoding),
+		Offset: w.Offset,
 		Stored: w.Stored, Plain: w.Plain, Sum: w.Sum, Nonce: w.Nonce, Salt: log.Salt(w.Salt)}
 	return p, nil
 }

@@ -22,14 +22,16 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 func randomPoint(rng *rand.Rand, disks int) point.RecoveryPoint {
-	p := point.RecoveryPoint{ID: point.NewID(), VM: fmt.Sprint("vm ", rng.IntN(9)), Time: time.Unix(rng.Int64N(1e9), 0).UTC(),
+	p := point.RecoveryPoint{ID: point.NewID(), VM: fmt.Sprint("vm ", rng.IntN(9)),
+		Time:       time.Unix(rng.Int64N(1e9), 0).UTC(),
 		Definition: point.Definition{Kind: point.ForLibvirt, InactiveXML: strings.Repeat("<a/>", rng.IntN(100))}}
 	for i := range disks {
 		root := make([]byte, chunk.IDSize)
 		for j := range root {
 			root[j] = byte(rng.Uint32())
 		}
-		p.Disks = append(p.Disks, point.Disk{Name: fmt.Sprint("vd", i), Size: rng.Int64N(1 << 40), Root: fmt.Sprintf("%x", root)})
+		p.Disks = append(p.Disks, point.Disk{Name: fmt.Sprint("vd", i), Size: rng.Int64N(1 << 40),
+			Root: fmt.Sprintf("%x", root)})
 	}
 	return p
 }
@@ -63,8 +65,8 @@ func randomPlace(rng *rand.Rand) Place {
 	return p
 }
 
-// A record reads back as it was written; one of a point that is too large for an entry of the log says
-// so, is small enough, and keeps what finds the point and its manifest.
+// A record reads back as it was written; one of a point that is too large for an entry of the log
+// says so, is small enough, and keeps what finds the point and its manifest.
 func TestRecordsReadBack(t *testing.T) {
 	for seed := range uint64(60) {
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -120,8 +122,10 @@ func TestManifestsReadBack(t *testing.T) {
 
 // The stored form of a record does not change by itself.
 func TestGoldenRecord(t *testing.T) {
-	r := Row{Point: point.RecoveryPoint{ID: "000102030405060708090a0b0c0d0e0f", VM: "web", Time: time.Unix(1700000000, 0).UTC(),
-		Consistency: point.Crash, ConsistencyReason: "test", Rung: point.Offline, Disks: []point.Disk{{Name: "vda", Size: 5}}}}
+	r := Row{Point: point.RecoveryPoint{ID: "000102030405060708090a0b0c0d0e0f", VM: "web",
+		Time:        time.Unix(1700000000, 0).UTC(),
+		Consistency: point.Crash, ConsistencyReason: "test", Rung: point.Offline,
+		Disks: []point.Disk{{Name: "vda", Size: 5}}}}
 	r.Trees = []Tree{{Line: Line{1}, Root: chunk.ID{2}, Chunks: 3}}
 	r.Manifest = Place{Pack: log.ObjectID{4}, Slot: 5, Entry: pack.Entry{ID: chunk.ID{6}, Kind: pack.Manifest,
 		Encoding: chunk.Zstd, Offset: 7, Stored: 8, Plain: 9, Sum: 10, Nonce: 11, Salt: log.Salt{12}}}

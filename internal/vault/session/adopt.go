@@ -80,8 +80,8 @@ func (r *Room) isDead(x *state.Session, machine string) bool {
 }
 
 // adopt goes on from the last of the sessions that were found. The entry of progress beside the
-// adoption is by what the next one can adopt this session in turn. If another was faster, nothing is
-// adopted.
+// adoption is by what the next one can adopt this session in turn. If another was faster, nothing
+// is adopted.
 func (s *Session) adopt(ctx context.Context) error {
 	from := s.telling.from
 	a := state.Adopt{From: from[len(from)-1], By: s.ids.Session}

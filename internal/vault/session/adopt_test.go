@@ -28,8 +28,8 @@ func dies(t *testing.T, r *room, machine string, d *disk) *session.Session {
 
 func gone([]byte) bool { return true }
 
-// A session goes on with what a dead one of its machine has stored: nothing of that is stored again,
-// its first use is its own, and the dead one commits no more.
+// A session goes on with what a dead one of its machine has stored: nothing of that is stored
+// again, its first use is its own, and the dead one commits no more.
 func TestGoOnWithWhatADeadSessionStored(t *testing.T) {
 	store := mem.New()
 	r := newRoom(t, store)

@@ -10,8 +10,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
 )
 
-// claims says which chunks and nodes a session is storing, so that no two workers store the same one,
-// and where those of packs lie that the index does not know yet.
+// claims says which chunks and nodes a session is storing, so that no two workers store the same
+// one, and where those of packs lie that the index does not know yet.
 type claims struct{ shards [64]claimShard }
 
 type claimShard struct {

@@ -21,11 +21,11 @@ import (
 const maxRecounts = 8
 
 // Commit makes everything durable and then appends p, whose ID must be fresh, as a point. Its disks
-// and files name trees that PutDisk returned or that [Session.Keep] kept; any other is ErrBase. When
-// Commit returns nil the point survives power loss. [ErrLost] says that a session which reads anew
-// is needed, state.ErrExists that there is or was a point of that ID, state.ErrEnded that another
-// session went on from this one, log.ErrInDoubt that the point may be there, now or later. The
-// session is over in any case.
+// and files name trees that PutDisk returned or that [Session.Keep] kept; any other is ErrBase.
+// When Commit returns nil the point survives power loss. [ErrLost] says that a session which reads
+// anew is needed, state.ErrExists that there is or was a point of that ID, state.ErrEnded that
+// another session went on from this one, log.ErrInDoubt that the point may be there, now or later.
+// The session is over in any case.
 func (s *Session) Commit(ctx context.Context, p *point.RecoveryPoint) error {
 	if err := s.err(); err != nil {
 		s.Abort()
@@ -74,8 +74,8 @@ func (s *Session) commit(ctx context.Context, p *point.RecoveryPoint) error {
 	return e.append(ctx)
 }
 
-// storeManifest stores the manifest in the last pack, w, and returns the point's row. Where there is
-// no such pack, a small one stands in the row.
+// storeManifest stores the manifest in the last pack, w, and returns the point's row. Where there
+// is no such pack, a small one stands in the row.
 func (s *Session) storeManifest(ctx context.Context, w *pack.Writer, p *point.RecoveryPoint, trees []row.Tree) (
 	[]byte, error,
 ) {

@@ -63,7 +63,8 @@ func TestRoundTrips(t *testing.T) {
 	})
 }
 
-// A point that counts on more packs, and adds more, than an entry has room for is told of in pieces.
+// A point that counts on more packs, and adds more, than an entry has room for is told of in
+// pieces.
 func TestLargePoint(t *testing.T) {
 	session.SetPieceSize(t, manyPacks*54)
 	r := newRoom(t, mem.New())
@@ -150,8 +151,8 @@ func TestFinds(t *testing.T) {
 	}
 }
 
-// Each tree of a point has a line of its own, whatever it was made from, and a disk that goes on from
-// a point's keeps its line. Only what cannot have the line of its base is shared throughout.
+// Each tree of a point has a line of its own, whatever it was made from, and a disk that goes on
+// from a point's keeps its line. Only what cannot have the line of its base is shared throughout.
 func TestLines(t *testing.T) {
 	r := newRoom(t, mem.New())
 	a := randomDisk(1, 5)
@@ -216,7 +217,8 @@ func TestHolesThatStayHolesCostNothing(t *testing.T) {
 		again.Zero = wholeOf(size).Subtract(again.Data)
 		second, err := s.Spans(t.Context(), again)
 		if err != nil || first != 3 || second != 3 {
-			t.Errorf("workers look at %d and %d leaves of a disk of %d bytes; 3 have data: %v", first, second, size, err)
+			t.Errorf("workers look at %d and %d leaves of a disk of %d bytes; 3 have data: %v", first, second, size,
+				err)
 		}
 		if out, err = s.PutDisk(t.Context(), again); err != nil || out.Used != 2*width {
 			t.Errorf("%d bytes are used: %v", out.Used, err)

@@ -40,8 +40,8 @@ func (w *stuckWriter) Commit(ctx context.Context) error {
 	return w.Writer.Commit(ctx)
 }
 
-// While nobody knows whether a point is there, others store what it holds anew; once it is known they
-// count on it.
+// While nobody knows whether a point is there, others store what it holds anew; once it is known
+// they count on it.
 func TestNobodyCountsOnWhatIsInDoubt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &stuck{Store: mem.New()}

@@ -77,8 +77,8 @@ func (h *history) backUp(ctx context.Context, r *room) error {
 	return nil
 }
 
-// verify opens what is left and demands every acknowledged point; one in doubt is there whole or not
-// at all.
+// verify opens what is left and demands every acknowledged point; one in doubt is there whole or
+// not at all.
 func (h *history) verify(t *testing.T, s blob.Store) error {
 	r, err := openRoom(t, s)
 	if err != nil {
@@ -149,8 +149,8 @@ func (h *history) again(t *testing.T, s blob.Store) error {
 	return h.verify(t, s)
 }
 
-// Whichever call of the store fails, and whether or not it took effect: the error is passed on, what
-// was acknowledged reads back, nothing is left running, and the next session works.
+// Whichever call of the store fails, and whether or not it took effect: the error is passed on,
+// what was acknowledged reads back, nothing is left running, and the next session works.
 func TestEveryFailingCall(t *testing.T) {
 	boom := errors.New("boom")
 	for first, inject := range []func(*fault.Store, int){
@@ -210,8 +210,8 @@ func TestPowerFailsAtEveryWrite(t *testing.T) {
 	}
 }
 
-// A context that ends at any call ends the session: what was acknowledged reads back, and nothing is
-// left running.
+// A context that ends at any call ends the session: what was acknowledged reads back, and nothing
+// is left running.
 func TestContextEndsAtEveryCall(t *testing.T) {
 	for i, done := 0, false; !done; i += stride {
 		synctest.Test(t, func(t *testing.T) {

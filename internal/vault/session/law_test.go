@@ -184,7 +184,8 @@ func (m *places) check(t *testing.T) {
 			}
 			all := m.copies(t, at.id)
 			if !slices.ContainsFunc(all, func(c rowAt) bool { return !m.freed[c] || shared(c) }) {
-				t.Fatalf("point %s needs %s at level %d, place %d: its %d copies are freed", x.id, at.id, at.level, at.number,
+				t.Fatalf("point %s needs %s at level %d, place %d: its %d copies are freed", x.id, at.id, at.level,
+					at.number,
 					len(all))
 			}
 			sound[at.id] = true

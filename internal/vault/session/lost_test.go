@@ -185,8 +185,8 @@ func TestDamagedPacksAreNotCountedOn(t *testing.T) {
 	r.requireShared(t, again, false)
 }
 
-// A session that stored a thing anew, as the pack that had it is damaged, and inherited it elsewhere
-// from a point that is purged meanwhile, uses its copy twice.
+// A session that stored a thing anew, as the pack that had it is damaged, and inherited it
+// elsewhere from a point that is purged meanwhile, uses its copy twice.
 func TestOwnCopyIsUsedForWhatWasInherited(t *testing.T) {
 	r := newRoom(t, mem.New())
 	d := randomDisk(4, 5)

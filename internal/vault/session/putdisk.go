@@ -89,7 +89,8 @@ func (s *Session) newPut(ctx context.Context, in DiskInput) (*put, error) {
 	for _, set := range []extent.Set{in.Data, in.Zero} {
 		for _, e := range set {
 			if e.Off%size != 0 || (e.End()%size != 0 && e.End() != in.Size) || e.End() > in.Size || e.Off < 0 {
-				return nil, fmt.Errorf("extent %d+%d of a disk of %d bytes is not aligned to chunks of %d", e.Off, e.Len,
+				return nil, fmt.Errorf("extent %d+%d of a disk of %d bytes is not aligned to chunks of %d", e.Off,
+					e.Len,
 					in.Size, size)
 			}
 		}

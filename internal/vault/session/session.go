@@ -2,8 +2,8 @@
 //
 // A [Session] gathers chunks and tree nodes in packs, tells the log of them, and commits the point.
 // What it has written is an orphan until an entry names it: nobody needs it, and a sweep finds it.
-// A session that lasts tells of its progress on the way, and a later one of the same machine goes on
-// with what it stored.
+// A session that lasts tells of its progress on the way, and a later one of the same machine goes
+// on with what it stored.
 //
 // Each tree of a point has a line ([row.Line]). What the tree that it was made from has at the same
 // place is inherited, which is why that tree's point must live when this one is committed; what is
@@ -69,8 +69,8 @@ type Room struct {
 	tools     sync.Pool // of *tools
 }
 
-// Session writes the disks of one point. Its methods are safe for concurrent use, but nothing may be
-// at work when Commit or Abort is called.
+// Session writes the disks of one point. Its methods are safe for concurrent use, but nothing may
+// be at work when Commit or Abort is called.
 type Session struct {
 	room    *Room
 	machine string
@@ -174,8 +174,8 @@ func (s *Session) skip(l *index.Loc) bool {
 	return s.damaged[l.Pack.ID] || s.room.unsettled.hides(l.Pack.ID, s.ids.Session)
 }
 
-// have reports whether a chunk or node is stored, or being stored by this session, and counts on the
-// copy. If it is not the caller has claimed it: it stores and places it, or drops the claim.
+// have reports whether a chunk or node is stored, or being stored by this session, and counts on
+// the copy. If it is not the caller has claimed it: it stores and places it, or drops the claim.
 func (s *Session) have(ctx context.Context, id chunk.ID) (bool, error) {
 	at, taken, err := s.claims.take(ctx, id)
 	if err != nil {
@@ -197,8 +197,8 @@ func (s *Session) have(ctx context.Context, id chunk.ID) (bool, error) {
 	return true, nil
 }
 
-// count counts on a copy that was found. The first use of what an adopted session stored is that for
-// which it was stored.
+// count counts on a copy that was found. The first use of what an adopted session stored is that
+// for which it was stored.
 func (s *Session) count(l *index.Loc) {
 	if s.telling.isAdopted(l.Pack.ID) && s.uses.first(l.Pack.ID, l.Slot) {
 		return

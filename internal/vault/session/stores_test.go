@@ -53,8 +53,8 @@ func (c *cancelling) Absent(ctx context.Context, name string) (bool, error) {
 	return c.Store.Absent(ctx, name)
 }
 
-// far is a store a round trip away: each call takes one, in virtual time. Settling costs nothing, as
-// in an object store.
+// far is a store a round trip away: each call takes one, in virtual time. Settling costs nothing,
+// as in an object store.
 type far struct {
 	*mem.Store
 	puts atomic.Int64

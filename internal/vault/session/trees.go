@@ -18,9 +18,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/tree"
 )
 
-// candidate is a tree that the point may have: every chunk and node of it was inherited at its place
-// in its line from points that it rests on, or was stored or counted for it. So of several of one
-// root any will do.
+// candidate is a tree that the point may have: every chunk and node of it was inherited at its
+// place in its line from points that it rests on, or was stored or counted for it. So of several of
+// one root any will do.
 type candidate struct {
 	tree  row.Tree
 	bases []point.ID // that it rests on, sorted
@@ -73,8 +73,8 @@ func (t *trees) candidates(root chunk.ID, chunks int64) []candidate {
 	})
 }
 
-// next returns a tree of some that is as wanted: of several each in turn, so that disks of one content
-// keep their lines apart.
+// next returns a tree of some that is as wanted: of several each in turn, so that disks of one
+// content keep their lines apart.
 func (t *trees) next(of []row.Tree, want row.Tree) (row.Tree, bool) {
 	of = slices.DeleteFunc(slices.Clone(of), func(x row.Tree) bool {
 		return x.Root != want.Root || x.Chunks != want.Chunks
@@ -120,7 +120,8 @@ func (s *Session) base(ctx context.Context, want row.Tree, of point.ID) (candida
 	made, ok := s.trees.find(want)
 	if of == "" {
 		if !ok {
-			return made, fmt.Errorf("%w: %s is of %d chunks of no disk of this session", ErrBase, want.Root, want.Chunks)
+			return made, fmt.Errorf("%w: %s is of %d chunks of no disk of this session", ErrBase, want.Root,
+				want.Chunks)
 		}
 		return made, nil
 	}
@@ -225,8 +226,8 @@ func (s *Session) Keep(ctx context.Context, of point.ID) error {
 	return nil
 }
 
-// choice is the trees of a point that is committed, each of a line of its own: what a purge frees is
-// told tree by tree.
+// choice is the trees of a point that is committed, each of a line of its own: what a purge frees
+// is told tree by tree.
 type choice struct {
 	trees []row.Tree
 	whole []row.Tree // those of them of which everything is to be counted as shared
@@ -257,8 +258,8 @@ type chooser struct {
 	on    map[point.ID]struct{}
 }
 
-// take takes a candidate whose line is not taken yet. If there is none, the tree begins a line of its
-// own, in which it inherits nothing.
+// take takes a candidate whose line is not taken yet. If there is none, the tree begins a line of
+// its own, in which it inherits nothing.
 func (c *chooser) take(root string, size int64) error {
 	id, err := chunk.ParseID(root)
 	if err != nil {

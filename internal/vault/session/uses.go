@@ -96,8 +96,8 @@ func (u *uses) forget(id log.ObjectID) {
 	delete(sh.packs, id)
 }
 
-// take returns what no entry says yet of the packs for which may reports true, in the order of their
-// IDs. The caller sees to it that an entry says it.
+// take returns what no entry says yet of the packs for which may reports true, in the order of
+// their IDs. The caller sees to it that an entry says it.
 func (u *uses) take(may func(log.ObjectID) bool) (out []state.Count) {
 	for i := range u.shards {
 		sh := &u.shards[i]

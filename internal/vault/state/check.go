@@ -135,8 +135,8 @@ func (l *Lost) own(ctx context.Context, s *State, ids []log.ObjectID) error {
 	return nil
 }
 
-// counts finds the packs on which nothing may be counted. Those that the session adds with this entry
-// are judged as its own.
+// counts finds the packs on which nothing may be counted. Those that the session adds with this
+// entry are judged as its own.
 func (l *Lost) counts(ctx context.Context, s *State, counts []Count, own []log.ObjectID) error {
 	if s.opts.Without.Has(log.GoodCounts) || len(counts) == 0 {
 		return nil

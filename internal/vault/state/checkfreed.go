@@ -10,9 +10,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/log"
 )
 
-// Check leaves out of what is freed what is shared or freed by now, and fills in which empty nodes go.
-// It returns ErrVoid if it cannot stand at all: others walked the same piece, which would free a second
-// copy of everything in it, or what the mark rested on does not stand any more.
+// Check leaves out of what is freed what is shared or freed by now, and fills in which empty nodes
+// go. It returns ErrVoid if it cannot stand at all: others walked the same piece, which would free
+// a second copy of everything in it, or what the mark rested on does not stand any more.
 func (f *Freed) Check(ctx context.Context, s *State) error {
 	f.Relink = nil
 	if f.FromMark {
@@ -75,8 +75,8 @@ func (f *Freed) checkWalk(ctx context.Context, s *State) error {
 	return nil
 }
 
-// prune leaves out slots that are shared or freed, and packs that are not good. Of what a mark found it
-// leaves out packs that were counted on since, and those that open sessions need.
+// prune leaves out slots that are shared or freed, and packs that are not good. Of what a mark
+// found it leaves out packs that were counted on since, and those that open sessions need.
 func (f *Freed) prune(ctx context.Context, s *State) error {
 	var needed map[log.ObjectID]bool
 	if f.FromMark {

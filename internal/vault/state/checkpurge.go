@@ -7,8 +7,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/log"
 )
 
-// Check returns nil if the points may be deleted softly at a time, in milliseconds since 1970. Held and
-// locked ones may not, and there is ErrNoChange where all of them are deleted until that time.
+// Check returns nil if the points may be deleted softly at a time, in milliseconds since 1970. Held
+// and locked ones may not, and there is ErrNoChange where all of them are deleted until that time.
 func (d *Delete) Check(ctx context.Context, s *State, now int64) error {
 	change := false
 	for _, id := range d.Points {
@@ -134,8 +134,8 @@ func (l *Lock) Check(ctx context.Context, s *State) error {
 	return err
 }
 
-// Check leaves out packs that are not good, and those of which the damage is known; with none left it
-// returns ErrNoChange.
+// Check leaves out packs that are not good, and those of which the damage is known; with none left
+// it returns ErrNoChange.
 func (x *Damaged) Check(ctx context.Context, s *State) error {
 	var left []log.ObjectID
 	for _, id := range x.Packs {

@@ -287,7 +287,8 @@ func (f *fold) freed(op *log.Op) error {
 	x, err := readFreed(op)
 	f.counts(x.Keep)
 	for _, c := range x.Slots {
-		f.join(sealed, key(tableBits, c.Pack[:]), bitsRow{Freed: c.Shared, FreedBytes: c.Bytes, FreedSince: f.time}.encode())
+		f.join(sealed, key(tableBits, c.Pack[:]),
+			bitsRow{Freed: c.Shared, FreedBytes: c.Bytes, FreedSince: f.time}.encode())
 	}
 	for _, w := range x.Walk {
 		if !w.Done {

@@ -15,7 +15,8 @@ func FuzzBodies(f *testing.F) {
 	f.Add(uint16(KindCommit), commit.Op().Body)
 	progress := Progress{Machine: "vm", Bases: []ID{{1}}}
 	f.Add(uint16(KindProgress), progress.Op().Body)
-	f.Add(uint16(KindFreed), (&Freed{Walk: []Walk{{Point: ID{3}, Done: true}}, Relink: []Relink{{Node: ID{3}, Bases: []ID{{4}}}}}).Op().Body)
+	f.Add(uint16(KindFreed),
+		(&Freed{Walk: []Walk{{Point: ID{3}, Done: true}}, Relink: []Relink{{Node: ID{3}, Bases: []ID{{4}}}}}).Op().Body)
 	mark := Freed{FromMark: true, Slots: []Count{{Shared: []byte{1}, Bytes: 9}}, Keep: []Count{{Shared: []byte{2}}}}
 	f.Add(uint16(KindFreed), mark.Op().Body)
 	condemn := Condemn{Packs: []log.ObjectID{{1}}, AddedAt: []uint64{1}, Parts: []bool{true},

@@ -47,8 +47,8 @@ type Count struct {
 	Bytes  uint64 // what the slots take, as stored: told in Freed alone, for who chooses what to rewrite
 }
 
-// Moved is what is known of the slots of a pack that a condemnation adds: what was known of the rows
-// where they came from.
+// Moved is what is known of the slots of a pack that a condemnation adds: what was known of the
+// rows where they came from.
 type Moved struct {
 	Pack          log.ObjectID
 	Shared, Freed []byte // bitmaps

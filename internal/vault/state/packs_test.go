@@ -67,7 +67,8 @@ func TestEachPackTellsOfAllGoodPacks(t *testing.T) {
 	n := 0
 	if err := s.EachPack(t.Context(), func(p Pack) bool {
 		one, good, err := s.Pack(t.Context(), p.Object.ID)
-		if err != nil || !good || one.FreedBytes != p.FreedBytes || one.Moved != p.Moved || !bytes.Equal(one.Shared, p.Shared) ||
+		if err != nil || !good || one.FreedBytes != p.FreedBytes || one.Moved != p.Moved ||
+			!bytes.Equal(one.Shared, p.Shared) ||
 			!bytes.Equal(one.Freed, p.Freed) {
 			t.Errorf("%+v, alone %+v, %v", p, one, err)
 		}

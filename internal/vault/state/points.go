@@ -170,10 +170,10 @@ func (s *State) linked(ctx context.Context, table byte, id ID) (ids []ID, err er
 }
 
 // Neighbours returns the points that are reached from one over others only that were purged before
-// it, through bases and descendants. A point that was purged later counts as living: it is there until
-// it is walked. What purging a point frees is what it has and none of its neighbours has at that
-// place. at is the count of the purge; for a point that lives, one more than the state's says what
-// purging it now would free.
+// it, through bases and descendants. A point that was purged later counts as living: it is there
+// until it is walked. What purging a point frees is what it has and none of its neighbours has at
+// that place. at is the count of the purge; for a point that lives, one more than the state's says
+// what purging it now would free.
 func (s *State) Neighbours(ctx context.Context, id ID, at uint64) ([]Point, error) {
 	when, purged, err := s.purged(ctx, id)
 	if err != nil {

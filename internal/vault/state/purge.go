@@ -27,7 +27,8 @@ func (p *Purge) Op() log.Op {
 // MaxOp is how many bytes an operation may take, by its Size, to be sure of its place in an entry.
 const MaxOp = log.MaxEntry - 4<<10
 
-// Fit leaves so many points in a purge that was checked as an entry has room for, and returns the others.
+// Fit leaves so many points in a purge that was checked as an entry has room for, and returns the
+// others.
 func (p *Purge) Fit() []Purged {
 	size := 64
 	for i, x := range p.Points {
@@ -58,10 +59,10 @@ func readPurge(op *log.Op) (p Purge, err error) {
 // Freed says which slots of packs were freed: by purges, as far as somebody has walked what they
 // free, or because a full mark found that nothing needs them.
 //
-// A walk frees, of each chunk that the point has and none of its neighbours has at that place, one copy
-// that is neither freed nor shared. A mark frees only chunks of which no point needs any copy, and for
-// it points that were purged and not walked live. Whoever walks keeps the operation below [MaxOp], by
-// ending a piece sooner.
+// A walk frees, of each chunk that the point has and none of its neighbours has at that place, one
+// copy that is neither freed nor shared. A mark frees only chunks of which no point needs any copy,
+// and for it points that were purged and not walked live. Whoever walks keeps the operation below
+// [MaxOp], by ending a piece sooner.
 type Freed struct {
 	Slots  []Count  // Shared is the bitmap of what was freed
 	Keep   []Count  // from a mark: slots that are shared from now on, as copies of theirs are freed, or were
@@ -83,8 +84,8 @@ type Walk struct {
 	Done     bool   // nothing is left to walk; To does not count
 }
 
-// Relink takes an empty node out of the graph of points: what it was based on is what its child, if it
-// has one, is based on from then on.
+// Relink takes an empty node out of the graph of points: what it was based on is what its child, if
+// it has one, is based on from then on.
 type Relink struct {
 	Node  ID
 	Bases []ID

@@ -16,9 +16,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
-// A model of what points need. A point has contents at places; a content may have several copies, each
-// a slot of a pack. What a point has from a base at the same place it inherits; everything else it
-// stores without looking, or uses a copy that is there, which is shared from then on.
+// A model of what points need. A point has contents at places; a content may have several copies,
+// each a slot of a pack. What a point has from a base at the same place it inherits; everything
+// else it stores without looking, or uses a copy that is there, which is shared from then on.
 type model struct {
 	*vault
 	rng    *rand.Rand
@@ -206,7 +206,9 @@ func (m *model) freeOne(f *state.Freed, content string) {
 	for _, s := range m.copies[content] {
 		shared, freed, err := m.Bits(m.ctx, s.pack)
 		m.must("bits", err)
-		said := slices.ContainsFunc(f.Slots, func(c state.Count) bool { return c.Pack == s.pack && has(c.Shared, s.bit) })
+		said := slices.ContainsFunc(f.Slots, func(c state.Count) bool {
+			return c.Pack == s.pack && has(c.Shared, s.bit)
+		})
 		if !said && !has(shared, s.bit) && !has(freed, s.bit) {
 			addBit(&f.Slots, s)
 			return
@@ -260,8 +262,9 @@ func (m *model) say(f state.Freed) {
 	}
 }
 
-// judge demands that every content that a living point has is stored, and, where nothing was shared and
-// all purges were walked, that just so many copies are left as points brought it that are still needed.
+// judge demands that every content that a living point has is stored, and, where nothing was shared
+// and all purges were walked, that just so many copies are left as points brought it that are still
+// needed.
 func (m *model) judge(seed uint64, settled bool) {
 	m.t.Helper()
 	brought := map[string]map[string]bool{}
@@ -292,8 +295,8 @@ func (m *model) judge(seed uint64, settled bool) {
 	}
 }
 
-// What purges free, walked in pieces by two who do not know of each other and crash, with full marks
-// between: everything that no living point needs, and nothing that one does.
+// What purges free, walked in pieces by two who do not know of each other and crash, with full
+// marks between: everything that no living point needs, and nothing that one does.
 func TestPurgesFreeWhatNobodyNeeds(t *testing.T) {
 	walks, voids, seeds := 0, 0, 120
 	if n, err := strconv.Atoi(os.Getenv("HOLDFAST_STATE_SEEDS")); err == nil {
@@ -347,8 +350,8 @@ func (m *model) settle() {
 	}
 }
 
-// requireLinks demands that links are the same from both sides, that empty nodes stand only where two
-// points at least hang on them, and that nothing is left once all points are purged.
+// requireLinks demands that links are the same from both sides, that empty nodes stand only where
+// two points at least hang on them, and that nothing is left once all points are purged.
 func (m *model) requireLinks(seed uint64) {
 	m.t.Helper()
 	alive := map[state.ID]bool{}

@@ -130,8 +130,8 @@ func (s *State) Packs(ctx context.Context, do func(log.Object) bool) error {
 	return errors.Join(err, bad)
 }
 
-// AddedSince calls do for the good packs that entries after the count-th added, in the order of those
-// entries, with the count of each, until it reports false.
+// AddedSince calls do for the good packs that entries after the count-th added, in the order of
+// those entries, with the count of each, until it reports false.
 func (s *State) AddedSince(ctx context.Context, count uint64, do func(o log.Object, added uint64) bool) error {
 	var bad error
 	from := addedKey(count+1, log.ObjectID{})
@@ -219,8 +219,8 @@ func (s *State) Pins(ctx context.Context) (pins []Pinned, err error) {
 	return pins, errors.Join(err, bad)
 }
 
-// EachCondemned is Condemned for who deletes: it tells whether each is a pack or a part, without sizes,
-// and tells of those too that wait for a pin.
+// EachCondemned is Condemned for who deletes: it tells whether each is a pack or a part, without
+// sizes, and tells of those too that wait for a pin.
 func (s *State) EachCondemned(ctx context.Context, do func(o log.Object, waits bool) bool) error {
 	pinned, err := s.oldestPin(ctx)
 	if err != nil {

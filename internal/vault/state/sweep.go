@@ -10,10 +10,10 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/state/tier"
 )
 
-// Sweep deletes the checkpoints before first, and the parts that are older and that it does not name.
-// first is one that the present volume, or one before, begins with, and the state is as of an entry
-// after it which was confirmed. No later checkpoint can come to name such a part: a part's name has the
-// stretches that it spans. While a mirror copies, nothing is swept.
+// Sweep deletes the checkpoints before first, and the parts that are older and that it does not
+// name. first is one that the present volume, or one before, begins with, and the state is as of an
+// entry after it which was confirmed. No later checkpoint can come to name such a part: a part's
+// name has the stretches that it spans. While a mirror copies, nothing is swept.
 func (s *State) Sweep(ctx context.Context, first log.Checkpoint) error {
 	pinned, err := s.oldestPin(ctx)
 	if err != nil || pinned != ^uint64(0) {

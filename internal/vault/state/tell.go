@@ -17,8 +17,8 @@ type Told struct {
 	Text   string // one line for people, without What
 }
 
-// Tell says what an operation says. One that reads wrong, or that this program does not know, is told
-// by its number.
+// Tell says what an operation says. One that reads wrong, or that this program does not know, is
+// told by its number.
 func Tell(op *log.Op) Told {
 	t := Told{Packs: len(op.Added)}
 	for i := range op.Added {
@@ -45,7 +45,8 @@ func (t *Told) tell(op *log.Op) error {
 		return t.or(err, "commit", "%s, adding %s and counting on %d", t.points(), packs(t.Packs), len(c.Counts))
 	case KindProgress:
 		p, err := readProgress(op)
-		return t.or(err, "progress", "%d of session %s of %s, adding %s", p.Number, p.Session, p.Machine, packs(t.Packs))
+		return t.or(err, "progress", "%d of session %s of %s, adding %s", p.Number, p.Session, p.Machine,
+			packs(t.Packs))
 	case KindAdopt:
 		a, err := readAdopt(op)
 		return t.or(err, "adopt", "session %s goes on from %s", a.By, a.From.Session)

@@ -7,7 +7,8 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/log"
 )
 
-// Witnessed is what an operation by itself says about points: for repair, which has no state to ask.
+// Witnessed is what an operation by itself says about points: for repair, which has no state to
+// ask.
 type Witnessed struct {
 	Points    []Point
 	Purged    []ID
@@ -50,8 +51,8 @@ func Witness(op *log.Op) (w Witnessed) {
 	return w
 }
 
-// Used reports whether a point of this ID cannot be committed: one lives, was deleted softly, or was
-// purged and others still hang on what is left of it.
+// Used reports whether a point of this ID cannot be committed: one lives, was deleted softly, or
+// was purged and others still hang on what is left of it.
 func (s *State) Used(ctx context.Context, id ID) (bool, error) {
 	there, err := s.has(ctx, sealed, key(tablePoint, id[:]))
 	if err != nil || there {
@@ -61,8 +62,8 @@ func (s *State) Used(ctx context.Context, id ID) (bool, error) {
 	return purged, err
 }
 
-// PointsWith calls do for the living points whose IDs begin with prefix, in their order, until it reports
-// false.
+// PointsWith calls do for the living points whose IDs begin with prefix, in their order, until it
+// reports false.
 func (s *State) PointsWith(ctx context.Context, prefix []byte, do func(Point) bool) error {
 	var bad error
 	err := s.scan(ctx, sealed, key(tablePoint, prefix), func(k, v []byte) bool {

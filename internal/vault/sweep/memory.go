@@ -19,7 +19,8 @@ type Memory interface {
 	Store([]byte) error
 }
 
-// Clock is what an observer's clock shows: it counts from when the host was booted, and nobody sets it.
+// Clock is what an observer's clock shows: it counts from when the host was booted, and nobody sets
+// it.
 type Clock struct {
 	Boot string        // names the boot; "" means that nothing can be said
 	At   time.Duration // since then, never backwards
@@ -38,8 +39,8 @@ func hostClock() Clock {
 	return Clock{Boot: strings.TrimSpace(string(b)), At: time.Duration(t.Nano())}
 }
 
-// seen is what is remembered. Times are of the clock of one boot: after another all that was seen was
-// seen just now.
+// seen is what is remembered. Times are of the clock of one boot: after another all that was seen
+// was seen just now.
 type seen struct {
 	Boot     string                   `json:"boot"`
 	Sessions map[string]time.Duration `json:"sessions"` // since when one stands as it is

@@ -12,9 +12,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/state"
 )
 
-// orphans looks for objects that are in no entry, and condemns those that were there for long enough. A
-// commit that names one of them afterwards fails, so what an open session could still name needs no
-// care here.
+// orphans looks for objects that are in no entry, and condemns those that were there for long
+// enough. A commit that names one of them afterwards fails, so what an open session could still
+// name needs no care here.
 func (r *run) orphans(ctx context.Context) error {
 	due, err := r.dueOrphans(ctx)
 	if err != nil {
@@ -72,8 +72,8 @@ func (r *run) lookOn(ctx context.Context) error {
 	return nil
 }
 
-// suspect notes which of the names that were listed are in no entry. They were read before the state,
-// so what was committed meanwhile is known there.
+// suspect notes which of the names that were listed are in no entry. They were read before the
+// state, so what was committed meanwhile is known there.
 func (r *run) suspect(ctx context.Context, names []string) error {
 	if err := r.Journal.Read(ctx); err != nil {
 		return err
@@ -112,8 +112,8 @@ func isOrphan(ctx context.Context, s *state.State, id log.ObjectID) (bool, error
 	return !condemned, err
 }
 
-// dueOrphans returns those that were seen for long enough and are still there, and forgets those that
-// are in an entry by now, or gone.
+// dueOrphans returns those that were seen for long enough and are still there, and forgets those
+// that are in an entry by now, or gone.
 func (r *run) dueOrphans(ctx context.Context) (due []log.Object, err error) {
 	for _, name := range slices.Sorted(maps.Keys(r.seen.Orphans)) {
 		o, ok := log.ParseObjectName(name)

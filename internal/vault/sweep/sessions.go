@@ -58,8 +58,8 @@ func markOf(open map[log.Session]*state.Session, x *state.Session) string {
 	return mark
 }
 
-// isGone reports whether who went on from a session last is proved gone. One that went on and told of no
-// progress yet proves nothing.
+// isGone reports whether who went on from a session last is proved gone. One that went on and told
+// of no progress yet proves nothing.
 func (r *run) isGone(open map[log.Session]*state.Session, x *state.Session) bool {
 	chain := goesOn(open, x)
 	last := chain[len(chain)-1]

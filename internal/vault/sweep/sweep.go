@@ -1,9 +1,10 @@
 // Package sweep tidies up behind those who use a vault, and behind its log.
 //
-// A [Sweep] gives up sessions that are silent or gone, condemns objects that are in the store and in no
-// entry, rolls the log's volume, cuts old volumes, and deletes checkpoints that nobody needs any more.
-// Nothing rests on it: it may run never, or anywhere, several at once, and be cut off at any call. Time
-// decides when something is tried; whether it may be done is judged by the log alone.
+// A [Sweep] gives up sessions that are silent or gone, condemns objects that are in the store and
+// in no entry, rolls the log's volume, cuts old volumes, and deletes checkpoints that nobody needs
+// any more. Nothing rests on it: it may run never, or anywhere, several at once, and be cut off at
+// any call. Time decides when something is tried; whether it may be done is judged by the log
+// alone.
 package sweep
 
 import (
@@ -71,8 +72,8 @@ type Report struct {
 	Troubles []string `json:"troubles,omitempty"` // what was left alone, and why
 }
 
-// Run tidies up what is due; a dry run only says so. Its errors are faults of access to the store, or
-// damage of the log; the same call may succeed later, and goes on where this one ended.
+// Run tidies up what is due; a dry run only says so. Its errors are faults of access to the store,
+// or damage of the log; the same call may succeed later, and goes on where this one ended.
 func (s *Sweep) Run(ctx context.Context, dryRun bool) (Report, error) {
 	r := &run{Sweep: *s, dry: dryRun}
 	r.Policy = r.Policy.withDefaults()

@@ -69,10 +69,11 @@ func (v *vault) open(s blob.Store) *journal.Journal {
 }
 
 func (v *vault) sweep() *sweep.Sweep {
-	return &sweep.Sweep{Policy: sweep.Policy{Look: v.look}, Store: v.store, Keys: v.keys, Journal: v.Journal, Memory: &v.notes,
-		Gone:  func(b []byte) bool { return v.gone[string(b)] },
-		Now:   func() time.Time { return v.now },
-		Clock: func() sweep.Clock { return sweep.Clock{Boot: v.boot, At: v.now.Sub(time.UnixMilli(0))} }}
+	return &sweep.Sweep{Policy: sweep.Policy{Look: v.look}, Store: v.store, Keys: v.keys, Journal: v.Journal,
+		Memory: &v.notes,
+		Gone:   func(b []byte) bool { return v.gone[string(b)] },
+		Now:    func() time.Time { return v.now },
+		Clock:  func() sweep.Clock { return sweep.Clock{Boot: v.boot, At: v.now.Sub(time.UnixMilli(0))} }}
 }
 
 func (v *vault) run() sweep.Report {
@@ -108,8 +109,9 @@ func (v *vault) pack(kind log.ObjectKind) log.Object {
 func (v *vault) commit(packs ...log.Object) {
 	v.t.Helper()
 	v.n++
-	c := state.Commit{Session: log.Session{v.n}, Added: packs, Points: []state.Point{{ID: state.ID{v.n, byte(len(packs))},
-		Manifest: []byte("manifest")}}}
+	c := state.Commit{Session: log.Session{v.n}, Added: packs,
+		Points: []state.Point{{ID: state.ID{v.n, byte(len(packs))},
+			Manifest: []byte("manifest")}}}
 	v.add(c.Op())
 }
 
@@ -124,8 +126,8 @@ func (v *vault) condemned(id log.ObjectID) (yes bool) {
 	return yes
 }
 
-// An object in no entry is condemned once it was seen for a day on a clock that went on, by whatever
-// slices the names are listed; one that is committed meanwhile, or vanishes, is not.
+// An object in no entry is condemned once it was seen for a day on a clock that went on, by
+// whatever slices the names are listed; one that is committed meanwhile, or vanishes, is not.
 func TestOrphans(t *testing.T) {
 	for _, names := range []int{1, 2, 1000} {
 		v := newVault(t)
@@ -210,8 +212,8 @@ func (v *vault) sessions() (ids []byte) {
 	return ids
 }
 
-// A session is given up once it was silent for a day, with those that it went on from, or at once when
-// its process is proved gone.
+// A session is given up once it was silent for a day, with those that it went on from, or at once
+// when its process is proved gone.
 func TestSilentSessions(t *testing.T) {
 	v := newVault(t)
 	v.progress(1, 0, "busy")
@@ -245,8 +247,8 @@ func TestSilentSessions(t *testing.T) {
 	want("a day after that")
 }
 
-// read opens the vault as somebody else does and returns how many points it has, and the oldest entry
-// that its history still tells.
+// read opens the vault as somebody else does and returns how many points it has, and the oldest
+// entry that its history still tells.
 func (v *vault) read() (points int, oldest log.Position) {
 	v.t.Helper()
 	ctx := v.t.Context()
@@ -334,8 +336,8 @@ func (v *vault) count() (n int) {
 	return n
 }
 
-// Whichever call of the store fails, or takes effect and says that it did not, the vault is as it was,
-// and the next run goes on.
+// Whichever call of the store fails, or takes effect and says that it did not, the vault is as it
+// was, and the next run goes on.
 func TestFaults(t *testing.T) {
 	for _, lost := range []bool{false, true} {
 		for i := 0; ; i++ {

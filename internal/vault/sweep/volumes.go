@@ -68,8 +68,8 @@ func (r *run) cut(ctx context.Context) error {
 	return r.sweepCheckpoints(ctx, first)
 }
 
-// firstUncut returns the oldest volume of the tenure that has more entries than its first, as far as is
-// remembered, or that the present one follows without a gap.
+// firstUncut returns the oldest volume of the tenure that has more entries than its first, as far
+// as is remembered, or that the present one follows without a gap.
 func (r *run) firstUncut(ctx context.Context, now log.Volume) (log.Volume, error) {
 	for v := now; ; v.Number-- {
 		if v.Number == 0 || v.String() == r.seen.Cut {
@@ -127,8 +127,8 @@ func (r *run) cutOne(ctx context.Context, head log.Position, v log.Volume) (bool
 	return true, nil
 }
 
-// compare reads a checkpoint back and compares it with a second fold of its volume. Where another has
-// begun to cut the volume he had compared.
+// compare reads a checkpoint back and compares it with a second fold of its volume. Where another
+// has begun to cut the volume he had compared.
 func (r *run) compare(ctx context.Context, c log.Checkpoint, pinned uint64) error {
 	loaded, err := state.Verify(ctx, r.Store, r.Keys, c)
 	if errors.Is(err, blob.ErrNotExist) {
@@ -169,8 +169,8 @@ func (r *run) compare(ctx context.Context, c log.Checkpoint, pinned uint64) erro
 	return err
 }
 
-// sweepCheckpoints deletes the checkpoints before the one that the oldest volume begins with which is
-// not cut: a second fold of it begins there.
+// sweepCheckpoints deletes the checkpoints before the one that the oldest volume begins with which
+// is not cut: a second fold of it begins there.
 func (r *run) sweepCheckpoints(ctx context.Context, oldest log.Volume) error {
 	if oldest.Number == 0 {
 		return nil

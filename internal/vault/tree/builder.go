@@ -7,8 +7,9 @@ import (
 	"github.com/holdfast-vm/holdfast/internal/vault/chunk"
 )
 
-// Builder makes a new tree from an old one by replacing leaves in ascending order. It holds one node per level in memory
-// and writes only inner nodes that changed. It is not safe for concurrent use.
+// Builder makes a new tree from an old one by replacing leaves in ascending order. It holds one
+// node per level in memory and writes only inner nodes that changed. It is not safe for concurrent
+// use.
 type Builder struct {
 	w      Writer
 	levels int
@@ -29,8 +30,8 @@ func NewBuilder(w Writer, base chunk.ID, chunks int64) *Builder {
 	return &Builder{w: w, levels: l, root: base, open: make([]*openNode, l)}
 }
 
-// SetLeaf replaces leaf number index, which covers chunks [64·index, 64·index+64), by the node id; zero makes it a hole.
-// Each index must be greater than the last.
+// SetLeaf replaces leaf number index, which covers chunks [64·index, 64·index+64), by the node id;
+// zero makes it a hole. Each index must be greater than the last.
 func (b *Builder) SetLeaf(ctx context.Context, index int64, id chunk.ID) error {
 	if b.levels == 1 {
 		b.root = id

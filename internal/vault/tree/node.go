@@ -1,8 +1,9 @@
 // Package tree knows the radix trees that say which chunks a disk is made of.
 //
-// A tree has a fan-out of 64. A leaf holds the IDs of 64 neighbouring chunks, an inner node the IDs of 64 nodes one level below;
-// a hole, or a subtree of holes, is the zero ID and takes no space. A node is canonical: equal content gives an equal
-// node and an equal ID, so two trees are compared by descending only where IDs differ. docs/formats/tree.md is the format.
+// A tree has a fan-out of 64. A leaf holds the IDs of 64 neighbouring chunks, an inner node the IDs
+// of 64 nodes one level below; a hole, or a subtree of holes, is the zero ID and takes no space. A
+// node is canonical: equal content gives an equal node and an equal ID, so two trees are compared
+// by descending only where IDs differ. docs/formats/tree.md is the format.
 package tree
 
 import (
@@ -65,7 +66,8 @@ func (n *Node) Append(b []byte) []byte {
 	return b
 }
 
-// Parse reads an encoding that must be of a node of level. It accepts exactly what Append makes of a node that is not empty.
+// Parse reads an encoding that must be of a node of level. It accepts exactly what Append makes of
+// a node that is not empty.
 func Parse(b []byte, level int) (*Node, error) {
 	if len(b) < headSize || string(b[:7]) != magic {
 		return nil, fmt.Errorf("%w: it does not begin as a node", ErrCorrupt)
@@ -92,7 +94,8 @@ func Parse(b []byte, level int) (*Node, error) {
 	return n, nil
 }
 
-// Levels returns the height of the tree of a disk of that many chunks: 1 up to 64 chunks, 2 up to 4096, and so on.
+// Levels returns the height of the tree of a disk of that many chunks: 1 up to 64 chunks, 2 up to
+// 4096, and so on.
 func Levels(chunks int64) int {
 	l := 1
 	for span := int64(FanOut); span < chunks; span *= FanOut {

@@ -90,8 +90,8 @@ func contents(t *rapid.T, m *memory, root chunk.ID, chunks int64) model {
 	return got
 }
 
-// However a disk came to its content, its root is the same, holds exactly that content, and Diff of two disks names
-// exactly the chunks that differ.
+// However a disk came to its content, its root is the same, holds exactly that content, and Diff of
+// two disks names exactly the chunks that differ.
 func TestTreesAreCanonical(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := context.Background()
@@ -138,7 +138,8 @@ func TestTreesAreCanonical(t *testing.T) {
 	})
 }
 
-// Disks of different sizes, and so of different heights, compare as if the shorter one ended in holes.
+// Disks of different sizes, and so of different heights, compare as if the shorter one ended in
+// holes.
 func TestDiffAcrossHeights(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &memory{nodes: map[chunk.ID][]byte{}}
@@ -151,7 +152,10 @@ func TestDiffAcrossHeights(t *testing.T) {
 		}
 		rootA, rootB := build(t, m, chunk.ID{}, nil, a, small), build(t, m, chunk.ID{}, nil, b, large)
 		got := map[int64]bool{}
-		if err := tree.Diff(context.Background(), m, rootA, small, rootB, large, func(first, _ int64) error { got[first] = true; return nil }); err != nil {
+		if err := tree.Diff(context.Background(), m, rootA, small, rootB, large, func(first, _ int64) error {
+			got[first] = true
+			return nil
+		}); err != nil {
 			t.Fatal(err)
 		}
 		for at := range int64(large) {

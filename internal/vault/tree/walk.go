@@ -21,8 +21,8 @@ func Walk(ctx context.Context, r Reader, root chunk.ID, chunks int64, visit func
 	return WalkWithin(ctx, r, root, chunks, func(int64, int64) bool { return true }, visit)
 }
 
-// WalkWithin is Walk that leaves out those subtrees for which within, told the first chunk of one and
-// how many it covers, returns false.
+// WalkWithin is Walk that leaves out those subtrees for which within, told the first chunk of one
+// and how many it covers, returns false.
 func WalkWithin(ctx context.Context, r Reader, root chunk.ID, chunks int64, within func(first, count int64) bool,
 	visit func(Run) error) error {
 	err := Leaves(ctx, r, root, chunks, within, func(leaf int64, id chunk.ID) error {
@@ -104,9 +104,11 @@ func Leaf(ctx context.Context, r Reader, root chunk.ID, chunks, index int64) (*N
 	}
 }
 
-// Diff calls visit with each run of chunks [first, first+count) in which trees a and b of disks of chunksA and chunksB chunks may
-// differ, in ascending order: runs of single chunks where both have leaves. It reads only nodes that differ.
-func Diff(ctx context.Context, r Reader, a chunk.ID, chunksA int64, b chunk.ID, chunksB int64, visit func(first, count int64) error) error {
+// Diff calls visit with each run of chunks [first, first+count) in which trees a and b of disks of
+// chunksA and chunksB chunks may differ, in ascending order: runs of single chunks where both have
+// leaves. It reads only nodes that differ.
+func Diff(ctx context.Context, r Reader, a chunk.ID, chunksA int64, b chunk.ID, chunksB int64,
+	visit func(first, count int64) error) error {
 	d := differ{ctx: ctx, r: r, visit: visit, end: max(chunksA, chunksB)}
 	return d.at(side{a, Levels(chunksA) - 1}, side{b, Levels(chunksB) - 1}, 0)
 }
@@ -158,7 +160,8 @@ func (d *differ) at(a, b side, first int64) error {
 	return nil
 }
 
-// child is the i-th subtree of s seen from a node of level, which may be above s: then s itself stands as its child 0.
+// child is the i-th subtree of s seen from a node of level, which may be above s: then s itself
+// stands as its child 0.
 func (s side) child(n *Node, level, i int) side {
 	if s.level < level && i == 0 {
 		return s
