@@ -90,6 +90,11 @@ func (f *far) List(ctx context.Context, prefix, after string) iter.Seq2[blob.Inf
 	return f.Store.List(ctx, prefix, after)
 }
 
+// mostFirst is how many round trips opening a vault and storing the first small point take
+// together. They are 14 or 15 in a vault of thousands: a filter of the index that answers wrongly
+// costs one more.
+const mostFirst = 16
+
 // trips returns how many round trips, one after the other, something takes.
 func trips(do func()) int {
 	began := time.Now()
@@ -141,7 +146,7 @@ func TestRoundTrips(t *testing.T) {
 			_, openCalls := s.take()
 			first := trips(change(v))
 			puts, calls := s.take()
-			if opening > 5 || opening+first > 14 || puts > 2 {
+			if opening > 5 || opening+first > mostFirst || puts > 2 {
 				t.Errorf("at %d points opening takes %d round trips, the first point %d and %d objects:\n%s\n--\n%s",
 					points,
 					opening, first, puts, openCalls, calls)

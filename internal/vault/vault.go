@@ -128,7 +128,7 @@ type Vault struct {
 	session session.Room
 	holder  []byte
 
-	synced atomic.Uint64 // how many entries the index has taken in at least; 0 before its first sync
+	synced atomic.Pointer[syncedTo] // what the index has taken in; nil before its first sync
 
 	owed sync.Mutex // guards owes
 	owes []owedHold // that could not be given back yet
@@ -244,25 +244,36 @@ func (v *Vault) openJournal(ctx context.Context, checkpoint *string) (*journal.J
 // goodPacks tells the index of packs.
 type goodPacks struct{ v *Vault }
 
-func (g goodPacks) Since(ctx context.Context, count uint64, do func(log.Object, uint64) bool) (upTo uint64, err error) {
+func (g goodPacks) Since(ctx context.Context, count uint64, do func(log.Object, uint64) bool) (upTo uint64,
+	err error) {
 	var found []log.Object
 	var added []uint64
-	err = g.v.journal.View(ctx, func(st *state.State) error {
-		upTo = st.Count()
+	list := func(st *state.State) error {
+		found, added, upTo = nil, nil, st.Count()
 		return st.AddedSince(ctx, count, func(o log.Object, at uint64) bool {
 			if o.Kind == log.Pack {
 				found, added = append(found, o), append(added, at)
 			}
 			return true
 		})
+	}
+	err = g.v.journal.Log(ctx, func(l *log.Log, st *state.State) error {
+		if err := list(st); err != nil {
+			return err
+		}
+		if len(found) >= confirmFrom && !g.v.journal.Frozen() {
+			if err := l.Confirm(ctx); err != nil {
+				return err
+			}
+			if err := list(st); err != nil {
+				return err
+			}
+		}
+		g.v.synced.Store(&syncedTo{l.Head(), upTo})
+		return nil
 	})
 	if err != nil {
 		return 0, err
-	}
-	if len(found) >= confirmFrom {
-		if err := g.v.journal.Confirm(ctx); err != nil {
-			return 0, err
-		}
 	}
 	for i := range found {
 		if !do(found[i], added[i]) {
@@ -276,6 +287,12 @@ func (g goodPacks) Since(ctx context.Context, count uint64, do func(log.Object, 
 // written says up to which entry it knows all packs, and that entry must not be one that turns out
 // void.
 const confirmFrom = 1024
+
+// syncedTo is what the index has taken in: all up to an entry, which is the count-th.
+type syncedTo struct {
+	head  log.Remembered
+	count uint64
+}
 
 func (g goodPacks) Good(ctx context.Context, ids []log.ObjectID) ([]bool, error) {
 	good := make([]bool, len(ids))
@@ -297,8 +314,11 @@ func (v *Vault) look(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	now, err := v.entries(ctx)
-	if err != nil || now == v.synced.Load() {
+	if err != nil {
 		return false, err
+	}
+	if to := v.synced.Load(); to != nil && to.count == now {
+		return false, nil
 	}
 	return true, v.sync(ctx)
 }
@@ -311,21 +331,17 @@ func (v *Vault) entries(ctx context.Context) (n uint64, err error) {
 
 // ready makes sure that the index has been synced once.
 func (v *Vault) ready(ctx context.Context) error {
-	if v.synced.Load() > 0 {
+	if v.synced.Load() != nil {
 		return nil
 	}
 	return v.sync(ctx)
 }
 
 func (v *Vault) sync(ctx context.Context) error {
-	now, err := v.entries(ctx)
-	if err != nil {
-		return err
-	}
 	if err := v.index.Sync(ctx); err != nil {
+		v.synced.Store(nil)
 		return fmt.Errorf("bring the index up to date: %w", err)
 	}
-	v.synced.Store(now)
 	return nil
 }
 
@@ -341,16 +357,38 @@ func (v *Vault) Close() error {
 }
 
 // flush writes what saves the next process time. The index says up to which entry it knows all
-// packs: that entry must stay.
+// packs: that entry must stay. Where others append all the time, or entries have vanished that were
+// taken in, nothing is written: it is a cache.
 func (v *Vault) flush(ctx context.Context) error {
-	if err := v.journal.Confirm(ctx); err != nil {
-		return err
+	for range flushTries {
+		if err := v.sync(ctx); err != nil {
+			return err
+		}
+		stays, again := false, false
+		err := v.journal.Log(ctx, func(l *log.Log, _ *state.State) error {
+			if err := l.Confirm(ctx); err != nil {
+				return err
+			}
+			to := v.synced.Load()
+			stays = to != nil && to.head == l.Head() && l.Restarts() == 0
+			again = l.Restarts() == 0
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if stays {
+			return v.index.Flush(ctx)
+		}
+		if !again {
+			return nil
+		}
 	}
-	if err := v.sync(ctx); err != nil {
-		return err
-	}
-	return v.index.Flush(ctx)
+	return nil
 }
+
+// flushTries is how often an index is brought up to date before it is written.
+const flushTries = 3
 
 // ID returns the vault's ID, 32 hexadecimal digits.
 func (v *Vault) ID() string { return v.conf.ID }

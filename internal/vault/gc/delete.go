@@ -21,9 +21,6 @@ func (c *collector) deleteCondemned(ctx context.Context) error {
 	if c.o.DryRun {
 		return nil
 	}
-	if err := c.Journal.Confirm(ctx); err != nil {
-		return err
-	}
 	for {
 		objects, err := c.condemned(ctx)
 		if err != nil || len(objects) == 0 {
@@ -44,10 +41,15 @@ func (c *collector) deleteCondemned(ctx context.Context) error {
 	}
 }
 
-// condemned returns some of those that may go, and notes what waits.
+// condemned returns some of those that may go, and notes what waits. What condemns them is
+// confirmed in the same turn: others of this process may read on at any time, and what was only
+// read may vanish.
 func (c *collector) condemned(ctx context.Context) (objects []log.Object, err error) {
 	var waiting []log.Object
-	if err := c.Journal.View(ctx, func(s *state.State) error {
+	if err := c.Journal.Log(ctx, func(l *log.Log, s *state.State) error {
+		if err := l.Confirm(ctx); err != nil {
+			return err
+		}
 		objects, waiting = nil, nil
 		if err := s.EachCondemned(ctx, func(o log.Object, waits bool) bool {
 			if waits {

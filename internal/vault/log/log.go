@@ -132,8 +132,14 @@ type Log struct {
 	since   int        // entries after it
 	recent  [][]byte   // those, as stored, if it is of this volume
 	foreign bool       // the head was read, and not settled since
-	ahead   map[string]fetched
+
+	restarts int
+	ahead    map[string]fetched
 }
+
+// Restarts returns how often the log was read anew because an entry that was read had vanished. Who
+// keeps what he made of entries by their count cannot trust it after that.
+func (l *Log) Restarts() int { return l.restarts }
 
 // Head returns the last entry that was read.
 func (l *Log) Head() Remembered { return l.head }

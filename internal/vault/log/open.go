@@ -74,6 +74,7 @@ func (l *Log) start(ctx context.Context) error {
 // restart reads the log anew, from its newest checkpoint on.
 func (l *Log) restart(ctx context.Context) error {
 	gone := l.head
+	l.restarts++
 	err := l.start(ctx)
 	l.ahead = nil // what was absent then need not be any more
 	if err == nil && l.head == gone {
